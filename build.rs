@@ -1,0 +1,56 @@
+//! The soname of the shared library that cargo makes and, behind the feature
+//! `header`, the C header. An ordinary build runs nothing but the first.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
+        // The number of the ABI, not of the crate.
+        println!("cargo::rustc-link-arg-cdylib=-Wl,-soname,libvhost_user_frontend.so.0");
+    }
+    #[cfg(feature = "header")]
+    header();
+}
+
+/// Writes the header to the file that VUF_HEADER names.
+#[cfg(feature = "header")]
+fn header() {
+    println!("cargo::rerun-if-env-changed=VUF_HEADER");
+    println!("cargo::rerun-if-changed=src/ffi");
+    println!("cargo::rerun-if-changed=cbindgen.toml");
+    let Ok(target) = std::env::var("VUF_HEADER") else {
+        return;
+    };
+    if let Err(error) = generate(&target) {
+        println!("cargo::error=cannot make the header: {error}");
+    }
+}
+
+#[cfg(feature = "header")]
+fn generate(target: &str) -> Result<(), Box<dyn std::error::Error>> {
+    // In the order in which a reader wants them.
+    let files = ["types", "error", "client", "memory", "vring", "device"];
+    let builder = cbindgen::Builder::new().with_config(cbindgen::Config::from_file("cbindgen.toml")?);
+    let bindings = files
+        .iter()
+        .fold(builder, |builder, file| builder.with_src(format!("src/ffi/{file}.rs")))
+        .generate()?;
+    let mut text = Vec::new();
+    bindings.write(&mut text);
+    // What a Rust caller has to promise is said to C in other words.
+    let mut safety = false;
+    let mut kept: Vec<&str> = Vec::new();
+    let text = String::from_utf8(text)?;
+    for line in text.lines() {
+        if line.trim() == "* # Safety" {
+            safety = true;
+            if kept.last().is_some_and(|line| line.trim() == "*") {
+                kept.pop();
+            }
+        }
+        safety &= line.trim() != "*/";
+        if !safety {
+            kept.push(line);
+        }
+    }
+    Ok(std::fs::write(target, kept.join("\n") + "\n")?)
+}

@@ -1,0 +1,242 @@
+//! What was offered and agreed on this connection, and which rings run.
+//!
+//! Atomics, so that reading them takes no lock: requests of several threads may
+//! be outstanding at once.
+
+use super::options::Adopted;
+use crate::error::{Error, Kind, Result};
+use crate::message::{
+    Gate, Name, PROTOCOL_FEATURE_NEEDS, ProtocolFeatures, RequestInfo, protocol_feature_name,
+    virtio,
+};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+/// A value that is unknown until the back-end has told.
+#[derive(Debug, Default)]
+struct Known {
+    known: AtomicBool,
+    value: AtomicU64,
+}
+
+impl Known {
+    fn set(&self, value: u64) {
+        self.value.store(value, SeqCst);
+        self.known.store(true, SeqCst);
+    }
+
+    fn get(&self) -> Option<u64> {
+        self.known.load(SeqCst).then(|| self.value.load(SeqCst))
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Negotiated {
+    offered: Known,
+    offered_protocol: Known,
+    acked: AtomicU64,
+    protocol: AtomicU64,
+    owner: AtomicBool,
+    /// One bit for each ring.
+    running: [AtomicU64; 4],
+}
+
+/// The names of the bits of a mask, for a text: "MQ (bit 0), bit 63".
+fn names(bits: u64, name: impl Fn(u32) -> Option<Name>) -> String {
+    (0..u64::BITS)
+        .filter(|bit| bits & 1_u64.wrapping_shl(*bit) != 0)
+        .map(|bit| match name(bit) {
+            Some(name) => format!("{name} (bit {bit})"),
+            None => format!("bit {bit}"),
+        })
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+const fn mask(bit: u32) -> u64 {
+    1_u64.wrapping_shl(bit)
+}
+
+impl Negotiated {
+    pub(super) fn new(adopt: Option<Adopted>) -> Self {
+        let this = Self::default();
+        if let Some(adopted) = adopt {
+            this.offered.set(adopted.features);
+            this.acked.store(adopted.features, SeqCst);
+            this.offered_protocol.set(adopted.protocol_features);
+            this.protocol.store(adopted.protocol_features, SeqCst);
+            this.owner.store(true, SeqCst);
+            // They may be running; a barrier too many does no harm.
+            this.running
+                .iter()
+                .for_each(|word| word.store(u64::MAX, SeqCst));
+        }
+        this
+    }
+
+    // ---- gates ----
+
+    /// Whether everything that a request needs has been agreed.
+    pub(super) fn check(&self, info: &RequestInfo) -> Result<()> {
+        let missing = |what: String| Err(Error::new(Kind::NotNegotiated, what));
+        match info.gate {
+            Gate::Offered(bit) if self.offered.get().is_none() => missing(format!(
+                "GET_FEATURES has not shown yet whether the back-end offers virtio feature bit {bit}"
+            )),
+            Gate::Offered(bit) if self.offered.get().unwrap_or_default() & mask(bit) == 0 => {
+                missing(format!(
+                    "the back-end does not offer virtio feature bit {bit}"
+                ))
+            }
+            Gate::Acked(bit) if self.acked() & mask(bit) == 0 => missing(format!(
+                "virtio feature bit {bit} has not been acknowledged with SET_FEATURES"
+            )),
+            Gate::Protocol(feature) if !self.protocol().contains(feature) => missing(format!(
+                "protocol feature {} has not been acknowledged with SET_PROTOCOL_FEATURES",
+                names(feature.bits(), protocol_feature_name)
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn check_features(&self, features: u64) -> Result<()> {
+        let Some(offered) = self.offered.get() else {
+            return Err(Error::new(
+                Kind::State,
+                "GET_FEATURES comes first on each connection",
+            ));
+        };
+        match features & !offered {
+            0 => Ok(()),
+            surplus => Err(Error::invalid(format!(
+                "features has bits that the back-end does not offer: {}",
+                names(surplus, |_| None)
+            ))),
+        }
+    }
+
+    pub(super) fn check_protocol(&self, features: u64) -> Result<ProtocolFeatures> {
+        let Some(offered) = self.offered_protocol.get() else {
+            return Err(Error::new(
+                Kind::State,
+                "GET_PROTOCOL_FEATURES comes first on each connection",
+            ));
+        };
+        let list = |bits| names(bits, protocol_feature_name);
+        let unserved = features & !ProtocolFeatures::all().bits();
+        if unserved != 0 {
+            let text = "features has bits that this library does not serve: ";
+            return Err(Error::invalid(format!("{text}{}", list(unserved))));
+        }
+        let surplus = features & !offered;
+        if surplus != 0 {
+            let text = "features has bits that the back-end does not offer: ";
+            return Err(Error::invalid(format!("{text}{}", list(surplus))));
+        }
+        let features = ProtocolFeatures::from_bits_truncate(features);
+        for (feature, needs) in PROTOCOL_FEATURE_NEEDS {
+            if features.contains(feature) && !features.contains(needs) {
+                return Err(Error::invalid(format!(
+                    "features has {} without what it needs: {}",
+                    list(feature.bits()),
+                    list(needs.bits())
+                )));
+            }
+        }
+        Ok(features)
+    }
+
+    pub(super) fn check_owner(&self) -> Result<()> {
+        if self.owner.load(SeqCst) {
+            // The rust-vmm back-ends hang up on a second one.
+            let text = "SET_OWNER has been sent on this connection already";
+            return Err(Error::new(Kind::State, text));
+        }
+        Ok(())
+    }
+
+    // ---- what is remembered ----
+
+    pub(super) fn set_offered(&self, features: u64) {
+        self.offered.set(features);
+    }
+
+    pub(super) fn set_acked(&self, features: u64) {
+        self.acked.store(features, SeqCst);
+    }
+
+    pub(super) fn acked(&self) -> u64 {
+        self.acked.load(SeqCst)
+    }
+
+    pub(super) fn packed(&self) -> bool {
+        self.acked() & mask(virtio::F_RING_PACKED) != 0
+    }
+
+    pub(super) fn set_offered_protocol(&self, features: u64) {
+        self.offered_protocol.set(features);
+    }
+
+    pub(super) fn set_protocol(&self, features: ProtocolFeatures) {
+        self.protocol.store(features.bits(), SeqCst);
+    }
+
+    pub(super) fn protocol(&self) -> ProtocolFeatures {
+        ProtocolFeatures::from_bits_truncate(self.protocol.load(SeqCst))
+    }
+
+    pub(super) fn set_owner(&self, owner: bool) {
+        self.owner.store(owner, SeqCst);
+    }
+
+    /// After RESET_OWNER: nobody owns the device, and nothing runs.
+    pub(super) fn reset(&self) {
+        self.set_owner(false);
+        self.set_acked(0);
+        self.running.iter().for_each(|word| word.store(0, SeqCst));
+    }
+
+    // ---- rings ----
+
+    pub(super) fn set_running(&self, ring: u8, running: bool) {
+        let bit = mask(u32::from(ring & 63));
+        if let Some(word) = self.running.get(usize::from(ring >> 6)) {
+            match running {
+                true => word.fetch_or(bit, SeqCst),
+                false => word.fetch_and(!bit, SeqCst),
+            };
+        }
+    }
+
+    /// Whether this ring, or where none is named any ring, has been started.
+    pub(super) fn running(&self, ring: Option<u8>) -> bool {
+        match ring {
+            Some(ring) => self
+                .running
+                .get(usize::from(ring >> 6))
+                .is_some_and(|word| word.load(SeqCst) & mask(u32::from(ring & 63)) != 0),
+            None => self.running.iter().any(|word| word.load(SeqCst) != 0),
+        }
+    }
+
+    /// A base as the back-end sent it, as it is meant.
+    pub(super) fn base(&self, num: u32) -> Result<u32> {
+        let (low, high) = (num & 0xffff, num & !0xffff);
+        match (self.packed(), high) {
+            // DPDK and vhost-user-backend keep 16 bits. All that was taken has
+            // been used, so the used half equals the available half, unless the
+            // back-end may stop with requests in flight.
+            (true, 0)
+                if !self
+                    .protocol()
+                    .contains(ProtocolFeatures::GET_VRING_BASE_INFLIGHT) =>
+            {
+                Ok(low | low.wrapping_shl(16))
+            }
+            (true, _) | (false, 0) => Ok(num),
+            (false, _) => Err(
+                Error::protocol("the base of a split ring has more than 16 bits")
+                    .value(u64::from(num)),
+            ),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What a caller chooses when it connects.
+
+use crate::connection::{OnTimeout, Timeouts};
+use crate::error::{Error, Result};
+use crate::message::{MAX_RING_INDEX, ProtocolFeatures};
+use std::time::Duration;
+
+/// How long something may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Timeout {
+    /// As long as the documentation says.
+    #[default]
+    Default,
+    /// This long.
+    After(Duration),
+    /// For ever.
+    Never,
+}
+
+impl Timeout {
+    pub(crate) fn or(self, default: Option<Duration>) -> Option<Duration> {
+        match self {
+            Self::Default => default,
+            Self::After(duration) => Some(duration),
+            Self::Never => None,
+        }
+    }
+}
+
+/// Features that were agreed on a connection before this process inherited it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Adopted {
+    /// What SET_FEATURES acknowledged.
+    pub features: u64,
+    /// What SET_PROTOCOL_FEATURES acknowledged.
+    pub protocol_features: u64,
+}
+
+/// What a caller chooses when it connects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Options {
+    /// For [`connect`](super::BackendClient::connect) and
+    /// [`accept`](super::BackendClient::accept); 5 s by default.
+    pub connect: Timeout,
+    /// For requests that the back-end answers from memory; 5 s by default.
+    pub quick: Timeout,
+    /// For memory, enabling rings, device state; 60 s by default.
+    pub slow: Timeout,
+    /// For stopping a ring; 60 s by default.
+    pub drain: Timeout,
+    /// What a passed deadline does to the connection.
+    pub on_timeout: OnTimeout,
+    /// How many rings the device has; 0 for as many as the protocol allows.
+    pub max_rings: u32,
+    /// Features already agreed on an inherited connection.
+    pub adopt: Option<Adopted>,
+}
+
+impl Options {
+    pub(super) fn timeouts(&self) -> Timeouts {
+        let default = Timeouts::default();
+        Timeouts {
+            quick: self.quick.or(default.quick),
+            slow: self.slow.or(default.slow),
+            drain: self.drain.or(default.drain),
+        }
+    }
+
+    pub(super) fn connect_timeout(&self) -> Option<Duration> {
+        self.connect.or(Timeouts::default().quick)
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        if self.max_rings > MAX_RING_INDEX.saturating_add(1) {
+            return Err(Error::invalid("max_rings is above 256"));
+        }
+        match self.adopt {
+            Some(Adopted {
+                protocol_features: bits,
+                ..
+            }) if ProtocolFeatures::from_bits(bits).is_none() => Err(Error::invalid(
+                "protocol_features to adopt has bits that this library does not serve",
+            )),
+            _ => Ok(()),
+        }
+    }
+}

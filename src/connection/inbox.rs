@@ -1,0 +1,149 @@
+//! Bytes and descriptors that arrived, until they make whole replies.
+
+use crate::error::{Error, Result};
+use crate::message::{HEADER_SIZE, Header, MAX_REPLY_PAYLOAD, flags};
+use crate::socket::{self, MAX_FDS_RECEIVED};
+use nix::errno::Errno;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use zerocopy::FromBytes;
+
+const CAPACITY: usize = HEADER_SIZE + MAX_REPLY_PAYLOAD;
+
+/// A fixed buffer: one read usually brings one whole reply. Who holds the inbox
+/// is the one who reads.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    bytes: [u8; CAPACITY],
+    /// Where the unread bytes begin and end.
+    start: usize,
+    end: usize,
+    /// Descriptors, oldest first, each with the position in the stream where
+    /// the read that brought it ended.
+    fds: [Option<(u64, OwnedFd)>; MAX_FDS_RECEIVED],
+    /// Position in the stream of `start`.
+    consumed: u64,
+    /// The stream broke the protocol in a way seen while reading.
+    broken: Option<Error>,
+}
+
+/// What a [`fill`](Inbox::fill) did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Filled {
+    Some,
+    /// Nothing there (yet), or a signal came.
+    Nothing,
+    /// The end of the stream.
+    End,
+}
+
+impl Inbox {
+    pub(super) fn new() -> Box<Self> {
+        Box::new(Self {
+            bytes: [0; CAPACITY],
+            start: 0,
+            end: 0,
+            fds: [const { None }; MAX_FDS_RECEIVED],
+            consumed: 0,
+            broken: None,
+        })
+    }
+
+    /// One read from the socket.
+    pub(super) fn fill(&mut self, socket: BorrowedFd<'_>, wait: bool) -> nix::Result<Filled> {
+        self.make_room();
+        let start = self.start;
+        let room = self.bytes.get_mut(self.end..).unwrap_or_default();
+        let fds = &mut self.fds;
+        let mut surplus = false;
+        let received = socket::receive(socket, room, wait, |fd| {
+            // The position is filled in below, when the length is known.
+            match fds.iter_mut().find(|place| place.is_none()) {
+                Some(place) => *place = Some((u64::MAX, fd)),
+                None => surplus = true,
+            }
+        });
+        let received = match received {
+            Ok(received) => received,
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Filled::Nothing),
+            Err(errno) => return Err(errno),
+        };
+        self.end = self.end.saturating_add(received.bytes);
+        // The kernel never lets one read cross a message that carried
+        // descriptors: they belong to the message in which the read ended.
+        let position = self
+            .consumed
+            .saturating_add(u64::try_from(self.end.saturating_sub(start)).unwrap_or(u64::MAX));
+        for place in self.fds.iter_mut().flatten() {
+            place.0 = place.0.min(position);
+        }
+        if surplus || received.truncated {
+            self.broken.get_or_insert_with(|| {
+                Error::protocol(
+                    "the back-end sent more file descriptors than any message may carry",
+                )
+            });
+        }
+        Ok(if received.bytes == 0 {
+            Filled::End
+        } else {
+            Filled::Some
+        })
+    }
+
+    fn make_room(&mut self) {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.start > 0 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.end = self.end.saturating_sub(self.start);
+            self.start = 0;
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.start == self.end && self.fds.iter().all(Option::is_none)
+    }
+
+    /// The header of the next message, as soon as it is there.
+    pub(super) fn header(&mut self) -> Result<Option<Header>> {
+        if let Some(error) = self.broken.take() {
+            return Err(error);
+        }
+        let unread = self.bytes.get(self.start..self.end).unwrap_or_default();
+        let Ok((header, _)) = Header::read_from_prefix(unread) else {
+            return Ok(None);
+        };
+        if header.flags & flags::VERSION_MASK != flags::VERSION {
+            return Err(
+                Error::protocol("the reply has a wrong version").value(u64::from(header.flags))
+            );
+        }
+        // An echoed need-reply bit is what libvhost-user sends.
+        let known = flags::VERSION_MASK | flags::REPLY | flags::NEED_REPLY;
+        if header.flags & flags::REPLY == 0 || header.flags & !known != 0 {
+            return Err(Error::protocol("the message is not flagged as a reply")
+                .value(u64::from(header.flags)));
+        }
+        Ok(Some(header))
+    }
+
+    /// The payload of the message that `header` begins, once it is all there;
+    /// its descriptors go to `take`. The message is consumed.
+    pub(super) fn payload(&mut self, header: Header, take: impl FnMut(OwnedFd)) -> Option<&[u8]> {
+        let size = usize::try_from(header.size).ok()?;
+        let from = self.start.checked_add(HEADER_SIZE)?;
+        let to = from.checked_add(size).filter(|to| *to <= self.end)?;
+        let whole = to.saturating_sub(self.start);
+        self.consumed = self
+            .consumed
+            .saturating_add(u64::try_from(whole).unwrap_or(u64::MAX));
+        self.start = to;
+        let consumed = self.consumed;
+        self.fds
+            .iter_mut()
+            .filter_map(|place| place.take_if(|(position, _)| *position <= consumed))
+            .map(|(_, fd)| fd)
+            .for_each(take);
+        self.bytes.get(from..to)
+    }
+}

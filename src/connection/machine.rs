@@ -1,0 +1,503 @@
+//! The state machine of a connection. It never waits: bytes go out and come in
+//! by non-blocking steps, and it says what it waits for. Whoever drives it (a
+//! blocking call, later a list of requests or an event loop) does the waiting.
+//!
+//! A request that is under way has a [`Slot`], kept in the order of sending.
+//! The protocol has no sequence numbers, so the oldest slot that expects a reply
+//! is the one that the next reply must belong to.
+
+use super::inbox::{Filled, Inbox};
+use super::{Expect, Outgoing};
+use crate::error::{Error, Kind, Phase, Result};
+use crate::message::{HEADER_SIZE, Header, Request, flags};
+use crate::socket;
+use nix::errno::Errno;
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use zerocopy::IntoBytes;
+
+/// Names a request under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ticket(u64);
+
+/// A request that does not fit into the socket now, with its own copies of
+/// everything, so that any thread can send it later.
+#[derive(Debug)]
+struct Frame {
+    ticket: Ticket,
+    bytes: Vec<u8>,
+    sent: usize,
+    fds: Vec<OwnedFd>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    ticket: Ticket,
+    request: Request,
+    /// `None` once the answer is there, or where none is expected.
+    expect: Option<Expect>,
+    /// The frame is still (partly) in the outbox.
+    queued: bool,
+    /// Somebody waits for the outcome. Otherwise a late reply is dropped.
+    wanted: bool,
+    failed: Option<Error>,
+    payload: Vec<u8>,
+    fd: Option<OwnedFd>,
+}
+
+impl Slot {
+    fn done(&self) -> bool {
+        self.failed.is_some() || (!self.queued && self.expect.is_none())
+    }
+}
+
+/// A whole reply, lent for decoding.
+#[derive(Debug)]
+pub(crate) struct Reply<'a> {
+    pub(crate) payload: &'a [u8],
+    pub(crate) fd: Option<OwnedFd>,
+}
+
+/// How many payload buffers are kept for reuse.
+const SPARE_PAYLOADS: usize = 8;
+
+#[derive(Debug)]
+pub(super) struct Machine {
+    outbox: VecDeque<Frame>,
+    slots: VecDeque<Slot>,
+    /// `None` while somebody reads without holding the lock.
+    inbox: Option<Box<Inbox>>,
+    /// Why no further request is taken.
+    latch: Option<Error>,
+    /// What the back-end acknowledged last: if it then hangs up, that is what
+    /// it choked on.
+    last_acked: Option<Request>,
+    /// [`Connection::abort`](super::Connection::abort) was called: the end of
+    /// the stream is our own doing.
+    pub(super) aborted: bool,
+    next: u64,
+    /// More descriptors are in flight than an ordinary user may have: room comes
+    /// as their receivers read, and cannot be polled for.
+    pub(super) throttled: bool,
+    /// Payload buffers kept for reuse, so that no request allocates.
+    spare: Vec<Vec<u8>>,
+}
+
+impl Machine {
+    pub(super) fn new() -> Self {
+        Self {
+            outbox: VecDeque::new(),
+            slots: VecDeque::new(),
+            inbox: Some(Inbox::new()),
+            latch: None,
+            last_acked: None,
+            aborted: false,
+            next: 0,
+            throttled: false,
+            spare: Vec::new(),
+        }
+    }
+
+    // ---- what a driver needs to know ----
+
+    pub(super) fn wants_write(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    pub(super) fn done(&self, ticket: Ticket) -> bool {
+        self.slots
+            .iter()
+            .find(|slot| slot.ticket == ticket)
+            .is_none_or(Slot::done)
+    }
+
+    /// Hands the inbox to a reader who will not hold the lock.
+    pub(super) fn lend_inbox(&mut self) -> Option<Box<Inbox>> {
+        self.inbox.take()
+    }
+
+    // ---- sending ----
+
+    /// Takes a request: sends it at once if nothing is before it and it fits,
+    /// keeps it otherwise.
+    pub(super) fn submit(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        out: &Outgoing<'_>,
+        expect: Option<Expect>,
+    ) -> Result<Ticket> {
+        if let Some(cause) = &self.latch {
+            return Err(latched(cause));
+        }
+        self.check_idle(socket)?;
+        let size = out.body.len().saturating_add(out.payload.len());
+        let header = Header {
+            request: out.request.id(),
+            flags: flags::VERSION | if out.need_reply { flags::NEED_REPLY } else { 0 },
+            size: u32::try_from(size).map_err(|_| Error::invalid("the request is too large"))?,
+        };
+        let parts = [header.as_bytes(), out.body, out.payload];
+        let whole = size.saturating_add(HEADER_SIZE);
+        let sent = if self.outbox.is_empty() {
+            match socket::send(socket, &parts.map(IoSlice::new), out.fds) {
+                Ok(sent) => sent,
+                Err(errno) if must_wait(errno, &mut self.throttled) => 0,
+                Err(errno) => return Err(self.send_failed(errno)),
+            }
+        } else {
+            0
+        };
+        let queued = sent < whole;
+        let ticket = Ticket(self.next);
+        if queued {
+            let frame = Frame {
+                ticket,
+                bytes: parts.concat(),
+                sent,
+                // Descriptors go with the first byte.
+                fds: if sent == 0 {
+                    duplicates(out.fds)?
+                } else {
+                    Vec::new()
+                },
+            };
+            self.outbox.push_back(frame);
+        }
+        self.next = self.next.wrapping_add(1);
+        let payload = self.spare.pop().unwrap_or_default();
+        self.slots.push_back(Slot {
+            ticket,
+            request: out.request,
+            expect,
+            queued,
+            wanted: true,
+            failed: None,
+            payload,
+            fd: None,
+        });
+        Ok(ticket)
+    }
+
+    /// With nothing outstanding there must be nothing to read: a surplus reply
+    /// would be taken as the answer to the next request of its kind.
+    fn check_idle(&mut self, socket: BorrowedFd<'_>) -> Result<()> {
+        let expected = self.slots.iter().any(|slot| slot.expect.is_some());
+        let inbox = self.inbox.as_ref().is_none_or(|inbox| inbox.is_empty());
+        if expected || (inbox && socket::unread(socket).is_ok_and(|bytes| bytes == 0)) {
+            return Ok(());
+        }
+        let error = Error::protocol("the back-end sent a message that nothing had asked for");
+        self.fail_all(&error);
+        Err(error)
+    }
+
+    /// Sends what is queued, as far as it fits.
+    pub(super) fn flush(&mut self, socket: BorrowedFd<'_>) {
+        self.throttled = false;
+        while let Some(frame) = self.outbox.front_mut() {
+            let rest = frame.bytes.get(frame.sent..).unwrap_or_default();
+            let result = if frame.sent == 0 {
+                let mut fds = [socket; socket::MAX_FDS_SENT];
+                for (place, fd) in fds.iter_mut().zip(&frame.fds) {
+                    *place = fd.as_fd();
+                }
+                let fds = fds.get(..frame.fds.len()).unwrap_or_default();
+                socket::send(socket, &[IoSlice::new(rest)], fds)
+            } else {
+                socket::send(socket, &[IoSlice::new(rest)], &[])
+            };
+            match result {
+                Ok(sent) => frame.sent = frame.sent.saturating_add(sent),
+                Err(errno) if must_wait(errno, &mut self.throttled) => return,
+                Err(errno) if frame.sent == 0 => {
+                    let ticket = frame.ticket;
+                    self.outbox.pop_front();
+                    let error = self.send_failed(errno);
+                    self.settle(ticket, |slot| {
+                        slot.queued = false;
+                        slot.failed = Some(error);
+                    });
+                    continue;
+                }
+                Err(errno) => {
+                    // Part of a message is on the wire, and the rest cannot be.
+                    let error = self.send_failed(errno);
+                    return self.fail_all(&error);
+                }
+            }
+            if frame.sent >= frame.bytes.len() {
+                let ticket = frame.ticket;
+                self.outbox.pop_front();
+                self.settle(ticket, |slot| slot.queued = false);
+            }
+        }
+    }
+
+    /// The text of a failed send. A back-end that is gone may have hung up over
+    /// what it acknowledged last.
+    fn send_failed(&self, errno: Errno) -> Error {
+        let error = Error::os(errno, "cannot send the request");
+        match error.kind {
+            Kind::Disconnected => self.hung_up().during(Phase::Send),
+            // The socket is ours and open: it is one that was passed.
+            Kind::Os(Errno::EBADF) => Error::bad_fd("fd is not open"),
+            _ => error.during(Phase::Send),
+        }
+    }
+
+    fn hung_up(&self) -> Error {
+        if self.aborted {
+            return Error::new(Kind::Canceled, "the connection was aborted");
+        }
+        let error = match self.last_acked {
+            // libvhost-user acknowledges a request that it cannot digest, and
+            // then exits.
+            Some(acked) => Error::new(
+                Kind::Disconnected,
+                format!(
+                    "the back-end closed the connection right after it had acknowledged {}, \
+                     which it may have failed to carry out",
+                    acked.info().name
+                ),
+            ),
+            None => Error::new(
+                Kind::Disconnected,
+                "the back-end closed the connection without an answer",
+            ),
+        };
+        error.during(Phase::Reply)
+    }
+
+    // ---- receiving ----
+
+    /// Reads what is there and settles what it answers.
+    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) {
+        let Some(mut inbox) = self.inbox.take() else {
+            return; // somebody else is reading
+        };
+        let filled = inbox.fill(socket, false);
+        self.received(inbox, filled);
+    }
+
+    /// Takes the inbox back after a read, and settles what it answers.
+    pub(super) fn received(&mut self, mut inbox: Box<Inbox>, filled: nix::Result<Filled>) {
+        let parsed = self.parse(&mut inbox);
+        self.inbox = Some(inbox);
+        if let Err(error) = parsed {
+            return self.fail_all(&error);
+        }
+        match filled {
+            Ok(Filled::Some | Filled::Nothing) => {}
+            Ok(Filled::End) | Err(Errno::ECONNRESET) => {
+                let error = self.hung_up();
+                self.fail_all(&error);
+            }
+            Err(errno) => {
+                let error = Error::os(errno, "cannot receive the reply").during(Phase::Reply);
+                self.fail_all(&error);
+            }
+        }
+    }
+
+    fn parse(&mut self, inbox: &mut Inbox) -> Result<()> {
+        while let Some(header) = inbox.header()? {
+            let Some(slot) = self
+                .slots
+                .iter_mut()
+                .find(|slot| slot.expect.is_some() && !slot.queued)
+            else {
+                return Err(Error::protocol("the back-end sent a reply to no request")
+                    .value(u64::from(header.request)));
+            };
+            let Some(expect) = slot.expect else { continue };
+            let wrong = |text: String, value: u32| {
+                Err(Error::protocol(text)
+                    .of(slot.request)
+                    .value(u64::from(value)))
+            };
+            if header.request != slot.request.id() {
+                return wrong(
+                    format!(
+                        "the back-end answered request {}, which is not the oldest one",
+                        header.request
+                    ),
+                    header.request,
+                );
+            }
+            if !usize::try_from(header.size).is_ok_and(|size| expect.size.contain(size)) {
+                return wrong(
+                    format!(
+                        "the reply has {} bytes of payload, allowed are {} to {}",
+                        header.size, expect.size.min, expect.size.max
+                    ),
+                    header.size,
+                );
+            }
+            let mut fds = 0_usize;
+            let fd = &mut slot.fd;
+            let Some(payload) = inbox.payload(header, |received| {
+                fds = fds.saturating_add(1);
+                *fd = Some(received); // a surplus one is closed with its place
+            }) else {
+                return Ok(()); // the rest has not arrived yet
+            };
+            if !expect.fds.contain(fds) {
+                slot.fd = None;
+                return Err(Error::protocol(format!(
+                    "the reply carries {fds} file descriptors, allowed are {} to {}",
+                    expect.fds.min, expect.fds.max
+                ))
+                .of(slot.request)
+                .value(u64::try_from(fds).unwrap_or(u64::MAX)));
+            }
+            slot.expect = None;
+            self.last_acked = expect.ack.then_some(slot.request);
+            if slot.wanted {
+                slot.payload.clear();
+                slot.payload.extend_from_slice(payload);
+            }
+            let ticket = slot.ticket;
+            self.settle(ticket, |_| {});
+        }
+        Ok(())
+    }
+
+    // ---- outcomes ----
+
+    /// Changes a slot, and lets go of it if it is done and nobody waits for it.
+    fn settle(&mut self, ticket: Ticket, change: impl FnOnce(&mut Slot)) {
+        let Some(at) = self.slots.iter().position(|slot| slot.ticket == ticket) else {
+            return;
+        };
+        if let Some(slot) = self.slots.get_mut(at) {
+            change(slot);
+            if slot.done() && !slot.wanted {
+                self.remove(at);
+            }
+        }
+    }
+
+    fn remove(&mut self, at: usize) -> Option<Slot> {
+        let mut slot = self.slots.remove(at)?;
+        if self.spare.len() < SPARE_PAYLOADS {
+            self.spare.push(std::mem::take(&mut slot.payload));
+        }
+        Some(slot)
+    }
+
+    /// The outcome of a request that is done: its reply goes through `decode`.
+    /// A reply that cannot be decoded breaks the stream, if the error says so.
+    pub(super) fn outcome<T>(
+        &mut self,
+        ticket: Ticket,
+        decode: impl FnOnce(Reply<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let Some(at) = self.slots.iter().position(|slot| slot.ticket == ticket) else {
+            return Err(forgotten());
+        };
+        let result = match self.slots.get_mut(at) {
+            Some(slot) => match slot.failed.take() {
+                Some(error) => Err(error),
+                None => decode(Reply {
+                    payload: &slot.payload,
+                    fd: slot.fd.take(),
+                }),
+            },
+            None => Err(forgotten()),
+        };
+        self.remove(at);
+        if let Err(error) = &result
+            && error.kind == Kind::Protocol
+        {
+            self.fail_all(error);
+        }
+        result
+    }
+
+    /// The caller stops waiting. A request of which nothing is on the wire
+    /// leaves no trace; one cut in the middle breaks the stream; otherwise the
+    /// reply, when it comes, is dropped.
+    pub(super) fn abandon(&mut self, ticket: Ticket) -> Abandoned {
+        let frame = self.outbox.iter().position(|frame| frame.ticket == ticket);
+        if let Some(at) = frame {
+            let untouched = self.outbox.get(at).is_some_and(|frame| frame.sent == 0);
+            if untouched {
+                self.outbox.remove(at);
+                self.settle(ticket, |slot| {
+                    slot.queued = false;
+                    slot.expect = None;
+                    slot.wanted = false;
+                });
+                return Abandoned::Unsent;
+            }
+            self.settle(ticket, |slot| slot.wanted = false);
+            return Abandoned::CutShort;
+        }
+        self.settle(ticket, |slot| {
+            slot.wanted = false;
+            slot.fd = None;
+        });
+        Abandoned::Unanswered
+    }
+
+    /// Takes no further request, for this reason. Those under way go on.
+    pub(super) fn latch(&mut self, cause: &Error) {
+        self.latch.get_or_insert_with(|| cause.clone());
+    }
+
+    /// The stream is lost: everything under way fails, and nothing more is taken.
+    pub(super) fn fail_all(&mut self, cause: &Error) {
+        self.latch(cause);
+        self.outbox.clear();
+        self.slots.retain(|slot| slot.wanted);
+        for slot in &mut self.slots {
+            slot.queued = false;
+            if !slot.done() {
+                slot.failed = Some(Error {
+                    request: Some(slot.request),
+                    ..cause.clone()
+                });
+            }
+            slot.fd = slot.fd.take_if(|_| slot.failed.is_none());
+        }
+    }
+}
+
+/// What [`Machine::abandon`] left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Abandoned {
+    Unsent,
+    CutShort,
+    Unanswered,
+}
+
+fn duplicates(fds: &[BorrowedFd<'_>]) -> Result<Vec<OwnedFd>> {
+    fds.iter()
+        .map(|fd| socket::duplicate(*fd))
+        .collect::<nix::Result<_>>()
+        .map_err(|errno| Error::os(errno, "cannot keep a file descriptor to send later"))
+}
+
+/// Whether a send failed only because there is no room now.
+fn must_wait(errno: Errno, throttled: &mut bool) -> bool {
+    *throttled = errno == Errno::ETOOMANYREFS;
+    *throttled || matches!(errno, Errno::EAGAIN | Errno::EINTR)
+}
+
+fn forgotten() -> Error {
+    Error::new(Kind::Panic, "a request under way has been forgotten")
+}
+
+/// What a later call is told.
+fn latched(cause: &Error) -> Error {
+    let kind = match cause.kind {
+        Kind::Disconnected | Kind::Canceled => cause.kind,
+        _ => Kind::Poisoned(cause.class()),
+    };
+    Error::new(
+        kind,
+        format!("the connection has ended earlier ({cause}); only a new connection cures this"),
+    )
+    .with_value(cause.value)
+}

@@ -1,0 +1,232 @@
+//! Arguments from C, checked before they are used. Each failure names the
+//! argument.
+
+use crate::backend_client::Timeout;
+use crate::error::{Error, Result};
+use crate::ffi::types::{VUF_TIMEOUT_DEFAULT, VUF_TIMEOUT_FOREVER};
+use nix::errno::Errno;
+use std::ffi::CStr;
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
+use std::os::raw::{c_char, c_int};
+use std::path::Path;
+use std::time::Duration;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Largest struct with a size that makes sense to look at.
+const MAX_STRUCT_SIZE: usize = 1 << 16;
+
+fn null(name: &str) -> Error {
+    Error::invalid(format!("{name} is NULL"))
+}
+
+fn aligned<T>(pointer: *const T, name: &str) -> Result<()> {
+    match pointer.is_aligned() {
+        true => Ok(()),
+        false => Err(Error::invalid(format!("{name} is not aligned"))),
+    }
+}
+
+fn length<T>(pointer: *const T, n: usize, name: &str) -> Result<usize> {
+    if n == 0 {
+        return Ok(0);
+    }
+    if pointer.is_null() {
+        return Err(null(name));
+    }
+    aligned(pointer, name)?;
+    match n.checked_mul(size_of::<T>()) {
+        Some(bytes) if isize::try_from(bytes).is_ok() => Ok(n),
+        _ => Err(Error::invalid(format!("{name} is longer than memory"))),
+    }
+}
+
+fn check_size(size: usize, name: &str) -> Result<()> {
+    if size < size_of::<usize>() {
+        return Err(Error::invalid(format!("{name}->size is not set")));
+    }
+    if size > MAX_STRUCT_SIZE {
+        return Err(Error::new(
+            crate::error::Kind::Argument(Errno::E2BIG),
+            format!("{name}->size is {size}"),
+        ));
+    }
+    Ok(())
+}
+
+/// The arguments of one exported function.
+///
+/// Whoever makes it passes on the promise of the C caller; reading an argument
+/// is then safe, and every mistake that can be noticed is reported.
+#[derive(Debug)]
+pub(super) struct Args(());
+
+impl Args {
+    /// # Safety
+    /// While this lives, each pointer that is read through it is null or points
+    /// to what its type and the length given with it say (an output: to room for
+    /// it), and each file descriptor, if it is open, stays open.
+    pub(super) unsafe fn new() -> Self {
+        Self(())
+    }
+
+    /// Something that must be there to be read.
+    pub(super) fn input<T: FromBytes>(&self, pointer: *const T, name: &str) -> Result<&T> {
+        aligned(pointer, name)?;
+        // SAFETY: promised when this was made; aligned, and any bytes are a valid T.
+        unsafe { pointer.as_ref() }.ok_or_else(|| null(name))
+    }
+
+    /// Somewhere to write a result.
+    #[allow(clippy::mut_from_ref, reason = "the memory is the caller's, not ours")]
+    pub(super) fn output<T>(&self, pointer: *mut T, name: &str) -> Result<&mut MaybeUninit<T>> {
+        aligned(pointer, name)?;
+        // SAFETY: promised when this was made; it need not be initialised.
+        unsafe { pointer.cast::<MaybeUninit<T>>().as_mut() }.ok_or_else(|| null(name))
+    }
+
+    /// Somewhere to write a file descriptor: -1 until there is one.
+    #[allow(clippy::mut_from_ref, reason = "the memory is the caller's, not ours")]
+    pub(super) fn fd_output(&self, pointer: *mut c_int, name: &str) -> Result<&mut c_int> {
+        Ok(self.output(pointer, name)?.write(-1))
+    }
+
+    /// An array to read. With `n` 0 the pointer is ignored.
+    pub(super) fn array<T: FromBytes>(
+        &self,
+        pointer: *const T,
+        n: usize,
+        name: &str,
+    ) -> Result<&[T]> {
+        match length(pointer, n, name)? {
+            0 => Ok(&[]),
+            // SAFETY: promised when this was made; not null, aligned, and of a possible length.
+            n => Ok(unsafe { std::slice::from_raw_parts(pointer, n) }),
+        }
+    }
+
+    /// A buffer to fill, which C need not have initialised.
+    #[allow(clippy::mut_from_ref, reason = "the memory is the caller's, not ours")]
+    pub(super) fn buffer(
+        &self,
+        pointer: *mut u8,
+        n: usize,
+        name: &str,
+    ) -> Result<&mut [MaybeUninit<u8>]> {
+        match length(pointer, n, name)? {
+            0 => Ok(&mut []),
+            // SAFETY: promised when this was made; not null, and of a possible length.
+            n => Ok(unsafe { std::slice::from_raw_parts_mut(pointer.cast(), n) }),
+        }
+    }
+
+    /// A struct that begins with its size and may be shorter (the rest is zero) or
+    /// longer (the rest must be zero) than the one known here.
+    pub(super) fn extensible<T: FromBytes + IntoBytes>(
+        &self,
+        pointer: *const T,
+        name: &str,
+    ) -> Result<T> {
+        let size = *self.input(pointer.cast::<usize>(), name)?;
+        let mut known = T::new_zeroed();
+        check_size(size, name)?;
+        let bytes = self.array(pointer.cast::<u8>(), size, name)?;
+        let (head, tail) = bytes.split_at(bytes.len().min(size_of::<T>()));
+        if tail.iter().any(|byte| *byte != 0) {
+            return Err(Error::new(
+                crate::error::Kind::Argument(Errno::E2BIG),
+                format!("{name} has fields that this version of the library does not know"),
+            ));
+        }
+        if let Some(place) = known.as_mut_bytes().get_mut(..head.len()) {
+            place.copy_from_slice(head);
+        }
+        Ok(known)
+    }
+
+    /// The size of a result struct that begins with it, checked before the call
+    /// that fills it.
+    pub(super) fn result_size<T>(&self, pointer: *mut T, name: &str) -> Result<usize> {
+        let size = *self.input(pointer.cast::<usize>().cast_const(), name)?;
+        check_size(size, name)?;
+        Ok(size)
+    }
+
+    /// Fills a result struct of the caller's size: what it has no room for is left
+    /// out, and room beyond what is known here is zeroed. Its size stays.
+    pub(super) fn fill<T: IntoBytes + zerocopy::Immutable>(
+        &self,
+        pointer: *mut T,
+        size: usize,
+        value: &T,
+    ) -> Result<()> {
+        let bytes = self.buffer(pointer.cast::<u8>(), size, "result")?;
+        let known = value.as_bytes();
+        let from = size_of::<usize>();
+        for (at, place) in bytes.iter_mut().enumerate().skip(from) {
+            place.write(known.get(at).copied().unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    /// A path: bytes, not necessarily UTF-8.
+    pub(super) fn path(&self, pointer: *const c_char, name: &str) -> Result<&Path> {
+        use std::os::unix::ffi::OsStrExt;
+        if pointer.is_null() {
+            return Err(null(name));
+        }
+        // SAFETY: promised when this was made.
+        let bytes = unsafe { CStr::from_ptr(pointer) }.to_bytes();
+        if bytes.is_empty() {
+            return Err(Error::invalid(format!("{name} is empty")));
+        }
+        Ok(Path::new(std::ffi::OsStr::from_bytes(bytes)))
+    }
+
+    /// A file descriptor that is borrowed for the call.
+    pub(super) fn fd(&self, fd: c_int, name: &str) -> Result<BorrowedFd<'_>> {
+        if fd < 0 {
+            return Err(Error::bad_fd(format!("{name} is {fd}")));
+        }
+        // SAFETY: not -1. A number that is not open is refused by the kernel.
+        Ok(unsafe { BorrowedFd::borrow_raw(fd) })
+    }
+
+    /// Like [`fd`], with -1 for none.
+    pub(super) fn optional_fd(&self, number: c_int, name: &str) -> Result<Option<BorrowedFd<'_>>> {
+        match number {
+            -1 => Ok(None),
+            _ => self.fd(number, name).map(Some),
+        }
+    }
+
+    /// Like [`fd`], for a field of a struct: 0 is what a field that was forgotten
+    /// holds.
+    pub(super) fn field_fd(&self, number: c_int, name: &str) -> Result<BorrowedFd<'_>> {
+        match number {
+            0 => Err(Error::invalid(format!(
+                "{name} is 0, which is taken for a field that was not set"
+            ))),
+            _ => self.fd(number, name),
+        }
+    }
+}
+
+/// A time in milliseconds.
+pub(super) fn timeout(milliseconds: u32) -> Timeout {
+    match milliseconds {
+        VUF_TIMEOUT_DEFAULT => Timeout::Default,
+        VUF_TIMEOUT_FOREVER => Timeout::Never,
+        time => Timeout::After(Duration::from_millis(u64::from(time))),
+    }
+}
+
+/// Fields that must be zero.
+pub(super) fn zero(fields: &[u64], name: &str) -> Result<()> {
+    match fields.iter().all(|field| *field == 0) {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "a reserved field of {name} is not zero"
+        ))),
+    }
+}

@@ -1,0 +1,129 @@
+//! The client behind the pointer that C holds, and who is inside it.
+
+use super::args::Args;
+use super::boundary::{catch, guard};
+use super::types::vuf_client;
+use crate::backend_client::BackendClient;
+use crate::error::{Error, Kind, Result};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+/// In [`Handle::inside`]: the handle is being freed.
+const FREEING: u32 = 1 << 31;
+
+/// What a `struct vuf_client *` points to.
+struct Handle {
+    client: BackendClient,
+    /// How many threads are inside, and [`FREEING`]. A futex, as a thread that
+    /// leaves may not touch the handle after the count has dropped.
+    inside: AtomicU32,
+    /// The process that made it: in a forked child nobody is inside.
+    process: u32,
+}
+
+/// Makes a handle.
+pub(super) fn new(client: BackendClient) -> *mut vuf_client {
+    let handle = Handle {
+        client,
+        inside: AtomicU32::new(0),
+        process: std::process::id(),
+    };
+    Box::into_raw(Box::new(handle)).cast()
+}
+
+/// A thread inside a handle.
+struct Inside<'a>(&'a Handle);
+
+impl<'a> Inside<'a> {
+    fn enter(handle: &'a Handle) -> Result<Self> {
+        let before = handle.inside.fetch_add(1, SeqCst);
+        let this = Self(handle);
+        if before & FREEING != 0 {
+            return Err(Error::new(Kind::Canceled, "the client is being freed"));
+        }
+        Ok(this)
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        let inside = &raw const self.0.inside;
+        if self.0.inside.fetch_sub(1, SeqCst) == FREEING.wrapping_add(1) {
+            futex(inside, libc::FUTEX_WAKE, u32::MAX >> 1);
+        }
+    }
+}
+
+/// Only the address counts for a wake, which may come after the memory is gone.
+fn futex(word: *const AtomicU32, operation: libc::c_int, value: u32) {
+    let operation = operation | libc::FUTEX_PRIVATE_FLAG;
+    let forever = std::ptr::null::<libc::timespec>();
+    // SAFETY: the kernel reads the word for a wait, during which the caller
+    // keeps it alive, and uses no more than its address for a wake.
+    unsafe { libc::syscall(libc::SYS_futex, word, operation, value, forever) };
+}
+
+/// # Safety
+/// `client` is null or came from [`new`] and has not been freed.
+unsafe fn handle<'a>(client: *const vuf_client) -> Result<&'a Handle> {
+    // SAFETY: as above.
+    unsafe { client.cast::<Handle>().as_ref() }.ok_or_else(|| Error::invalid("client is NULL"))
+}
+
+/// Runs a call on a client: 0, or the code of its failure. A panic poisons it.
+///
+/// # Safety
+/// `client` is null or came from [`new`] and has not been freed; what `body`
+/// reads through its [`Args`] is as [`Args::new`] demands.
+pub(super) unsafe fn with_client(
+    client: *const vuf_client,
+    body: impl FnOnce(&BackendClient, &Args) -> Result<()>,
+) -> i32 {
+    guard(|| {
+        // SAFETY: passed on from the caller.
+        let handle = unsafe { handle(client) }?;
+        let inside = Inside::enter(handle)?;
+        let client = &inside.0.client;
+        // SAFETY: passed on from the caller.
+        let args = unsafe { Args::new() };
+        catch(|| body(client, &args)).unwrap_or_else(|panic| {
+            client.poison(&panic);
+            Err(panic)
+        })
+    })
+}
+
+/// Ends the connection of a handle. Async-signal-safe unless it fails.
+///
+/// # Safety
+/// `client` is null or came from [`new`] and has not been freed.
+pub(super) unsafe fn abort(client: *const vuf_client) -> Result<()> {
+    // SAFETY: passed on from the caller.
+    let handle = unsafe { handle(client) }?;
+    Inside::enter(handle).map(|inside| inside.0.client.abort())
+}
+
+/// Frees a handle: cancels what is under way, waits until nobody is inside, and
+/// closes the connection.
+///
+/// # Safety
+/// `client` is null or came from [`new`], has not been freed, and no call on it
+/// begins after this one.
+pub(super) unsafe fn free(client: *mut vuf_client) {
+    // SAFETY: passed on from the caller.
+    let Ok(handle) = (unsafe { handle(client) }) else {
+        return;
+    };
+    // After a fork the count is that of the parent, whose threads are not here.
+    if handle.process == std::process::id() {
+        let mut inside = handle.inside.fetch_or(FREEING, SeqCst) | FREEING;
+        if inside != FREEING {
+            handle.client.abort();
+        }
+        while inside != FREEING {
+            futex(&raw const handle.inside, libc::FUTEX_WAIT, inside);
+            inside = handle.inside.load(SeqCst);
+        }
+    }
+    // SAFETY: made by Box::into_raw in `new`, and nobody else uses it any more.
+    drop(unsafe { Box::from_raw(client.cast::<Handle>()) });
+}

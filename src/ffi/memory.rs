@@ -1,0 +1,211 @@
+//! Guest memory and the dirty log.
+
+use super::args::{self, Args};
+use super::handle;
+use super::types::*;
+use crate::backend_client::SharedRegion;
+use crate::error::{Error, Result};
+use crate::message::{Log, MAX_MEM_REGIONS, MemRegion};
+use std::os::raw::c_int;
+
+fn wire(region: &vuf_mem_region) -> Result<MemRegion> {
+    let zero = [
+        u64::from(region.xen_mmap_flags),
+        u64::from(region.xen_domid),
+        u64::from(region.reserved0),
+        region.reserved[0],
+        region.reserved[1],
+    ];
+    args::zero(&zero, "the region")?;
+    Ok(MemRegion {
+        guest_addr: region.guest_addr,
+        size: region.size,
+        user_addr: region.user_addr,
+        mmap_offset: region.mmap_offset,
+    })
+}
+
+fn shared<'c>(c: &'c Args, region: &vuf_mem_region) -> Result<SharedRegion<'c>> {
+    Ok(SharedRegion {
+        region: wire(region)?,
+        fd: c.field_fd(region.fd, "fd of the region")?,
+    })
+}
+
+/// Tells the back-end which memory it may reach (SET_MEM_TABLE).
+///
+/// Replaces any table sent before. After vuf_client_set_owner() and before the
+/// first ring is started. With VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS prefer
+/// vuf_client_add_mem_region() for changes: it moves one region, not all.
+///
+/// regions  array of n regions; read during the call, not kept. Each fd is
+///          borrowed: the back-end gets a duplicate. With
+///          VUF_PROTOCOL_F_GPA_ADDRESSES each user_addr is the guest_addr.
+/// n        1 to VUF_MAX_MEM_REGIONS
+///
+/// Returns 0 once the back-end has taken over the table, otherwise
+///   -EINVAL     regions is NULL, n is out of range, or a region is not valid:
+///               size 0, an offset that is not page-aligned, an end beyond 64
+///               bits, two that overlap, fd 0, a field that must be zero
+///   -EBADF      a region's fd is negative or not open
+///   VUF_E_NACK  the back-end refused; the old table may be gone
+/// or a common code.
+///
+/// # Safety
+/// `client` is null or a client that has not been freed; `regions` is null or
+/// points to `n` regions, whose descriptors stay open during the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vuf_client_set_mem_table(
+    client: *mut vuf_client,
+    regions: *const vuf_mem_region,
+    n: usize,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        handle::with_client(client, |client, c| {
+            if n > MAX_MEM_REGIONS {
+                return Err(Error::invalid(format!(
+                    "n is {n}, not 1 to {MAX_MEM_REGIONS}"
+                )));
+            }
+            let nothing = SharedRegion {
+                region: MemRegion {
+                    guest_addr: 0,
+                    size: 0,
+                    user_addr: 0,
+                    mmap_offset: 0,
+                },
+                fd: client.read_notifier(),
+            };
+            let mut table = [nothing; MAX_MEM_REGIONS];
+            let given = c.array(regions, n, "regions")?;
+            for (index, (slot, region)) in table.iter_mut().zip(given).enumerate() {
+                *slot = shared(c, region).map_err(|error| error.region(index))?;
+            }
+            client.set_mem_table(table.get(..given.len()).unwrap_or_default())
+        })
+    }
+}
+
+/// Shares one more region of guest memory (ADD_MEM_REG).
+///
+/// Needs VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS. May be called while rings run.
+///
+/// region  the region; read during the call. Its fd is borrowed: the back-end
+///         gets a duplicate.
+///
+/// Returns 0 once the back-end has taken it over, otherwise
+///   -EINVAL               region is NULL or not valid, as for
+///                         vuf_client_set_mem_table()
+///   -EBADF                the region's fd is negative or not open
+///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+///   VUF_E_NACK            the back-end refused, as when it has no slot left
+/// or a common code.
+///
+/// # Safety
+/// `client` is null or a client that has not been freed; `region` is null or
+/// points to a region, whose descriptor stays open during the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vuf_client_add_mem_region(
+    client: *mut vuf_client,
+    region: *const vuf_mem_region,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        handle::with_client(client, |client, c| {
+            client.add_mem_region(&shared(c, c.input(region, "region")?)?)
+        })
+    }
+}
+
+/// Takes a region of guest memory away (REM_MEM_REG).
+///
+/// Needs VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS. Stop the rings that lie in it
+/// first, and unmap it only after this has returned.
+///
+/// region  as it was added: guest_addr, size and user_addr must be the same;
+///         its fd is not used
+///
+/// Returns 0 once the back-end has let go of it, otherwise
+///   -EINVAL               region is NULL or not valid
+///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+///   VUF_E_NACK            the back-end refused, as when it knows no such region
+/// or a common code.
+///
+/// # Safety
+/// `client` is null or a client that has not been freed; `region` is null or
+/// points to a region.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vuf_client_remove_mem_region(
+    client: *mut vuf_client,
+    region: *const vuf_mem_region,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        handle::with_client(client, |client, c| {
+            client.remove_mem_region(&wire(c.input(region, "region")?)?)
+        })
+    }
+}
+
+/// Tells the back-end where to log the pages that it writes (SET_LOG_BASE).
+///
+/// Needs VUF_PROTOCOL_F_LOG_SHMFD. Before VUF_F_LOG_ALL is acknowledged, and
+/// again to switch to another log. Bit n of the log stands for the 4096 bytes
+/// at guest address n * 4096; the back-end sets bits atomically. A log that is
+/// too small makes back-ends abort or drop pages: it must reach to the end of
+/// guest memory.
+///
+/// mmap_size    size of the log in bytes, a multiple of 8
+/// mmap_offset  must be 0: back-ends add it twice and write beyond the log
+/// fd           the shared memory of the log; borrowed: the back-end gets a
+///              duplicate
+///
+/// Returns 0 once the back-end has answered, otherwise
+///   -EINVAL               mmap_size or mmap_offset is not valid
+///   -EBADF                fd is negative or not open
+///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+/// or a common code. Back-ends have no way to refuse: the content of their
+/// answer means nothing.
+///
+/// # Safety
+/// `client` is null or a client that has not been freed; `fd` stays open during
+/// the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vuf_client_set_log_base(
+    client: *mut vuf_client,
+    mmap_size: u64,
+    mmap_offset: u64,
+    fd: c_int,
+) -> c_int {
+    let log = Log {
+        mmap_size,
+        mmap_offset,
+    };
+    // SAFETY: the caller's promise.
+    unsafe {
+        handle::with_client(client, |client, c| {
+            client.set_log_base(&log, c.fd(fd, "fd")?)
+        })
+    }
+}
+
+/// Gives the back-end an eventfd to write when it has logged (SET_LOG_FD).
+///
+/// Optional, and rarely served: rust-vmm back-ends hang up on it.
+///
+/// fd  the eventfd; borrowed: the back-end gets a duplicate
+///
+/// Returns 0, otherwise
+///   -EBADF      fd is negative or not open
+///   VUF_E_NACK  the back-end refused
+/// or a common code.
+///
+/// # Safety
+/// `client` is null or a client that has not been freed; `fd` stays open during
+/// the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vuf_client_set_log_fd(client: *mut vuf_client, fd: c_int) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { handle::with_client(client, |client, c| client.set_log_fd(c.fd(fd, "fd")?)) }
+}

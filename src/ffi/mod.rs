@@ -1,0 +1,16 @@
+//! The C ABI: pointers, file descriptors, error codes and panics. It knows no
+//! protocol. The C header is generated from this folder.
+//!
+//! Every exported function goes through [`boundary::guard`] or
+//! [`handle::with_client`], and reads its arguments with [`args`].
+
+mod args;
+mod boundary;
+mod handle;
+
+pub mod client;
+pub mod device;
+pub mod error;
+pub mod memory;
+pub mod types;
+pub mod vring;
