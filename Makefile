@@ -1,0 +1,113 @@
+# Builds, installs, demonstrates and tests libvhost_user_frontend.
+#
+#   make              the libraries and tools, under build/
+#   make demo         the main job, on the embedded back-end (BACKEND=qemu: on
+#                     qemu-storage-daemon)
+#   make check        all tests; make check-full adds the slow ones
+#   make install      honours DESTDIR, PREFIX and LIBDIR
+#   make header       regenerates include/vhost_user_frontend.h
+
+CARGO   ?= cargo
+CC      ?= cc
+CFLAGS  ?= -O2 -g
+PREFIX  ?= /usr/local
+LIBDIR  ?= $(PREFIX)/lib
+BACKEND ?= embedded
+
+NAME    := vhost_user_frontend
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+SOVER   := 0
+# What a static link needs; held against rustc's own list by `make check`.
+NATIVE  := -lgcc_s -lutil -lrt -lpthread -lm -ldl -lc
+
+MAP     := src/$(NAME).map
+EXPORTS := $(shell grep -oE '\bvuf_[a-z0-9_]+' $(MAP))
+SO      := build/lib$(NAME).so
+ARCHIVE := build/lib$(NAME).a
+STATIC  := build/cargo/release/lib$(NAME).a
+# Apart from target/, so that other cargo commands do not swap in an archive
+# that was made without LTO.
+RUSTC   := $(CARGO) rustc --release --locked --lib --target-dir build/cargo
+
+STRICT  := -std=c11 -D_GNU_SOURCE -Wall -Wextra -Wpedantic -Werror -Wstrict-prototypes \
+           -Wmissing-prototypes -Wshadow
+USE     := $(STRICT) $(CFLAGS) -Iinclude -Iexamples
+# Programs in build/ find the library beside them.
+LINK    := -Lbuild -l$(NAME) -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/..' $(LDFLAGS)
+
+.PHONY: all lib tools demo check check-full header header-check install uninstall clean FORCE
+all: lib tools
+
+lib: $(SO) $(ARCHIVE)
+
+$(STATIC): FORCE
+	$(RUSTC) --crate-type staticlib
+
+$(ARCHIVE): $(STATIC)
+	cp $< $@
+
+# A version script given to rustc's own linker call is ignored or refused, so
+# the library is linked from the archive: only what the map names, and all of
+# it, or the link fails.
+$(SO).$(VERSION): $(STATIC) $(MAP)
+	$(CC) -shared -o $@ $(EXPORTS:%=-Wl,-u,%) $< \
+	  -Wl,--version-script=$(MAP) -Wl,--no-undefined-version \
+	  -Wl,-soname,lib$(NAME).so.$(SOVER) -Wl,--gc-sections -Wl,-Bsymbolic \
+	  -Wl,-z,relro,-z,now,-z,defs,-z,noexecstack,-z,nodelete -Wl,--as-needed \
+	  $(LDFLAGS) $(NATIVE)
+
+$(SO): $(SO).$(VERSION)
+	ln -sf $(<F) $(SO).$(SOVER)
+	ln -sf lib$(NAME).so.$(SOVER) $@
+
+tools: build/vhost-user-probe build/blk-demo
+
+build/vhost-user-probe: examples/vhost_user_probe.c examples/names.c examples/names.h $(SO) include/$(NAME).h
+	$(CC) $(USE) -o $@ $(filter %.c,$^) $(LINK)
+
+build/blk-demo: examples/blk_demo.c examples/virtio_blk.c examples/names.c examples/virtio_blk.h examples/names.h $(SO) include/$(NAME).h
+	$(CC) $(USE) -o $@ $(filter %.c,$^) $(LINK)
+
+demo: lib tools
+	CARGO="$(CARGO)" sh examples/demo.sh $(BACKEND)
+
+check: lib tools
+	MAKE="$(MAKE)" CC="$(CC)" CARGO="$(CARGO)" sh c-tests/check.sh
+
+check-full: check
+	MAKE="$(MAKE)" CC="$(CC)" CARGO="$(CARGO)" sh c-tests/check.sh --full
+
+# The header is made by cbindgen, in the build script, behind a cargo feature.
+HEADER_BUILD = VUF_HEADER="$(abspath $(1))" $(CARGO) check --quiet --locked --lib \
+               --features header --target-dir build/cargo
+header:
+	$(call HEADER_BUILD,include/$(NAME).h)
+
+header-check:
+	@mkdir -p build
+	@rm -f build/$(NAME).h.fresh
+	@$(call HEADER_BUILD,build/$(NAME).h.fresh)
+	@diff -u include/$(NAME).h build/$(NAME).h.fresh || \
+	  { echo 'include/$(NAME).h is stale; run: make header'; exit 1; }
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(LIBDIR)/pkgconfig
+	install -m 755 build/vhost-user-probe $(DESTDIR)$(PREFIX)/bin/
+	install -m 644 include/$(NAME).h $(DESTDIR)$(PREFIX)/include/
+	install -m 755 $(SO).$(VERSION) $(DESTDIR)$(LIBDIR)/
+	ln -sf lib$(NAME).so.$(VERSION) $(DESTDIR)$(LIBDIR)/lib$(NAME).so.$(SOVER)
+	ln -sf lib$(NAME).so.$(SOVER) $(DESTDIR)$(LIBDIR)/lib$(NAME).so
+	install -m 644 $(ARCHIVE) $(DESTDIR)$(LIBDIR)/
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@VERSION@|$(VERSION)|' \
+	  -e 's|@NATIVE@|$(NATIVE)|' pkgconfig/$(NAME).pc.in \
+	  > $(DESTDIR)$(LIBDIR)/pkgconfig/$(NAME).pc
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/vhost-user-probe $(DESTDIR)$(PREFIX)/include/$(NAME).h \
+	  $(DESTDIR)$(LIBDIR)/lib$(NAME).so $(DESTDIR)$(LIBDIR)/lib$(NAME).so.$(SOVER) \
+	  $(DESTDIR)$(LIBDIR)/lib$(NAME).so.$(VERSION) $(DESTDIR)$(LIBDIR)/lib$(NAME).a \
+	  $(DESTDIR)$(LIBDIR)/pkgconfig/$(NAME).pc
+
+clean:
+	rm -rf build
+	$(CARGO) clean
