@@ -35,7 +35,11 @@ USE     := $(STRICT) $(CFLAGS) -Iinclude -Iexamples
 # Programs in build/ find the library beside them.
 LINK    := -Lbuild -l$(NAME) -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/..' $(LDFLAGS)
 
-.PHONY: all lib tools demo check check-full header header-check install uninstall clean FORCE
+# Every test program gets the harness and the example driver.
+C_TESTS := $(patsubst c-tests/%.c,build/c-tests/%,$(wildcard c-tests/test_*.c))
+HELPERS := c-tests/harness.c examples/virtio_blk.c examples/names.c
+
+.PHONY: all lib tools c-tests demo check check-full header header-check install uninstall clean FORCE
 all: lib tools
 
 lib: $(SO) $(ARCHIVE)
@@ -67,6 +71,12 @@ build/vhost-user-probe: examples/vhost_user_probe.c examples/names.c examples/na
 
 build/blk-demo: examples/blk_demo.c examples/virtio_blk.c examples/names.c examples/virtio_blk.h examples/names.h $(SO) include/$(NAME).h
 	$(CC) $(USE) -o $@ $(filter %.c,$^) $(LINK)
+
+c-tests: $(C_TESTS)
+
+build/c-tests/%: c-tests/%.c $(HELPERS) $(wildcard c-tests/*.h examples/*.h) $(SO) include/$(NAME).h
+	@mkdir -p $(@D)
+	$(CC) $(USE) -Ic-tests -o $@ $< $(HELPERS) -lcmocka $(LINK)
 
 demo: lib tools
 	CARGO="$(CARGO)" sh examples/demo.sh $(BACKEND)

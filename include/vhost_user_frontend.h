@@ -33,8 +33,8 @@
  *   VUF_E_POISONED       an earlier failure left the stream uncertain
  *   VUF_E_PANIC          a bug in this library
  * or another negative errno from the socket, as -ENOMEM.
- * Of a request that a code above -ETIMEDOUT (a caller's mistake) or
- * VUF_E_NOT_NEGOTIATED refuses, nothing has been sent.
+ * After a caller's mistake (-EINVAL, -EBADF, VUF_E_NOT_NEGOTIATED, VUF_E_STATE)
+ * nothing has been sent and the client is as before.
  *
  * Descriptors. A parameter is borrowed (for the call only; you close yours) or
  * taken (the library's, on success); a result is given (yours to close,

@@ -256,8 +256,8 @@ impl Machine {
             Some(acked) => Error::new(
                 Kind::Disconnected,
                 format!(
-                    "the back-end closed the connection right after it had acknowledged {}, \
-                     which it may have failed to carry out",
+                    "the back-end closed the connection; it had just acknowledged {}, \
+                     which may be what it failed at",
                     acked.info().name
                 ),
             ),

@@ -1,0 +1,218 @@
+#!/bin/sh
+# All tests, stage by stage: `make check`. Each stage writes a log under
+# build/check/, and says here how long it took and how many tests it ran.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+: "${CARGO:=cargo}" "${CC:=cc}" "${CXX:=c++}" "${MAKE:=make}"
+export CARGO CC CXX MAKE
+export CARGO_TERM_COLOR=never RUST_BACKTRACE=0
+TARGET=${CARGO_TARGET_DIR:-target}
+LOGS=build/check
+SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/vuf-check.XXXXXX") || exit 1
+trap 'rm -rf "$SCRATCH"' EXIT
+trap 'exit 130' INT TERM
+rm -rf "$LOGS"
+mkdir -p "$LOGS"
+
+passed=0
+failed=0
+skipped=0
+begin=$(date +%s)
+
+# Adds up what test runners say at their end: cargo, cmocka, and our own scripts.
+count() {
+    awk '
+        /^test result:/ { for (i = 1; i < NF; i++) { if ($(i+1) == "passed;") p += $i
+                          if ($(i+1) == "failed;") f += $i; if ($(i+1) == "ignored;") s += $i } }
+        /^\[  PASSED  \] [0-9]+ test/ { p += $4 }
+        /^\[  SKIPPED \] [0-9]+ test/ { s += $4 }
+        /^\[  FAILED  \] [0-9]+ test/ { f += $4 }
+        /^[0-9]+ passed, [0-9]+ failed/ { p += $1; f += $3 }
+        END { printf "%d %d %d\n", p, f, s }' "$1"
+}
+
+# stage NAME COMMAND...: a stage without tests of its own counts as one.
+stage() {
+    name=$1
+    shift
+    log=$LOGS/$(echo "$name" | tr -c 'a-zA-Z0-9\n' '-').log
+    start=$(date +%s)
+    if "$@" >"$log" 2>&1 </dev/null; then status=0; else status=$?; fi
+    took=$(($(date +%s) - start))
+    # shellcheck disable=SC2046
+    set -- $(count "$log")
+    [ "$1$2$3" != 000 ] || set -- 1 0 0
+    if [ $status = 0 ]; then
+        printf 'ok    %-44s %4d s  %d passed' "$name" "$took" "$1"
+        passed=$((passed + $1))
+        [ "$3" = 0 ] || printf ', %d skipped' "$3"
+        echo
+        grep -E '^(SKIPPED:|skipped:)' "$log" | sed 's/^/      /'
+    else
+        [ "$2" != 0 ] || set -- 0 1 "$3"
+        printf 'FAIL  %-44s %4d s  (exit status %d, all of it in %s)\n' "$name" "$took" "$status" "$log"
+        tail -n 60 "$log" | sed 's/^/      /'
+        failed=$((failed + $2))
+        passed=$((passed + $1))
+    fi
+    skipped=$((skipped + $3))
+}
+
+# ---- what the stages do ----
+
+back_ends() {
+    $CARGO build --locked --examples
+}
+
+lints() {
+    $CARGO fmt --check && $CARGO clippy --locked --all-targets -- -D warnings
+}
+
+rust_tests() {
+    $CARGO test --locked
+}
+
+header_alone() {
+    for std in c99 c11 c17; do
+        $CC -std=$std -Wall -Wextra -Wpedantic -Wstrict-prototypes -Werror -fsyntax-only \
+            -x c include/vhost_user_frontend.h || return 1
+    done
+    for std in c++11 c++14 c++17 c++20; do
+        $CXX -std=$std -Wall -Wextra -Wpedantic -Werror -fsyntax-only \
+            -x c++ include/vhost_user_frontend.h || return 1
+    done
+    echo '7 passed, 0 failed'
+}
+
+# Exported symbols, the map and the header's prototypes are one list, and every
+# symbol has its version.
+exports() {
+    grep -oE '\bvuf_[a-z0-9_]+;' src/vhost_user_frontend.map | tr -d ';' | sort >"$SCRATCH/map"
+    sed -e 's|//.*||' include/vhost_user_frontend.h | awk '/\/\*/ { c = 1 } !c; /\*\// { c = 0 }' |
+        grep -oE '\bvuf_[a-z0-9_]+\(' | tr -d '(' | sort >"$SCRATCH/header"
+    nm -D --defined-only --with-symbol-versions build/libvhost_user_frontend.so |
+        awk '$2 != "A" { print $3 }' | sort >"$SCRATCH/so"
+    sed 's/$/@@VUF_0.1/' "$SCRATCH/map" >"$SCRATCH/versioned"
+    [ -s "$SCRATCH/map" ] && diff "$SCRATCH/map" "$SCRATCH/header" &&
+        diff "$SCRATCH/versioned" "$SCRATCH/so"
+}
+
+# The soname of both libraries, the macro, and what a static link needs.
+linkage() {
+    soname=$(sed -n 's/^#define VUF_SONAME "\(.*\)"/\1/p' include/vhost_user_frontend.h)
+    for so in build/libvhost_user_frontend.so "$TARGET/debug/libvhost_user_frontend.so"; do
+        found=$(readelf -d "$so" | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')
+        [ "$found" = "$soname" ] || {
+            echo "the soname of $so is '$found', and VUF_SONAME is '$soname'"
+            return 1
+        }
+    done
+    [ -L build/libvhost_user_frontend.so ] && [ -e "build/$soname" ] || return 1
+    native=$(touch src/lib.rs && $CARGO rustc --release --locked --lib --crate-type staticlib \
+        --target-dir build/cargo -- --print native-static-libs 2>&1 |
+        sed -n 's/^note: native-static-libs: //p' | tr ' ' '\n' | sort -u | tr '\n' ' ')
+    wanted=$(sed -n 's/^NATIVE *:= *//p' Makefile | tr ' ' '\n' | sort -u | tr '\n' ' ')
+    [ "$native" = "$wanted" ] || {
+        echo "rustc wants '$native', and NATIVE in the Makefile is '$wanted'"
+        return 1
+    }
+    echo '2 passed, 0 failed'
+}
+
+c_tests_built() {
+    $MAKE c-tests
+}
+
+# run_c_tests PREFIX: every C test program, behind a wrapper command.
+run_c_tests() {
+    result=0
+    for program in build/c-tests/test_*; do
+        case $program in *.*) continue ;; esac
+        echo "== $program"
+        # shellcheck disable=SC2086
+        VUF_EMBEDDED_BACKEND=$TARGET/debug/examples/embedded_backend \
+            VUF_FOREIGN_BACKEND=$TARGET/debug/examples/foreign_backend \
+            timeout 600 $1 "$program" || result=1
+    done
+    return $result
+}
+
+c_tests() {
+    run_c_tests ''
+}
+
+# Once more with the library as cargo makes it.
+c_tests_cdylib() {
+    mkdir -p "$SCRATCH/cdylib"
+    cp "$TARGET/debug/libvhost_user_frontend.so" "$SCRATCH/cdylib/libvhost_user_frontend.so.0"
+    LD_LIBRARY_PATH=$SCRATCH/cdylib run_c_tests ''
+}
+
+c_tests_valgrind() {
+    run_c_tests 'valgrind --quiet --leak-check=full --show-leak-kinds=all --errors-for-leak-kinds=all --error-exitcode=9'
+}
+
+# A program that knows nothing but pkg-config and the README, on an installed
+# tree, linked both ways.
+installed() {
+    root=$SCRATCH/root
+    $MAKE install DESTDIR="$root" PREFIX=/usr LIBDIR=/usr/lib/test >/dev/null || return 1
+    export PKG_CONFIG_SYSROOT_DIR="$root" PKG_CONFIG_LIBDIR="$root/usr/lib/test/pkgconfig"
+    awk '/^```c$/ { on = 1; next } /^```$/ { on = 0 } on' README.md >"$SCRATCH/readme.c"
+    [ "$(wc -l <"$SCRATCH/readme.c")" -gt 20 ] || return 1
+    # shellcheck disable=SC2046
+    $CC -Wall -Wextra -Werror -o "$SCRATCH/shared" "$SCRATCH/readme.c" \
+        $(pkg-config --cflags --libs vhost_user_frontend) &&
+        $CC -Wall -Wextra -Werror -o "$SCRATCH/static" "$SCRATCH/readme.c" \
+            $(pkg-config --static --cflags vhost_user_frontend) \
+            -Wl,-Bstatic $(pkg-config --libs vhost_user_frontend) -Wl,-Bdynamic \
+            $(pkg-config --static --libs-only-l vhost_user_frontend |
+                sed 's/-lvhost_user_frontend//') || return 1
+    readelf -d "$SCRATCH/shared" | grep -q 'NEEDED.*libvhost_user_frontend.so.0' || return 1
+    ! readelf -d "$SCRATCH/static" | grep -q libvhost_user_frontend || return 1
+    truncate -s 8M "$SCRATCH/disk.raw"
+    "$TARGET/debug/examples/embedded_backend" --socket "$SCRATCH/blk.sock" \
+        --file "$SCRATCH/disk.raw" >"$SCRATCH/ready" &
+    backend=$!
+    tries=0
+    until grep -q ready "$SCRATCH/ready" || [ $tries -ge 100 ]; do
+        tries=$((tries + 1))
+        sleep 0.1
+    done
+    LD_LIBRARY_PATH=$root/usr/lib/test "$SCRATCH/shared" "$SCRATCH/blk.sock" &&
+        "$SCRATCH/static" "$SCRATCH/blk.sock" &&
+        LD_LIBRARY_PATH=$root/usr/lib/test "$root/usr/bin/vhost-user-probe" "$SCRATCH/blk.sock"
+    result=$?
+    kill $backend
+    wait $backend 2>/dev/null
+    [ $result = 0 ] && echo '3 passed, 0 failed'
+}
+
+demo() {
+    sh examples/demo.sh embedded && sh examples/demo.sh qemu && echo '2 passed, 0 failed'
+}
+
+# ---- the order ----
+
+stage 'what the tests need' sh c-tests/packages.sh
+stage 'back-ends for the tests' back_ends
+stage 'formatting and lints' lints
+stage 'header is current' $MAKE --no-print-directory header-check
+stage 'header alone, C99 to C++20' header_alone
+stage 'exports = map = header' exports
+stage 'Rust tests' rust_tests
+stage 'soname and native libraries' linkage
+stage 'C tests compile' c_tests_built
+stage 'every C function has a test' sh c-tests/check_coverage.sh
+stage 'C tests' c_tests
+stage 'C tests on the cdylib of cargo' c_tests_cdylib
+stage 'C tests under valgrind' c_tests_valgrind
+stage 'system calls of a round trip' sh c-tests/check_strace.sh
+stage 'installed tree, pkg-config, README example' installed
+stage 'demo, on both back-ends' demo
+
+echo
+echo "took $(($(date +%s) - begin)) s"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" = 0 ]
