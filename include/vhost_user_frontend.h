@@ -7,6 +7,10 @@
  *
  * SPDX-License-Identifier: Apache-2.0 OR MIT
  *
+ * Each function that sends a request names it in parentheses; it is described
+ * in the vhost-user specification, section "Front-end message types", and its
+ * structures in "Message Specification".
+ *
  * The life of a client:
  *   1. vuf_client_connect(), vuf_client_accept() or vuf_client_from_fd()
  *   2. vuf_client_get_features(); if VUF_F_PROTOCOL_FEATURES is offered,
