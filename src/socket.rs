@@ -14,7 +14,6 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -55,7 +54,7 @@ impl Deadline {
 
 /// Bytes for control messages, aligned for their header.
 #[repr(C, align(8))]
-struct ControlBuffer<const N: usize>([MaybeUninit<u8>; N]);
+struct ControlBuffer<const N: usize>([u8; N]);
 
 #[allow(
     clippy::arithmetic_side_effects,
@@ -81,7 +80,8 @@ pub(crate) fn send(
     if fds.len() > MAX_FDS_SENT {
         return Err(Errno::E2BIG);
     }
-    let mut control = ControlBuffer([MaybeUninit::<u8>::uninit(); SEND_CONTROL]);
+    // Zeroed: the padding goes to the kernel as well.
+    let mut control = ControlBuffer([0; SEND_CONTROL]);
     // SAFETY: an all-zero msghdr is valid: null pointers with zero lengths.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     // IoSlice is layout-compatible with iovec, and sendmsg only reads it.
@@ -135,7 +135,7 @@ pub(crate) fn receive(
     wait: bool,
     mut take: impl FnMut(OwnedFd),
 ) -> nix::Result<Received> {
-    let mut control = ControlBuffer([MaybeUninit::<u8>::uninit(); RECEIVE_CONTROL]);
+    let mut control = ControlBuffer([0; RECEIVE_CONTROL]);
     let mut part = libc::iovec {
         iov_base: buffer.as_mut_ptr().cast(),
         iov_len: buffer.len(),

@@ -100,9 +100,11 @@ pub unsafe extern "C" fn vuf_client_set_vring_base(
 
 /// Stops a ring and tells where it stood (GET_VRING_BASE).
 ///
-/// The back-end first finishes the requests that it has taken, so the call may
-/// take as long as they do. (With VUF_PROTOCOL_F_GET_VRING_BASE_INFLIGHT it may
-/// instead leave them in the in-flight buffer.) It also drops the kick and call
+/// The back-end shall first finish the requests that it has taken, so the call
+/// may take as long as they do. (With VUF_PROTOCOL_F_GET_VRING_BASE_INFLIGHT it
+/// may instead leave them in the in-flight buffer.) Beware: qemu-storage-daemon
+/// 10.0 answers at once and fails when they complete; where you can, wait for
+/// what is in flight first. The back-end also drops the kick and call
 /// descriptors of the ring: send them again before a restart.
 ///
 /// index       the ring: 0 to VUF_MAX_RING_INDEX, and below options.max_rings
