@@ -1,0 +1,345 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT */
+#include "harness.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { START_MS = 20000, STOP_MS = 5000, MAX_ARGS = 32 };
+
+int64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+void sleep_ms(int ms)
+{
+    struct timespec left = {ms / 1000, ms % 1000 * 1000000L};
+    while (nanosleep(&left, &left) != 0 && errno == EINTR) {
+    }
+}
+
+int count_fds(void)
+{
+    DIR *dir = opendir("/proc/self/fd");
+    if (dir == NULL) {
+        return -1;
+    }
+    int count = -1; /* the directory itself */
+    for (struct dirent *entry; (entry = readdir(dir)) != NULL;) {
+        count += entry->d_name[0] != '.';
+    }
+    closedir(dir);
+    return count;
+}
+
+/* Complains about a back-end and takes away what is there of it. */
+__attribute__((format(printf, 2, 3))) static int fail(struct backend *backend, const char *format,
+                                                     ...)
+{
+    va_list args;
+    va_start(args, format);
+    fputs("harness: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    backend_stop(backend);
+    return -1;
+}
+
+static int make_dir(struct backend *backend)
+{
+    memset(backend, 0, sizeof *backend);
+    const char *tmp = getenv("TMPDIR");
+    char dir[sizeof backend->dir];
+    int length = snprintf(dir, sizeof dir, "%s/vuf.XXXXXX", tmp != NULL ? tmp : "/tmp");
+    if (length >= (int)sizeof dir) {
+        return fail(backend, "TMPDIR is too long for the path of a socket");
+    }
+    if (mkdtemp(dir) == NULL) {
+        return fail(backend, "mkdtemp %s: %s", dir, strerror(errno));
+    }
+    memcpy(backend->dir, dir, sizeof dir);
+    snprintf(backend->socket, sizeof backend->socket, "%s/socket", dir);
+    snprintf(backend->disk, sizeof backend->disk, "%s/disk", dir);
+    snprintf(backend->log, sizeof backend->log, "%s/log", dir);
+    return 0;
+}
+
+static int make_disk(struct backend *backend)
+{
+    int fd = open(backend->disk, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0 || ftruncate(fd, DISK_SIZE) != 0) {
+        int error = errno;
+        if (fd >= 0) {
+            close(fd);
+        }
+        return fail(backend, "%s: %s", backend->disk, strerror(error));
+    }
+    close(fd);
+    return 0;
+}
+
+/* Marks every descriptor but 0, 1 and 2 close-on-exec. */
+static void inherit_nothing(void)
+{
+    for (int fd = 3; fd < 1024; fd++) {
+        int flags = fcntl(fd, F_GETFD);
+        if (flags >= 0) {
+            fcntl(fd, F_SETFD, flags | FD_CLOEXEC);
+        }
+    }
+}
+
+static int spawn(struct backend *backend, const char *const args[], int out)
+{
+    pid_t parent = getpid();
+    pid_t pid = fork();
+    if (pid < 0) {
+        return fail(backend, "fork: %s", strerror(errno));
+    }
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (getppid() != parent) {
+            _exit(127);
+        }
+        signal(SIGPIPE, SIG_DFL);
+        if (out >= 0) {
+            dup2(out, STDOUT_FILENO);
+        }
+        inherit_nothing();
+        execvp(args[0], (char *const *)args);
+        _exit(127);
+    }
+    backend->pid = pid;
+    return 0;
+}
+
+/* Reads until the program says "ready". */
+static bool said_ready(int fd)
+{
+    int64_t deadline = now_ms() + START_MS;
+    char text[64];
+    size_t length = 0;
+    while (length < sizeof text - 1) {
+        struct pollfd item = {fd, POLLIN, 0};
+        int64_t left = deadline - now_ms();
+        int ready = poll(&item, 1, left > 0 ? (int)left : 0);
+        if (ready < 0 && errno == EINTR) {
+            continue;
+        }
+        ssize_t got = ready == 1 ? read(fd, text + length, sizeof text - 1 - length) : 0;
+        if (got <= 0) {
+            return false;
+        }
+        length += (size_t)got;
+        text[length] = '\0';
+        if (strstr(text, "ready\n") != NULL) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int start_until_ready(struct backend *backend, const char *const args[])
+{
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) != 0) {
+        return fail(backend, "pipe: %s", strerror(errno));
+    }
+    int rc = spawn(backend, args, ends[1]);
+    close(ends[1]);
+    if (rc == 0 && !said_ready(ends[0])) {
+        rc = fail(backend, "%s did not say \"ready\"", args[0]);
+    }
+    close(ends[0]);
+    return rc;
+}
+
+/* The program that an environment variable names. */
+static const char *program(const char *variable)
+{
+    const char *path = getenv(variable);
+    if (path == NULL || access(path, X_OK) != 0) {
+        fprintf(stderr, "harness: %s does not name a program\n", variable);
+        return NULL;
+    }
+    return path;
+}
+
+int backend_start_embedded(struct backend *backend, unsigned queues, bool read_only)
+{
+    memset(backend, 0, sizeof *backend);
+    const char *path = program("VUF_EMBEDDED_BACKEND");
+    if (path == NULL || make_dir(backend) != 0 || make_disk(backend) != 0) {
+        return -1;
+    }
+    char number[16];
+    snprintf(number, sizeof number, "%u", queues);
+    const char *args[] = {
+        path,       "--socket", backend->socket, "--file", backend->disk,
+        "--queues", number,     read_only ? "--read-only" : NULL, NULL,
+    };
+    return start_until_ready(backend, args);
+}
+
+int backend_start_foreign(struct backend *backend, const char *const extra_args[])
+{
+    memset(backend, 0, sizeof *backend);
+    const char *path = program("VUF_FOREIGN_BACKEND");
+    if (path == NULL || make_dir(backend) != 0) {
+        return -1;
+    }
+    const char *args[MAX_ARGS + 1] = {path, "--socket", backend->socket, "--log", backend->log};
+    size_t n = 5;
+    for (; extra_args != NULL && *extra_args != NULL; extra_args++) {
+        if (n == MAX_ARGS) {
+            return fail(backend, "more than %d arguments", MAX_ARGS);
+        }
+        args[n++] = *extra_args;
+    }
+    return start_until_ready(backend, args);
+}
+
+static bool can_connect(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) {
+        return false;
+    }
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
+    bool connected = connect(fd, (struct sockaddr *)&address, sizeof address) == 0;
+    close(fd);
+    return connected;
+}
+
+int backend_start_qemu(struct backend *backend, unsigned queues)
+{
+    if (make_dir(backend) != 0 || make_disk(backend) != 0) {
+        return -1;
+    }
+    char blockdev[200], export[300];
+    snprintf(blockdev, sizeof blockdev, "driver=file,node-name=f0,filename=%s", backend->disk);
+    snprintf(export, sizeof export,
+             "type=vhost-user-blk,id=e0,node-name=f0,writable=on,addr.type=unix,addr.path=%s,"
+             "num-queues=%u",
+             backend->socket, queues);
+    const char *args[] = {
+        "qemu-storage-daemon", "--blockdev", blockdev, "--export", export, NULL,
+    };
+    if (spawn(backend, args, -1) != 0) {
+        return -1;
+    }
+    for (int64_t deadline = now_ms() + START_MS; !can_connect(backend->socket); sleep_ms(10)) {
+        if (waitpid(backend->pid, NULL, WNOHANG) == backend->pid) {
+            backend->pid = 0;
+            return fail(backend, "%s ended", args[0]);
+        }
+        if (now_ms() > deadline) {
+            return fail(backend, "%s does not listen", args[0]);
+        }
+    }
+    return 0;
+}
+
+static void end_process(pid_t pid)
+{
+    kill(pid, SIGTERM);
+    for (int64_t deadline = now_ms() + STOP_MS; now_ms() < deadline; sleep_ms(5)) {
+        if (waitpid(pid, NULL, WNOHANG) == pid) {
+            return;
+        }
+    }
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+}
+
+void backend_stop(struct backend *backend)
+{
+    if (backend->pid > 0) {
+        end_process(backend->pid);
+    }
+    if (backend->dir[0] != '\0') {
+        const char *const files[] = {backend->socket, backend->disk, backend->log};
+        for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+            unlink(files[i]);
+        }
+        if (rmdir(backend->dir) != 0) {
+            fprintf(stderr, "harness: rmdir %s: %s\n", backend->dir, strerror(errno));
+        }
+    }
+    memset(backend, 0, sizeof *backend);
+}
+
+bool qemu_available(void)
+{
+    const char *path = getenv("PATH");
+    for (const char *at = path; at != NULL && *at != '\0';) {
+        size_t length = strcspn(at, ":");
+        char file[4096];
+        snprintf(file, sizeof file, "%.*s/qemu-storage-daemon", (int)length, at);
+        if (access(file, X_OK) == 0) {
+            return true;
+        }
+        at += length + (at[length] == ':');
+    }
+    return false;
+}
+
+/* Reads one line if the log holds a whole one. */
+static bool read_line(struct backend *backend, char *line, size_t size)
+{
+    FILE *log = fopen(backend->log, "re");
+    if (log == NULL) {
+        return false;
+    }
+    bool whole = fseek(log, backend->log_at, SEEK_SET) == 0 && fgets(line, (int)size, log) != NULL;
+    char *end = whole ? strchr(line, '\n') : NULL;
+    if (end != NULL) {
+        *end = '\0';
+        backend->log_at = ftell(log);
+    }
+    fclose(log);
+    return end != NULL;
+}
+
+bool backend_log_next(struct backend *backend, char *line, size_t size, int timeout_ms)
+{
+    for (int64_t deadline = now_ms() + timeout_ms;; sleep_ms(2)) {
+        if (read_line(backend, line, size)) {
+            return true;
+        }
+        if (now_ms() >= deadline) {
+            line[0] = '\0';
+            return false;
+        }
+    }
+}
+
+bool backend_log_find(struct backend *backend, const char *prefix, char *line, size_t size,
+                      int timeout_ms)
+{
+    int64_t deadline = now_ms() + timeout_ms;
+    while (backend_log_next(backend, line, size, (int)(deadline - now_ms()))) {
+        if (strncmp(line, prefix, strlen(prefix)) == 0) {
+            return true;
+        }
+    }
+    return false;
+}

@@ -1,0 +1,393 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT */
+/*
+ * vhost-user-probe [OPTION...] SOCKET: tells what a back-end offers.
+ *
+ * It only asks. Neither SET_OWNER nor SET_FEATURES is sent; protocol features
+ * have to be acknowledged, or the questions that need them would be refused.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <linux/virtio_ids.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "names.h"
+#include "vhost_user_frontend.h"
+
+enum { EXIT_ANSWERED = 0, EXIT_BACK_END = 1, EXIT_LOCAL = 2 };
+enum { RETRY_MS = 20, DEFAULT_MS = 5000 };
+
+#define BIT(n) (UINT64_C(1) << (n))
+
+/* What the questions below need, and no more. */
+#define NEEDED                                                                                    \
+    (BIT(VUF_PROTOCOL_F_MQ) | BIT(VUF_PROTOCOL_F_CONFIG) |                                        \
+     BIT(VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS) | BIT(VUF_PROTOCOL_F_SHMEM))
+
+/* The back-end does not tell how large its configuration space is, and refuses
+   to read beyond it: so ask for less and less. Sizes of common devices. */
+static const size_t config_sizes[] = {BLK_CONFIG_SIZE, 44, 40, 36, 24, 16, 12, 8, 4};
+
+enum { CONFIG_SIZES = sizeof config_sizes / sizeof *config_sizes };
+
+struct probe {
+    /* What the user wants. */
+    const char *socket;
+    struct vuf_client_options options;
+    const struct device_type *type; /* NULL: not told */
+    long config_size;               /* -1: not told */
+
+    struct vuf_client *client;
+    const char *asking; /* what failed, if something does */
+
+    /* What is known so far. */
+    bool has_features, has_protocol, has_queues, has_slots, has_shmem, asked_config;
+    uint64_t features, protocol, acked, queues, slots;
+    struct vuf_shmem_config shmem;
+    uint8_t config[VUF_MAX_CONFIG_SIZE];
+    size_t config_read; /* 0: refused */
+};
+
+/* ---- questions: 0, or the library's code ---- */
+
+static int ask_features(struct probe *probe)
+{
+    probe->asking = "connecting";
+    int rc = vuf_client_connect(probe->socket, &probe->options, &probe->client);
+    if (rc != 0) {
+        return rc;
+    }
+    probe->asking = "asking for virtio features";
+    rc = vuf_client_get_features(probe->client, &probe->features);
+    if (rc != 0) {
+        return rc;
+    }
+    probe->has_features = true;
+    if ((probe->features & BIT(VUF_F_PROTOCOL_FEATURES)) == 0) {
+        return 0;
+    }
+    probe->asking = "asking for protocol features";
+    rc = vuf_client_get_protocol_features(probe->client, &probe->protocol);
+    if (rc != 0) {
+        return rc;
+    }
+    probe->has_protocol = true;
+    probe->acked = probe->protocol & NEEDED & vuf_supported_protocol_features();
+    probe->asking = "acknowledging protocol features";
+    return vuf_client_set_protocol_features(probe->client, probe->acked);
+}
+
+static bool acked(const struct probe *probe, unsigned bit)
+{
+    return (probe->acked & BIT(bit)) != 0;
+}
+
+static int ask_numbers(struct probe *probe)
+{
+    int rc = 0;
+    if (acked(probe, VUF_PROTOCOL_F_MQ)) {
+        probe->asking = "asking for the number of queues";
+        rc = vuf_client_get_queue_num(probe->client, &probe->queues);
+        probe->has_queues = rc == 0;
+    }
+    if (rc == 0 && acked(probe, VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS)) {
+        probe->asking = "asking for the number of memory slots";
+        rc = vuf_client_get_max_mem_slots(probe->client, &probe->slots);
+        probe->has_slots = rc == 0;
+    }
+    if (rc == 0 && acked(probe, VUF_PROTOCOL_F_SHMEM)) {
+        probe->asking = "asking for shared memory regions";
+        probe->shmem.size = sizeof probe->shmem;
+        rc = vuf_client_get_shmem_config(probe->client, &probe->shmem);
+        probe->has_shmem = rc == 0;
+    }
+    return rc;
+}
+
+static uint64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* Connects anew to a back-end that has just closed the connection; some take a
+   moment until they listen again. */
+static int reconnect(struct probe *probe)
+{
+    uint64_t deadline = now_ms() + probe->options.connect_timeout_ms;
+    for (;;) {
+        vuf_client_free(probe->client);
+        probe->client = NULL;
+        int rc = ask_features(probe);
+        if ((rc != -ENOENT && rc != -ECONNREFUSED) || now_ms() >= deadline) {
+            return rc;
+        }
+        nanosleep(&(struct timespec){.tv_nsec = RETRY_MS * 1000000}, NULL);
+    }
+}
+
+/* Asks once for the configuration. A back-end may refuse by an answer, by
+   closing the connection, or by both one after the other. */
+static int ask_config_size(struct probe *probe, size_t size)
+{
+    for (bool fresh = false;; fresh = true) {
+        probe->asking = "asking for the configuration space";
+        int rc = vuf_client_get_config(probe->client, 0, 0, probe->config, size);
+        if (rc == 0) {
+            probe->config_read = size;
+        }
+        if (rc != VUF_E_DISCONNECTED) {
+            return rc == VUF_E_NACK ? 0 : rc;
+        }
+        /* On a connection that has seen an earlier question the close may be
+           the answer to that one: ask again on one of our own. */
+        rc = reconnect(probe);
+        if (rc != 0) {
+            probe->asking = "connecting again, after it hung up on a question for its "
+                            "configuration space (see --config-size)";
+        }
+        if (rc != 0 || fresh) {
+            return rc;
+        }
+    }
+}
+
+static int ask_config(struct probe *probe)
+{
+    size_t most = probe->type != NULL ? probe->type->config_size : BLK_CONFIG_SIZE;
+    if (probe->config_size >= 0) {
+        most = (size_t)probe->config_size;
+    }
+    if (!acked(probe, VUF_PROTOCOL_F_CONFIG) || most == 0) {
+        return 0;
+    }
+    int rc = ask_config_size(probe, most);
+    for (size_t n = 0; n < CONFIG_SIZES && probe->config_size < 0; n++) {
+        if (rc == 0 && probe->config_read == 0 && config_sizes[n] < most) {
+            rc = ask_config_size(probe, config_sizes[n]);
+        }
+    }
+    probe->asked_config = rc == 0;
+    return rc;
+}
+
+/* ---- the report ---- */
+
+static void print_bits(const char *title, uint64_t mask)
+{
+    printf("%s: 0x%016" PRIx64 "\n", title, mask);
+}
+
+static void print_features(const struct probe *probe, const struct device_type *type)
+{
+    print_bits("virtio features", probe->features);
+    for (unsigned bit = 0; bit < 64; bit++) {
+        if ((probe->features & BIT(bit)) != 0) {
+            const char *name = virtio_feature_name(type, bit);
+            const char *unnamed = type == NULL && (bit < 24 || bit >= 50)
+                                      ? "(the device's own; see --device)"
+                                      : "(no name known)";
+            printf("  %2u  %s\n", bit, name != NULL ? name : unnamed);
+        }
+    }
+}
+
+static void print_protocol_features(const struct probe *probe)
+{
+    uint64_t served = vuf_supported_protocol_features();
+    print_bits("protocol features", probe->protocol);
+    for (unsigned bit = 0; bit < 64; bit++) {
+        if ((probe->protocol & BIT(bit)) != 0) {
+            const char *name = vuf_protocol_feature_name(bit);
+            printf("  %2u  %-26s %s\n", bit, name != NULL ? name : "(no name known)",
+                   (served & BIT(bit)) != 0 ? "served by this library"
+                                            : "not served by this library");
+        }
+    }
+}
+
+static void print_number(const char *title, bool known, uint64_t number)
+{
+    if (known) {
+        printf("%s: %" PRIu64 "\n", title, number);
+    }
+}
+
+static void print_shmem(const struct probe *probe)
+{
+    printf("shared memory regions: %" PRIu32 "\n", probe->shmem.nregions);
+    for (unsigned id = 0; id < VUF_SHMEM_REGIONS; id++) {
+        if (probe->shmem.memory_sizes[id] != 0) {
+            printf("  %2u  %" PRIu64 " bytes\n", id, probe->shmem.memory_sizes[id]);
+        }
+    }
+}
+
+static void print_hex(const uint8_t *bytes, size_t size)
+{
+    for (size_t n = 0; n < size; n++) {
+        if (n % 16 == 0) {
+            printf("  %02zx ", n);
+        }
+        printf(" %02x%s", bytes[n], n % 16 == 15 || n + 1 == size ? "\n" : "");
+    }
+}
+
+static void print_config(const struct probe *probe, const struct device_type *type)
+{
+    if (probe->config_read == 0) {
+        puts("configuration space: refused; try --config-size");
+        return;
+    }
+    /* It may have more than was asked for; and some pad what they have not. */
+    printf("configuration space: %zu bytes read%s\n", probe->config_read,
+           type != NULL && type != probe->type ? "; this looks like a block device" : "");
+    if (type == device_type_by_id(VIRTIO_ID_BLOCK) && probe->config_read >= 8) {
+        blk_config_print(stdout, "  ", probe->config, probe->config_read, probe->features);
+    } else {
+        print_hex(probe->config, probe->config_read);
+    }
+}
+
+/* Prints what is known, even if the back-end has failed on the way. */
+static void print_report(const struct probe *probe)
+{
+    const struct device_type *type = probe->type;
+    if (type == NULL && blk_config_plausible(probe->config, probe->config_read, probe->features)) {
+        type = device_type_by_id(VIRTIO_ID_BLOCK);
+    }
+    if (probe->has_features) {
+        print_features(probe, type);
+    }
+    if (probe->has_protocol) {
+        print_protocol_features(probe);
+    }
+    print_number("queues", probe->has_queues, probe->queues);
+    print_number("memory slots", probe->has_slots, probe->slots);
+    if (probe->has_shmem) {
+        print_shmem(probe);
+    }
+    if (probe->asked_config) {
+        print_config(probe, type);
+    }
+}
+
+/* ---- arguments ---- */
+
+static void print_usage(FILE *out)
+{
+    fprintf(out,
+            "usage: vhost-user-probe [OPTION...] SOCKET\n"
+            "Tells what the vhost-user back-end that listens on SOCKET offers.\n"
+            "\n"
+            "  --timeout MILLISECONDS  how long to wait for each answer (default %d)\n"
+            "  --device TYPE           what the device is, to name and decode what is its own:\n"
+            "                         ",
+            DEFAULT_MS);
+    for (size_t n = 0; device_type_name(n) != NULL; n++) {
+        fprintf(out, " %s", device_type_name(n));
+    }
+    fputs("\n"
+          "  --config-size BYTES     how much configuration space to ask for, and nothing less;\n"
+          "                          0 to leave it alone (default: 60 and less until it answers)\n"
+          "  --help                  this text\n"
+          "\n"
+          "The device is only asked, never claimed or configured. Some back-ends end when a\n"
+          "front-end disconnects, and so after this as well.\n"
+          "\n"
+          "Exit status: 0 the back-end answered, 1 it failed (unreachable, silent, or it broke\n"
+          "the protocol), 2 wrong usage, or the report could not be written.\n",
+          out);
+}
+
+static int usage_error(const char *what, const char *argument)
+{
+    fprintf(stderr, "vhost-user-probe: %s%s; see --help\n", what, argument);
+    return EXIT_LOCAL;
+}
+
+static bool parse_number(const char *text, long least, long most, long *number)
+{
+    char *end;
+    errno = 0;
+    *number = strtol(text, &end, 10);
+    return errno == 0 && end != text && *end == '\0' && *number >= least && *number <= most;
+}
+
+/* Returns -1 to go on, otherwise the exit status. */
+static int parse_arguments(int argc, char **argv, struct probe *probe)
+{
+    static const struct option options[] = {
+        {"timeout", required_argument, NULL, 't'},
+        {"device", required_argument, NULL, 'd'},
+        {"config-size", required_argument, NULL, 'c'},
+        {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0},
+    };
+    long timeout = DEFAULT_MS;
+    for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+        switch (option) {
+        case 't':
+            if (!parse_number(optarg, 1, INT32_MAX, &timeout)) {
+                return usage_error("not a number of milliseconds: ", optarg);
+            }
+            break;
+        case 'd':
+            probe->type = device_type_by_name(optarg);
+            if (probe->type == NULL) {
+                return usage_error("not a type of device: ", optarg);
+            }
+            break;
+        case 'c':
+            if (!parse_number(optarg, 0, VUF_MAX_CONFIG_SIZE, &probe->config_size)) {
+                return usage_error("not a size of configuration space: ", optarg);
+            }
+            break;
+        case 'h':
+            print_usage(stdout);
+            return EXIT_ANSWERED;
+        default: /* getopt has complained */
+            return usage_error("wrong usage", "");
+        }
+    }
+    if (optind != argc - 1) {
+        return usage_error("one socket is needed", "");
+    }
+    probe->socket = argv[optind];
+    probe->options.connect_timeout_ms = (uint32_t)timeout;
+    probe->options.timeout_ms = (uint32_t)timeout;
+    return -1;
+}
+
+int main(int argc, char **argv)
+{
+    struct probe probe = {.options.size = sizeof probe.options, .config_size = -1};
+    int status = parse_arguments(argc, argv, &probe);
+    if (status >= 0) {
+        return status;
+    }
+    int rc = ask_features(&probe);
+    if (rc == 0) {
+        rc = ask_numbers(&probe);
+    }
+    /* Last, because a refusal may cost the connection. */
+    if (rc == 0) {
+        rc = ask_config(&probe);
+    }
+    print_report(&probe);
+    if (rc != 0) {
+        fflush(stdout);
+        fprintf(stderr, "vhost-user-probe: %s: %s: %s\n", probe.socket, probe.asking,
+                vuf_last_error());
+    }
+    vuf_client_free(probe.client);
+    if (rc == 0 && fflush(stdout) != 0) {
+        perror("vhost-user-probe: standard output");
+        return EXIT_LOCAL;
+    }
+    return rc == 0 ? EXIT_ANSWERED : EXIT_BACK_END;
+}
