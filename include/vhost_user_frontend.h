@@ -394,7 +394,7 @@ struct vuf_error_info {
      */
     uint32_t request;
     /**
-     * Index of the ring that the request names; -1 if none.
+     * Index of the ring that the request names; -1 if none, or above INT32_MAX.
      */
     int32_t ring;
     /**
@@ -462,11 +462,13 @@ struct vuf_client_options {
     uint32_t reserved;
     /**
      * With VUF_CLIENT_ADOPT: the virtio features that were acknowledged on
-     * this connection by the process that it was inherited from.
+     * this connection by the process that it was inherited from. SET_OWNER
+     * counts as sent.
      */
     uint64_t adopt_features;
     /**
-     * With VUF_CLIENT_ADOPT: the protocol features, likewise.
+     * With VUF_CLIENT_ADOPT: the protocol features, likewise; a subset of
+     * vuf_supported_protocol_features().
      */
     uint64_t adopt_protocol_features;
 };
@@ -656,8 +658,9 @@ const char *vuf_last_error(void);
  *
  * info  set info->size before the call; the rest is filled in
  *
- * Returns 0, or -EINVAL if info is NULL or its size is not set (which is then
- * itself the last failure).
+ * Returns 0, otherwise (which is then itself the last failure)
+ *   -EINVAL  info is NULL, or its size is not set
+ *   -E2BIG   its size is above 65536
  */
 int vuf_last_error_info(struct vuf_error_info *info);
 
@@ -921,8 +924,10 @@ int vuf_client_get_max_mem_slots(struct vuf_client *client, uint64_t *slots);
  *
  * Returns 0 once the back-end has taken over the table, otherwise
  *   -EINVAL     regions is NULL, n is out of range, or a region is not valid:
- *               size 0, an offset that is not page-aligned, an end beyond 64
- *               bits, two that overlap, fd 0, a field that must be zero
+ *               size 0, an offset that is not page-aligned, an end (of guest
+ *               or user addresses or in the file) beyond 64 bits, two that
+ *               overlap, fd 0, a field that must be zero, or user_addr is not
+ *               guest_addr with VUF_PROTOCOL_F_GPA_ADDRESSES
  *   -EBADF      a region's fd is negative or not open
  *   VUF_E_NACK  the back-end refused; the old table may be gone
  * or a common code.
@@ -960,7 +965,8 @@ int vuf_client_add_mem_region(struct vuf_client *client,
  *         its fd is not used
  *
  * Returns 0 once the back-end has let go of it, otherwise
- *   -EINVAL               region is NULL or not valid
+ *   -EINVAL               region is NULL or not valid, as for
+ *                         vuf_client_set_mem_table()
  *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
  *   VUF_E_NACK            the back-end refused, as when it knows no such region
  * or a common code.
@@ -1080,7 +1086,8 @@ int vuf_client_set_vring_base(struct vuf_client *client,
  * timeout_ms  how long to wait; VUF_TIMEOUT_DEFAULT is options.drain_timeout_ms
  * base        gets what vuf_client_set_vring_base() takes. Where a back-end
  *             returns only the available half of a packed ring's base, the
- *             used half, which is equal after a drain, is filled in.
+ *             used half, which is equal after a drain, is filled in (but not
+ *             with VUF_PROTOCOL_F_GET_VRING_BASE_INFLIGHT).
  *
  * Returns 0, otherwise
  *   -EINVAL         index is out of range, or base is NULL
@@ -1179,7 +1186,7 @@ int vuf_client_set_vring_enable(struct vuf_client *client,
  *
  * offset  where to begin, in bytes; use 0 for portability, because
  *         libvhost-user and DPDK ignore it. offset + len is at most 4096.
- * flags   0 (1 and 2 are passed on)
+ * flags   0; up to 3 is passed on
  * buf     gets len bytes; on failure its content is unchanged
  * len     1 to VUF_MAX_CONFIG_SIZE
  *
@@ -1340,6 +1347,7 @@ int vuf_client_check_device_state(struct vuf_client *client);
  *
  * Returns 0, otherwise
  *   -EINVAL               config is NULL, or its size is not set
+ *   -E2BIG                its size is above 65536
  *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
  *   VUF_E_PROTOCOL        the answer contradicts itself
  * or a common code.

@@ -334,7 +334,8 @@ impl BackendClient {
         let request = Request::SetProtocolFeatures;
         let features = self
             .negotiated
-            .check_protocol(features)
+            .check(request.info())
+            .and_then(|()| self.negotiated.check_protocol(features))
             .map_err(|error| error.of(request))?;
         self.tell(&Call::new(request, features.bits().as_bytes()))?;
         self.negotiated.set_protocol(features);
@@ -481,18 +482,16 @@ impl BackendClient {
             timeout,
             ..Call::new(request, body.as_bytes())
         };
-        let state = self.ask(&call, |reply| {
+        let base = self.ask(&call, |reply| {
             let state: VringState = decode(&reply)?;
             if state.index != index {
                 let text = "the reply is for another ring";
                 return Err(Error::protocol(text).value(u64::from(state.index)));
             }
-            Ok(state)
+            self.negotiated.base(state.num)
         })?;
         self.negotiated.set_running(ring, false);
-        self.negotiated
-            .base(state.num)
-            .map_err(|error| error.of(request).ring(index))
+        Ok(base)
     }
 
     /// SET_VRING_ENABLE: whether the back-end processes a ring. Needs bit 30
@@ -636,18 +635,15 @@ impl BackendClient {
         let call = Call::new(Request::SetDeviceStateFd, body.as_bytes());
         self.ask(&call.fds(&[fd]), |mut reply| {
             let value: u64 = decode(&reply)?;
-            let fd = reply.fd.take();
-            if value & !(FAILED | NO_FD) != 0 || fd.is_some() != (value & NO_FD == 0) {
-                // A failure is the one case in which back-ends differ about
-                // the no-descriptor bit.
-                if value & FAILED == 0 || fd.is_some() {
+            match (value & FAILED, value & NO_FD, reply.fd.take()) {
+                // Not all say then that there is no descriptor.
+                (1.., _, None) => Err(Error::nack(value)),
+                (0, 0, Some(fd)) if value == 0 => Ok(Some(fd)),
+                (0, NO_FD, None) if value == NO_FD => Ok(None),
+                _ => {
                     let text = "the reply and the file descriptors with it do not match";
-                    return Err(Error::protocol(text).value(value));
+                    Err(Error::protocol(text).value(value))
                 }
-            }
-            match value & FAILED {
-                0 => Ok(fd),
-                _ => Err(Error::nack(value)),
             }
         })
     }

@@ -217,18 +217,15 @@ impl Connection {
             }
         };
         let mut state = self.lock();
-        let result = if state.machine.done(first) {
-            state.machine.outcome(first, |_| Ok(())).and(result)
+        if state.machine.done(first) {
+            state.machine.outcome(first, |_| Ok(()))?;
+            result.map_err(|error| error.during(Phase::Barrier))
         } else {
             let error = self.give_up(&mut state, first);
             result.and(Err(error))
-        };
-        result.map_err(|error| Error {
+        }
+        .map_err(|error| Error {
             request: Some(out.request),
-            phase: match error.phase {
-                Phase::Reply => Phase::Barrier,
-                phase => phase,
-            },
             ..error
         })
     }
@@ -382,7 +379,7 @@ impl Connection {
     }
 
     fn give_up(&self, state: &mut State, ticket: Ticket) -> Error {
-        let left = state.machine.abandon(ticket);
+        let (left, request) = state.machine.abandon(ticket);
         let (phase, text) = match left {
             Abandoned::Unsent => (
                 Phase::Send,
@@ -397,7 +394,10 @@ impl Connection {
                 "the back-end did not answer before the deadline",
             ),
         };
-        let error = Error::new(Kind::TimedOut, text).during(phase);
+        let error = Error {
+            request,
+            ..Error::new(Kind::TimedOut, text).during(phase)
+        };
         match (left, self.on_timeout) {
             (Abandoned::CutShort, _) => state.machine.fail_all(&error),
             (Abandoned::Unanswered, OnTimeout::Poison) => state.machine.latch(&error),

@@ -37,6 +37,17 @@ pub mod virtio {
     pub const F_PROTOCOL_FEATURES: u32 = 30;
     /// The packed ring layout.
     pub const F_RING_PACKED: u32 = 34;
+
+    /// The names of these bits; the others depend on the device.
+    pub fn name(bit: u32) -> Option<super::Name> {
+        let name = match bit {
+            F_LOG_ALL => c"VHOST_F_LOG_ALL",
+            F_PROTOCOL_FEATURES => c"VHOST_USER_F_PROTOCOL_FEATURES",
+            F_RING_PACKED => c"VIRTIO_F_RING_PACKED",
+            _ => return None,
+        };
+        Some(super::Name(name))
+    }
 }
 
 bitflags! {

@@ -109,7 +109,7 @@ impl Negotiated {
             0 => Ok(()),
             surplus => Err(Error::invalid(format!(
                 "features has bits that the back-end does not offer: {}",
-                names(surplus, |_| None)
+                names(surplus, virtio::name)
             ))),
         }
     }

@@ -100,6 +100,13 @@ impl Inbox {
         }
     }
 
+    /// Forgets everything, and closes the descriptors: the stream is lost.
+    pub(super) fn discard(&mut self) {
+        (self.start, self.end) = (0, 0);
+        self.fds.fill_with(|| None);
+        self.broken = None;
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.start == self.end && self.fds.iter().all(Option::is_none)
     }

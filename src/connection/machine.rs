@@ -70,6 +70,8 @@ pub(super) struct Machine {
     inbox: Option<Box<Inbox>>,
     /// Why no further request is taken.
     latch: Option<Error>,
+    /// The stream is lost: nothing more that comes means anything.
+    lost: bool,
     /// What the back-end acknowledged last: if it then hangs up, that is what
     /// it choked on.
     last_acked: Option<Request>,
@@ -91,6 +93,7 @@ impl Machine {
             slots: VecDeque::new(),
             inbox: Some(Inbox::new()),
             latch: None,
+            lost: false,
             last_acked: None,
             aborted: false,
             next: 0,
@@ -127,6 +130,9 @@ impl Machine {
         out: &Outgoing<'_>,
         expect: Option<Expect>,
     ) -> Result<Ticket> {
+        if self.aborted {
+            return Err(self.hung_up());
+        }
         if let Some(cause) = &self.latch {
             return Err(latched(cause));
         }
@@ -282,7 +288,13 @@ impl Machine {
 
     /// Takes the inbox back after a read, and settles what it answers.
     pub(super) fn received(&mut self, mut inbox: Box<Inbox>, filled: nix::Result<Filled>) {
-        let parsed = self.parse(&mut inbox);
+        let parsed = match self.lost {
+            true => {
+                inbox.discard();
+                Ok(())
+            }
+            false => self.parse(&mut inbox),
+        };
         self.inbox = Some(inbox);
         if let Err(error) = parsed {
             return self.fail_all(&error);
@@ -418,7 +430,16 @@ impl Machine {
     /// The caller stops waiting. A request of which nothing is on the wire
     /// leaves no trace; one cut in the middle breaks the stream; otherwise the
     /// reply, when it comes, is dropped.
-    pub(super) fn abandon(&mut self, ticket: Ticket) -> Abandoned {
+    pub(super) fn abandon(&mut self, ticket: Ticket) -> (Abandoned, Option<Request>) {
+        let request = self
+            .slots
+            .iter()
+            .find(|slot| slot.ticket == ticket)
+            .map(|slot| slot.request);
+        (self.let_go(ticket), request)
+    }
+
+    fn let_go(&mut self, ticket: Ticket) -> Abandoned {
         let frame = self.outbox.iter().position(|frame| frame.ticket == ticket);
         if let Some(at) = frame {
             let untouched = self.outbox.get(at).is_some_and(|frame| frame.sent == 0);
@@ -449,7 +470,11 @@ impl Machine {
     /// The stream is lost: everything under way fails, and nothing more is taken.
     pub(super) fn fail_all(&mut self, cause: &Error) {
         self.latch(cause);
+        self.lost = true;
         self.outbox.clear();
+        if let Some(inbox) = &mut self.inbox {
+            inbox.discard();
+        }
         self.slots.retain(|slot| slot.wanted);
         for slot in &mut self.slots {
             slot.queued = false;

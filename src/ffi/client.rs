@@ -1,11 +1,13 @@
 //! A client's life, and what is agreed at its beginning.
 
 use super::args::{self, Args};
+use super::boundary;
+use super::handle::{self, About};
 use super::types::*;
-use super::{boundary, handle};
 use crate::backend_client::{Adopted, BackendClient, Options};
 use crate::connection::OnTimeout;
 use crate::error::{Error, Result};
+use crate::message::Request;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::raw::{c_char, c_int};
 
@@ -226,7 +228,7 @@ pub unsafe extern "C" fn vuf_client_get_fd(client: *const vuf_client) -> c_int {
     let mut fd = -1;
     // SAFETY: the caller's promise.
     let rc = unsafe {
-        handle::with_client(client, |client, _| {
+        handle::with_client(client, About::default(), |client, _| {
             fd = client.read_notifier().as_raw_fd();
             Ok(())
         })
@@ -240,13 +242,14 @@ pub unsafe extern "C" fn vuf_client_get_fd(client: *const vuf_client) -> c_int {
 /// `client` as for [`handle::with_client`]; `out` is null or points to room.
 unsafe fn get_u64(
     client: *mut vuf_client,
+    request: Request,
     out: *mut u64,
     name: &str,
     ask: impl FnOnce(&BackendClient) -> Result<u64>,
 ) -> i32 {
     // SAFETY: passed on from the caller.
     unsafe {
-        handle::with_client(client, |client, c| {
+        handle::with_client(client, request, |client, c| {
             let out = c.output(out, name)?;
             out.write(ask(client)?);
             Ok(())
@@ -273,7 +276,15 @@ pub unsafe extern "C" fn vuf_client_get_features(
     features: *mut u64,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { get_u64(client, features, "features", BackendClient::get_features) }
+    unsafe {
+        get_u64(
+            client,
+            Request::GetFeatures,
+            features,
+            "features",
+            BackendClient::get_features,
+        )
+    }
 }
 
 /// Acknowledges virtio features (SET_FEATURES).
@@ -296,7 +307,11 @@ pub unsafe extern "C" fn vuf_client_get_features(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vuf_client_set_features(client: *mut vuf_client, features: u64) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { handle::with_client(client, |client, _| client.set_features(features)) }
+    unsafe {
+        handle::with_client(client, Request::SetFeatures, |client, _| {
+            client.set_features(features)
+        })
+    }
 }
 
 /// Asks which protocol features the back-end offers (GET_PROTOCOL_FEATURES).
@@ -319,7 +334,15 @@ pub unsafe extern "C" fn vuf_client_get_protocol_features(
 ) -> c_int {
     let ask = BackendClient::get_protocol_features;
     // SAFETY: the caller's promise.
-    unsafe { get_u64(client, features, "features", ask) }
+    unsafe {
+        get_u64(
+            client,
+            Request::GetProtocolFeatures,
+            features,
+            "features",
+            ask,
+        )
+    }
 }
 
 /// Acknowledges protocol features (SET_PROTOCOL_FEATURES).
@@ -346,7 +369,11 @@ pub unsafe extern "C" fn vuf_client_set_protocol_features(
     features: u64,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { handle::with_client(client, |client, _| client.set_protocol_features(features)) }
+    unsafe {
+        handle::with_client(client, Request::SetProtocolFeatures, |client, _| {
+            client.set_protocol_features(features)
+        })
+    }
 }
 
 /// Claims the session (SET_OWNER).
@@ -363,7 +390,7 @@ pub unsafe extern "C" fn vuf_client_set_protocol_features(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vuf_client_set_owner(client: *mut vuf_client) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { handle::with_client(client, |client, _| client.set_owner()) }
+    unsafe { handle::with_client(client, Request::SetOwner, |client, _| client.set_owner()) }
 }
 
 /// Gives the session up (RESET_OWNER).
@@ -380,7 +407,11 @@ pub unsafe extern "C" fn vuf_client_set_owner(client: *mut vuf_client) -> c_int 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vuf_client_reset_owner(client: *mut vuf_client) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { handle::with_client(client, |client, _| client.reset_owner()) }
+    unsafe {
+        handle::with_client(client, Request::ResetOwner, |client, _| {
+            client.reset_owner()
+        })
+    }
 }
 
 /// Asks how many queues the back-end supports (GET_QUEUE_NUM).
@@ -399,7 +430,15 @@ pub unsafe extern "C" fn vuf_client_reset_owner(client: *mut vuf_client) -> c_in
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vuf_client_get_queue_num(client: *mut vuf_client, num: *mut u64) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { get_u64(client, num, "num", BackendClient::get_queue_num) }
+    unsafe {
+        get_u64(
+            client,
+            Request::GetQueueNum,
+            num,
+            "num",
+            BackendClient::get_queue_num,
+        )
+    }
 }
 
 /// Asks how many memory regions the back-end can hold (GET_MAX_MEM_SLOTS).
@@ -421,5 +460,13 @@ pub unsafe extern "C" fn vuf_client_get_max_mem_slots(
     slots: *mut u64,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { get_u64(client, slots, "slots", BackendClient::get_max_mem_slots) }
+    unsafe {
+        get_u64(
+            client,
+            Request::GetMaxMemSlots,
+            slots,
+            "slots",
+            BackendClient::get_max_mem_slots,
+        )
+    }
 }

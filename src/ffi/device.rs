@@ -5,9 +5,14 @@ use super::types::*;
 use super::{args, handle};
 use crate::backend_client::Direction;
 use crate::error::Error;
-use crate::message::{Inflight, MAX_CONFIG_SIZE};
+use crate::message::{Inflight, MAX_CONFIG_SIZE, Request};
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::raw::{c_int, c_void};
+
+/// Checked before anything is done with that many bytes.
+fn too_long(len: usize) -> Error {
+    Error::invalid(format!("len is {len}, not 1 to {MAX_CONFIG_SIZE}"))
+}
 
 /// Reads the device's configuration space (GET_CONFIG).
 ///
@@ -16,7 +21,7 @@ use std::os::raw::{c_int, c_void};
 ///
 /// offset  where to begin, in bytes; use 0 for portability, because
 ///         libvhost-user and DPDK ignore it. offset + len is at most 4096.
-/// flags   0 (1 and 2 are passed on)
+/// flags   0; up to 3 is passed on
 /// buf     gets len bytes; on failure its content is unchanged
 /// len     1 to VUF_MAX_CONFIG_SIZE
 ///
@@ -40,12 +45,9 @@ pub unsafe extern "C" fn vuf_client_get_config(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe {
-        handle::with_client(client, |client, c| {
+        handle::with_client(client, Request::GetConfig, |client, c| {
             let mut bytes = [0_u8; MAX_CONFIG_SIZE];
-            let Some(bytes) = bytes.get_mut(..len) else {
-                let text = format!("len is {len}, not 1 to {MAX_CONFIG_SIZE}");
-                return Err(Error::invalid(text));
-            };
+            let bytes = bytes.get_mut(..len).ok_or_else(|| too_long(len))?;
             let buf = c.buffer(buf.cast::<u8>(), len, "buf")?;
             client.get_config(offset, flags, bytes)?;
             for (place, byte) in buf.iter_mut().zip(bytes) {
@@ -85,7 +87,10 @@ pub unsafe extern "C" fn vuf_client_set_config(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe {
-        handle::with_client(client, |client, c| {
+        handle::with_client(client, Request::SetConfig, |client, c| {
+            if len > MAX_CONFIG_SIZE {
+                return Err(too_long(len));
+            }
             client.set_config(offset, flags, c.array(buf.cast::<u8>(), len, "buf")?)
         })
     }
@@ -116,7 +121,7 @@ pub unsafe extern "C" fn vuf_client_set_backend_req_fd(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe {
-        handle::with_client(client, |client, c| {
+        handle::with_client(client, Request::SetBackendReqFd, |client, c| {
             client.set_backend_req_fd(c.fd(fd, "fd")?)
         })
     }
@@ -161,7 +166,7 @@ pub unsafe extern "C" fn vuf_client_get_inflight_fd(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe {
-        handle::with_client(client, |client, c| {
+        handle::with_client(client, Request::GetInflightFd, |client, c| {
             let fd = c.fd_output(fd, "fd")?;
             let inflight = c.output(inflight, "inflight")?;
             let (answer, file) = client.get_inflight_fd(num_queues, queue_size)?;
@@ -206,7 +211,7 @@ pub unsafe extern "C" fn vuf_client_set_inflight_fd(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe {
-        handle::with_client(client, |client, c| {
+        handle::with_client(client, Request::SetInflightFd, |client, c| {
             let given = c.input(inflight, "inflight")?;
             args::zero(&[u64::from(given.reserved)], "inflight")?;
             let inflight = Inflight {
@@ -258,7 +263,7 @@ pub unsafe extern "C" fn vuf_client_set_device_state_fd(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe {
-        handle::with_client(client, |client, c| {
+        handle::with_client(client, Request::SetDeviceStateFd, |client, c| {
             let reply_fd = c.fd_output(reply_fd, "reply_fd")?;
             let direction = match direction {
                 VUF_TRANSFER_DIRECTION_SAVE => Direction::Save,
@@ -290,7 +295,11 @@ pub unsafe extern "C" fn vuf_client_set_device_state_fd(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vuf_client_check_device_state(client: *mut vuf_client) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { handle::with_client(client, |client, _| client.check_device_state()) }
+    unsafe {
+        handle::with_client(client, Request::CheckDeviceState, |client, _| {
+            client.check_device_state()
+        })
+    }
 }
 
 /// Asks which shared memory regions the device has (GET_SHMEM_CONFIG).
@@ -301,6 +310,7 @@ pub unsafe extern "C" fn vuf_client_check_device_state(client: *mut vuf_client) 
 ///
 /// Returns 0, otherwise
 ///   -EINVAL               config is NULL, or its size is not set
+///   -E2BIG                its size is above 65536
 ///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
 ///   VUF_E_PROTOCOL        the answer contradicts itself
 /// or a common code.
@@ -315,7 +325,7 @@ pub unsafe extern "C" fn vuf_client_get_shmem_config(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe {
-        handle::with_client(client, |client, c| {
+        handle::with_client(client, Request::GetShmemConfig, |client, c| {
             let size = c.result_size(config, "config")?;
             let answer = client.get_shmem_config()?;
             let result = vuf_shmem_config {

@@ -94,8 +94,9 @@ pub extern "C" fn vuf_last_error() -> *const c_char {
 ///
 /// info  set info->size before the call; the rest is filled in
 ///
-/// Returns 0, or -EINVAL if info is NULL or its size is not set (which is then
-/// itself the last failure).
+/// Returns 0, otherwise (which is then itself the last failure)
+///   -EINVAL  info is NULL, or its size is not set
+///   -E2BIG   its size is above 65536
 ///
 /// # Safety
 /// `info` is null or points to `info->size` bytes.

@@ -5,6 +5,7 @@ use super::boundary::{catch, guard};
 use super::types::vuf_client;
 use crate::backend_client::BackendClient;
 use crate::error::{Error, Kind, Result};
+use crate::message::Request;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 /// In [`Handle::inside`]: the handle is being freed.
@@ -69,6 +70,40 @@ unsafe fn handle<'a>(client: *const vuf_client) -> Result<&'a Handle> {
     unsafe { client.cast::<Handle>().as_ref() }.ok_or_else(|| Error::invalid("client is NULL"))
 }
 
+/// Which request a call is about, and which ring, as far as it is about one.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct About {
+    request: Option<Request>,
+    ring: Option<u32>,
+}
+
+impl From<Request> for About {
+    fn from(request: Request) -> Self {
+        Self {
+            request: Some(request),
+            ring: None,
+        }
+    }
+}
+
+impl From<(Request, u32)> for About {
+    fn from((request, ring): (Request, u32)) -> Self {
+        Self {
+            request: Some(request),
+            ring: Some(ring),
+        }
+    }
+}
+
+impl About {
+    /// Adds what is known, where a deeper layer has not said it.
+    fn name(self, mut error: Error) -> Error {
+        error.request = error.request.or(self.request);
+        error.ring = error.ring.or(self.ring);
+        error
+    }
+}
+
 /// Runs a call on a client: 0, or the code of its failure. A panic poisons it.
 ///
 /// # Safety
@@ -76,6 +111,7 @@ unsafe fn handle<'a>(client: *const vuf_client) -> Result<&'a Handle> {
 /// reads through its [`Args`] is as [`Args::new`] demands.
 pub(super) unsafe fn with_client(
     client: *const vuf_client,
+    about: impl Into<About>,
     body: impl FnOnce(&BackendClient, &Args) -> Result<()>,
 ) -> i32 {
     guard(|| {
@@ -85,10 +121,12 @@ pub(super) unsafe fn with_client(
         let client = &inside.0.client;
         // SAFETY: passed on from the caller.
         let args = unsafe { Args::new() };
-        catch(|| body(client, &args)).unwrap_or_else(|panic| {
-            client.poison(&panic);
-            Err(panic)
-        })
+        catch(|| body(client, &args))
+            .unwrap_or_else(|panic| {
+                client.poison(&panic);
+                Err(panic)
+            })
+            .map_err(|error| about.into().name(error))
     })
 }
 

@@ -5,7 +5,7 @@ use super::handle;
 use super::types::*;
 use crate::backend_client::SharedRegion;
 use crate::error::{Error, Result};
-use crate::message::{Log, MAX_MEM_REGIONS, MemRegion};
+use crate::message::{Log, MAX_MEM_REGIONS, MemRegion, Request};
 use std::os::raw::c_int;
 
 fn wire(region: &vuf_mem_region) -> Result<MemRegion> {
@@ -45,8 +45,10 @@ fn shared<'c>(c: &'c Args, region: &vuf_mem_region) -> Result<SharedRegion<'c>> 
 ///
 /// Returns 0 once the back-end has taken over the table, otherwise
 ///   -EINVAL     regions is NULL, n is out of range, or a region is not valid:
-///               size 0, an offset that is not page-aligned, an end beyond 64
-///               bits, two that overlap, fd 0, a field that must be zero
+///               size 0, an offset that is not page-aligned, an end (of guest
+///               or user addresses or in the file) beyond 64 bits, two that
+///               overlap, fd 0, a field that must be zero, or user_addr is not
+///               guest_addr with VUF_PROTOCOL_F_GPA_ADDRESSES
 ///   -EBADF      a region's fd is negative or not open
 ///   VUF_E_NACK  the back-end refused; the old table may be gone
 /// or a common code.
@@ -62,7 +64,7 @@ pub unsafe extern "C" fn vuf_client_set_mem_table(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe {
-        handle::with_client(client, |client, c| {
+        handle::with_client(client, Request::SetMemTable, |client, c| {
             if n > MAX_MEM_REGIONS {
                 return Err(Error::invalid(format!(
                     "n is {n}, not 1 to {MAX_MEM_REGIONS}"
@@ -112,7 +114,7 @@ pub unsafe extern "C" fn vuf_client_add_mem_region(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe {
-        handle::with_client(client, |client, c| {
+        handle::with_client(client, Request::AddMemReg, |client, c| {
             client.add_mem_region(&shared(c, c.input(region, "region")?)?)
         })
     }
@@ -127,7 +129,8 @@ pub unsafe extern "C" fn vuf_client_add_mem_region(
 ///         its fd is not used
 ///
 /// Returns 0 once the back-end has let go of it, otherwise
-///   -EINVAL               region is NULL or not valid
+///   -EINVAL               region is NULL or not valid, as for
+///                         vuf_client_set_mem_table()
 ///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
 ///   VUF_E_NACK            the back-end refused, as when it knows no such region
 /// or a common code.
@@ -142,7 +145,7 @@ pub unsafe extern "C" fn vuf_client_remove_mem_region(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe {
-        handle::with_client(client, |client, c| {
+        handle::with_client(client, Request::RemMemReg, |client, c| {
             client.remove_mem_region(&wire(c.input(region, "region")?)?)
         })
     }
@@ -184,7 +187,7 @@ pub unsafe extern "C" fn vuf_client_set_log_base(
     };
     // SAFETY: the caller's promise.
     unsafe {
-        handle::with_client(client, |client, c| {
+        handle::with_client(client, Request::SetLogBase, |client, c| {
             client.set_log_base(&log, c.fd(fd, "fd")?)
         })
     }
@@ -207,5 +210,9 @@ pub unsafe extern "C" fn vuf_client_set_log_base(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vuf_client_set_log_fd(client: *mut vuf_client, fd: c_int) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { handle::with_client(client, |client, c| client.set_log_fd(c.fd(fd, "fd")?)) }
+    unsafe {
+        handle::with_client(client, Request::SetLogFd, |client, c| {
+            client.set_log_fd(c.fd(fd, "fd")?)
+        })
+    }
 }

@@ -196,9 +196,11 @@ pub struct vuf_client_options {
     /// Zero.
     pub reserved: u32,
     /// With VUF_CLIENT_ADOPT: the virtio features that were acknowledged on
-    /// this connection by the process that it was inherited from.
+    /// this connection by the process that it was inherited from. SET_OWNER
+    /// counts as sent.
     pub adopt_features: u64,
-    /// With VUF_CLIENT_ADOPT: the protocol features, likewise.
+    /// With VUF_CLIENT_ADOPT: the protocol features, likewise; a subset of
+    /// vuf_supported_protocol_features().
     pub adopt_protocol_features: u64,
 }
 
@@ -302,7 +304,7 @@ pub struct vuf_error_info {
     /// Number of the request that failed; 0 if none was involved. See
     /// vuf_request_name().
     pub request: u32,
-    /// Index of the ring that the request names; -1 if none.
+    /// Index of the ring that the request names; -1 if none, or above INT32_MAX.
     pub ring: i32,
     /// Position in the caller's array of the region at fault; -1 if none.
     pub region: i32,

@@ -2,7 +2,7 @@
 
 use super::types::*;
 use super::{args, handle};
-use crate::message::VringAddr;
+use crate::message::{Request, VringAddr};
 use std::os::raw::c_int;
 
 /// Tells the size of a ring (SET_VRING_NUM).
@@ -26,7 +26,11 @@ pub unsafe extern "C" fn vuf_client_set_vring_num(
     num: u32,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { handle::with_client(client, |client, _| client.set_vring_num(index, num)) }
+    unsafe {
+        handle::with_client(client, (Request::SetVringNum, index), |client, _| {
+            client.set_vring_num(index, num)
+        })
+    }
 }
 
 /// Tells where a ring lies (SET_VRING_ADDR).
@@ -56,7 +60,7 @@ pub unsafe extern "C" fn vuf_client_set_vring_addr(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe {
-        handle::with_client(client, |client, c| {
+        handle::with_client(client, (Request::SetVringAddr, index), |client, c| {
             let addr = c.input(addr, "addr")?;
             args::zero(&[u64::from(addr.reserved)], "addr")?;
             client.set_vring_addr(&VringAddr {
@@ -95,7 +99,11 @@ pub unsafe extern "C" fn vuf_client_set_vring_base(
     base: u32,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { handle::with_client(client, |client, _| client.set_vring_base(index, base)) }
+    unsafe {
+        handle::with_client(client, (Request::SetVringBase, index), |client, _| {
+            client.set_vring_base(index, base)
+        })
+    }
 }
 
 /// Stops a ring and tells where it stood (GET_VRING_BASE).
@@ -111,7 +119,8 @@ pub unsafe extern "C" fn vuf_client_set_vring_base(
 /// timeout_ms  how long to wait; VUF_TIMEOUT_DEFAULT is options.drain_timeout_ms
 /// base        gets what vuf_client_set_vring_base() takes. Where a back-end
 ///             returns only the available half of a packed ring's base, the
-///             used half, which is equal after a drain, is filled in.
+///             used half, which is equal after a drain, is filled in (but not
+///             with VUF_PROTOCOL_F_GET_VRING_BASE_INFLIGHT).
 ///
 /// Returns 0, otherwise
 ///   -EINVAL         index is out of range, or base is NULL
@@ -130,7 +139,7 @@ pub unsafe extern "C" fn vuf_client_get_vring_base(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe {
-        handle::with_client(client, |client, c| {
+        handle::with_client(client, (Request::GetVringBase, index), |client, c| {
             let base = c.output(base, "base")?;
             base.write(client.get_vring_base(index, args::timeout(timeout_ms))?);
             Ok(())
@@ -167,7 +176,7 @@ pub unsafe extern "C" fn vuf_client_set_vring_kick(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe {
-        handle::with_client(client, |client, c| {
+        handle::with_client(client, (Request::SetVringKick, index), |client, c| {
             client.set_vring_kick(index, c.optional_fd(fd, "fd")?)
         })
     }
@@ -199,7 +208,7 @@ pub unsafe extern "C" fn vuf_client_set_vring_call(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe {
-        handle::with_client(client, |client, c| {
+        handle::with_client(client, (Request::SetVringCall, index), |client, c| {
             client.set_vring_call(index, c.optional_fd(fd, "fd")?)
         })
     }
@@ -229,7 +238,7 @@ pub unsafe extern "C" fn vuf_client_set_vring_err(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe {
-        handle::with_client(client, |client, c| {
+        handle::with_client(client, (Request::SetVringErr, index), |client, c| {
             client.set_vring_err(index, c.optional_fd(fd, "fd")?)
         })
     }
@@ -259,5 +268,9 @@ pub unsafe extern "C" fn vuf_client_set_vring_enable(
     enable: bool,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { handle::with_client(client, |client, _| client.set_vring_enable(index, enable)) }
+    unsafe {
+        handle::with_client(client, (Request::SetVringEnable, index), |client, _| {
+            client.set_vring_enable(index, enable)
+        })
+    }
 }
