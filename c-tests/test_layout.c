@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT */
+/* What a compiled program has taken from the header: sizes, offsets, values.
+   All is checked by the compiler. The version, which is meant to change, is
+   compared with the library's own in test_args.c. */
+#include <vhost_user_frontend.h>
+
+#define SIZE(type, size) _Static_assert(sizeof(struct type) == (size), #type)
+#define FIELD(type, field, offset, bytes)                                                          \
+    _Static_assert(offsetof(struct type, field) == (offset), #type "." #field);                    \
+    _Static_assert(sizeof(((struct type *)0)->field) == (bytes), #type "." #field)
+/* Compared in a type that holds them all: UINT32_MAX is not -1. */
+#define VALUE(name, value) _Static_assert((long long)(name) == (value), #name)
+
+_Static_assert(sizeof(size_t) == 8 && sizeof(int) == 4, "the numbers are of a 64-bit machine");
+
+SIZE(vuf_error_info, 48);
+FIELD(vuf_error_info, size, 0, 8);
+FIELD(vuf_error_info, code, 8, 4);
+FIELD(vuf_error_info, errno_value, 12, 4);
+FIELD(vuf_error_info, error_class, 16, 4);
+FIELD(vuf_error_info, phase, 20, 4);
+FIELD(vuf_error_info, request, 24, 4);
+FIELD(vuf_error_info, ring, 28, 4);
+FIELD(vuf_error_info, region, 32, 4);
+FIELD(vuf_error_info, has_value, 36, 4);
+FIELD(vuf_error_info, value, 40, 8);
+
+SIZE(vuf_client_options, 56);
+FIELD(vuf_client_options, size, 0, 8);
+FIELD(vuf_client_options, connect_timeout_ms, 8, 4);
+FIELD(vuf_client_options, timeout_ms, 12, 4);
+FIELD(vuf_client_options, slow_timeout_ms, 16, 4);
+FIELD(vuf_client_options, drain_timeout_ms, 20, 4);
+FIELD(vuf_client_options, on_timeout, 24, 4);
+FIELD(vuf_client_options, max_rings, 28, 4);
+FIELD(vuf_client_options, flags, 32, 4);
+FIELD(vuf_client_options, reserved, 36, 4);
+FIELD(vuf_client_options, adopt_features, 40, 8);
+FIELD(vuf_client_options, adopt_protocol_features, 48, 8);
+
+SIZE(vuf_mem_region, 64);
+FIELD(vuf_mem_region, guest_addr, 0, 8);
+FIELD(vuf_mem_region, size, 8, 8);
+FIELD(vuf_mem_region, user_addr, 16, 8);
+FIELD(vuf_mem_region, mmap_offset, 24, 8);
+FIELD(vuf_mem_region, fd, 32, 4);
+FIELD(vuf_mem_region, xen_mmap_flags, 36, 4);
+FIELD(vuf_mem_region, xen_domid, 40, 4);
+FIELD(vuf_mem_region, reserved0, 44, 4);
+FIELD(vuf_mem_region, reserved, 48, 16);
+
+SIZE(vuf_vring_addr, 40);
+FIELD(vuf_vring_addr, flags, 0, 4);
+FIELD(vuf_vring_addr, reserved, 4, 4);
+FIELD(vuf_vring_addr, descriptor, 8, 8);
+FIELD(vuf_vring_addr, available, 16, 8);
+FIELD(vuf_vring_addr, used, 24, 8);
+FIELD(vuf_vring_addr, log, 32, 8);
+
+SIZE(vuf_inflight, 24);
+FIELD(vuf_inflight, mmap_size, 0, 8);
+FIELD(vuf_inflight, mmap_offset, 8, 8);
+FIELD(vuf_inflight, num_queues, 16, 2);
+FIELD(vuf_inflight, queue_size, 18, 2);
+FIELD(vuf_inflight, reserved, 20, 4);
+
+SIZE(vuf_shmem_config, 2064);
+FIELD(vuf_shmem_config, size, 0, 8);
+FIELD(vuf_shmem_config, nregions, 8, 4);
+FIELD(vuf_shmem_config, reserved, 12, 4);
+FIELD(vuf_shmem_config, memory_sizes, 16, 2048);
+
+VALUE(VUF_E_DISCONNECTED, -4097);
+VALUE(VUF_E_PROTOCOL, -4098);
+VALUE(VUF_E_NACK, -4099);
+VALUE(VUF_E_NOT_NEGOTIATED, -4100);
+VALUE(VUF_E_POISONED, -4101);
+VALUE(VUF_E_STATE, -4102);
+VALUE(VUF_E_PANIC, -4103);
+VALUE(VUF_CLASS_NONE, 0);
+VALUE(VUF_CLASS_TRANSPORT, 1);
+VALUE(VUF_CLASS_REFUSED, 2);
+VALUE(VUF_CLASS_PROTOCOL, 3);
+VALUE(VUF_CLASS_LOCAL, 4);
+VALUE(VUF_PHASE_CHECK, 0);
+VALUE(VUF_PHASE_CONNECT, 1);
+VALUE(VUF_PHASE_SEND, 2);
+VALUE(VUF_PHASE_REPLY, 3);
+VALUE(VUF_PHASE_BARRIER, 4);
+VALUE(VUF_TIMEOUT_DEFAULT, 0);
+VALUE(VUF_TIMEOUT_FOREVER, 4294967295);
+VALUE(VUF_ON_TIMEOUT_POISON, 0);
+VALUE(VUF_ON_TIMEOUT_KEEP, 1);
+VALUE(VUF_MAX_MEM_REGIONS, 8);
+VALUE(VUF_MAX_RING_INDEX, 255);
+VALUE(VUF_MAX_CONFIG_SIZE, 256);
+VALUE(VUF_SHMEM_REGIONS, 256);
+VALUE(VUF_F_LOG_ALL, 26);
+VALUE(VUF_F_PROTOCOL_FEATURES, 30);
+VALUE(VUF_PROTOCOL_F_MQ, 0);
+VALUE(VUF_PROTOCOL_F_LOG_SHMFD, 1);
+VALUE(VUF_PROTOCOL_F_RARP, 2);
+VALUE(VUF_PROTOCOL_F_REPLY_ACK, 3);
+VALUE(VUF_PROTOCOL_F_MTU, 4);
+VALUE(VUF_PROTOCOL_F_BACKEND_REQ, 5);
+VALUE(VUF_PROTOCOL_F_CROSS_ENDIAN, 6);
+VALUE(VUF_PROTOCOL_F_CRYPTO_SESSION, 7);
+VALUE(VUF_PROTOCOL_F_PAGEFAULT, 8);
+VALUE(VUF_PROTOCOL_F_CONFIG, 9);
+VALUE(VUF_PROTOCOL_F_BACKEND_SEND_FD, 10);
+VALUE(VUF_PROTOCOL_F_HOST_NOTIFIER, 11);
+VALUE(VUF_PROTOCOL_F_INFLIGHT_SHMFD, 12);
+VALUE(VUF_PROTOCOL_F_RESET_DEVICE, 13);
+VALUE(VUF_PROTOCOL_F_INBAND_NOTIFICATIONS, 14);
+VALUE(VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS, 15);
+VALUE(VUF_PROTOCOL_F_STATUS, 16);
+VALUE(VUF_PROTOCOL_F_XEN_MMAP, 17);
+VALUE(VUF_PROTOCOL_F_SHARED_OBJECT, 18);
+VALUE(VUF_PROTOCOL_F_DEVICE_STATE, 19);
+VALUE(VUF_PROTOCOL_F_GET_VRING_BASE_INFLIGHT, 20);
+VALUE(VUF_PROTOCOL_F_GPA_ADDRESSES, 21);
+VALUE(VUF_PROTOCOL_F_SHMEM, 22);
+VALUE(VUF_PROTOCOL_F_GET_VRING_BASE_SKIP_DRAIN, 23);
+VALUE(VUF_VRING_F_LOG, 1);
+VALUE(VUF_CLIENT_ADOPT, 1);
+VALUE(VUF_TRANSFER_DIRECTION_SAVE, 0);
+VALUE(VUF_TRANSFER_DIRECTION_LOAD, 1);
+VALUE(VUF_TRANSFER_PHASE_STOPPED, 0);
+
+int main(void)
+{
+    return 0;
+}
