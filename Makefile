@@ -37,7 +37,7 @@ LINK    := -Lbuild -l$(NAME) -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/..' $(LD
 
 # Every test program gets the harness and the example driver.
 C_TESTS := $(patsubst c-tests/%.c,build/c-tests/%,$(wildcard c-tests/test_*.c))
-HELPERS := c-tests/harness.c examples/virtio_blk.c examples/names.c
+HELPERS := c-tests/harness.c c-tests/rig.c examples/virtio_blk.c examples/names.c
 
 .PHONY: all lib tools c-tests demo check check-full header header-check install uninstall clean FORCE
 all: lib tools

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
 /* What a compiled program has taken from the header: sizes, offsets, values.
    All is checked by the compiler. The version, which is meant to change, is
-   compared with the library's own in test_args.c. */
+   compared with the library's own in test_errors.c. */
 #include <vhost_user_frontend.h>
 
 #define SIZE(type, size) _Static_assert(sizeof(struct type) == (size), #type)
