@@ -20,6 +20,8 @@ fn header() {
     let Ok(target) = std::env::var("VUF_HEADER") else {
         return;
     };
+    // Also when somebody has deleted or edited it.
+    println!("cargo::rerun-if-changed={target}");
     if let Err(error) = generate(&target) {
         println!("cargo::error=cannot make the header: {error}");
     }

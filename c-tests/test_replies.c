@@ -61,7 +61,7 @@ static const uint64_t four = 4, refused = 0x101, no_fd = 0x100, u64_zero = 0;
 static const uint32_t other_ring[] = {2, 0}, wide_base[] = {1, 0x10000}, short_state = 1;
 static const uint32_t config_of_4[] = {0, 4, 0, 0}, config_of_0[] = {0, 0, 0};
 static const struct vuf_inflight no_buffer = {0, 0, 1, 128, 0}, buffer = {PAGE, 0, 1, 128, 0};
-static const uint32_t one_region_of_none[514] = {1};
+static const uint32_t too_many_regions[514] = {257};
 
 enum { WITH_FD = 1 }; /* in the table: the test puts in a real one */
 
@@ -102,11 +102,11 @@ static const struct broken_reply {
      {.size = 8, .payload = &u64_zero}, VUF_E_PROTOCOL, true, 0},
     {"a channel that should not be there", ask_state, SET_DEVICE_STATE_FD,
      {.size = 8, .payload = &no_fd, .fd = WITH_FD}, VUF_E_PROTOCOL, true, 0x100},
-    {"regions without sizes", ask_shmem, GET_SHMEM_CONFIG,
-     {.size = sizeof one_region_of_none, .payload = one_region_of_none}, VUF_E_PROTOCOL, true, 1},
-    {"an empty configuration", ask_config, GET_CONFIG, {.size = 0}, VUF_E_NACK, true, 0},
+    {"more regions than there can be", ask_shmem, GET_SHMEM_CONFIG,
+     {.size = sizeof too_many_regions, .payload = too_many_regions}, VUF_E_PROTOCOL, true, 257},
+    {"an empty configuration", ask_config, GET_CONFIG, {.size = 0}, VUF_E_NACK, false, 0},
     {"a configuration of size 0", ask_config, GET_CONFIG,
-     {.size = sizeof config_of_0, .payload = config_of_0}, VUF_E_NACK, true, 0},
+     {.size = sizeof config_of_0, .payload = config_of_0}, VUF_E_NACK, false, 0},
     {"a refused transfer", ask_state, SET_DEVICE_STATE_FD,
      {.size = 8, .payload = &refused}, VUF_E_NACK, true, 0x101},
     {"a failed transfer", ask_check, CHECK_DEVICE_STATE,

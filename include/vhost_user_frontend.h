@@ -179,7 +179,8 @@
 
 /**
  * A passed deadline leaves the connection usable: the late reply is dropped
- * when it comes, and later requests wait behind it.
+ * when it comes, and later requests wait behind it. (Until 64 requests are
+ * without an answer: then it is poisoned all the same.)
  */
 #define VUF_ON_TIMEOUT_KEEP 1
 
@@ -698,7 +699,8 @@ uint64_t vuf_supported_protocol_features(void);
  * Makes a client from a connected socket.
  *
  * fd       a connected Unix stream socket; taken on success: the client closes
- *          it, and sets its close-on-exec flag and its receive timeout
+ *          it, and sets its close-on-exec flag and its receive timeout (which
+ *          another process that holds the same socket must leave alone)
  * options  NULL for the defaults; read during the call
  * out      gets the client; NULL on failure
  *
@@ -744,7 +746,8 @@ int vuf_client_connect(const char *path,
  *
  * Bounded by options->connect_timeout_ms.
  *
- * listen_fd  a listening Unix stream socket; borrowed
+ * listen_fd  a listening Unix stream socket; borrowed. Its receive timeout is
+ *            set for a moment and restored.
  * options    NULL for the defaults; read during the call
  * out        gets the client; NULL on failure
  *
@@ -1349,7 +1352,7 @@ int vuf_client_check_device_state(struct vuf_client *client);
  *   -EINVAL               config is NULL, or its size is not set
  *   -E2BIG                its size is above 65536
  *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
- *   VUF_E_PROTOCOL        the answer contradicts itself
+ *   VUF_E_PROTOCOL        the answer names more regions than there can be
  * or a common code.
  */
 int vuf_client_get_shmem_config(struct vuf_client *client,

@@ -12,8 +12,8 @@ use crate::connection::{Connection, Expect, Outgoing, Reply, Timeouts};
 use crate::error::{Error, Kind, Phase, Result};
 use crate::message::{
     self, Barrier, Bounds, ConfigHeader, DeviceState, Inflight, Log, MAX_CONFIG_SIZE,
-    MAX_MEM_REGIONS, MemRegion, MemTableHeader, NO_FD, ProtocolFeatures, Request, ShmemConfig,
-    SingleMemRegion, VringAddr, VringState,
+    MAX_MEM_REGIONS, MemRegion, MemTableHeader, NO_FD, ProtocolFeatures, Request, SHMEM_REGIONS,
+    ShmemConfig, SingleMemRegion, VringAddr, VringState,
 };
 use crate::socket::{self, Deadline, Role};
 use negotiated::Negotiated;
@@ -154,6 +154,11 @@ impl BackendClient {
     /// Takes no further request, after a bug in this library.
     pub(crate) fn poison(&self, cause: &Error) {
         self.connection.poison(cause);
+    }
+
+    /// Drops a forked child's copy, and leaves the parent's connection alone.
+    pub(crate) fn close_in_child(self) {
+        self.connection.close_in_child();
     }
 
     /// The virtio features acknowledged last; 0 before.
@@ -504,10 +509,11 @@ impl BackendClient {
     /// the ring. `None`: the back-end shall poll the ring, which few can: the
     /// rust-vmm ones acknowledge it and never start the ring.
     pub fn set_vring_kick(&self, index: u32, fd: Option<BorrowedFd<'_>>) -> Result<()> {
-        self.vring_fd(Request::SetVringKick, index, fd)?;
+        let request = Request::SetVringKick;
+        // Before it is known: a barrier too many does no harm.
         self.negotiated
-            .set_running(checks::ring(index, self.max_rings)?, true);
-        Ok(())
+            .set_running(self.ring(request, index)?, true);
+        self.vring_fd(request, index, fd)
     }
 
     /// SET_VRING_CALL: what the device writes to notify the driver. `None`: the
@@ -538,12 +544,12 @@ impl BackendClient {
         };
         self.ask(&call, |reply| {
             if reply.payload.is_empty() {
-                return Err(Error::nack(0)); // how libvhost-user and DPDK refuse
+                return Err(Error::refused()); // as libvhost-user and DPDK do
             }
             let (answer, bytes) = ConfigHeader::read_from_prefix(reply.payload)
                 .map_err(|_| Error::protocol("the reply is shorter than its own header"))?;
             if answer.size == 0 && bytes.is_empty() {
-                return Err(Error::nack(0)); // how the rust-vmm back-ends refuse
+                return Err(Error::refused()); // as the rust-vmm back-ends do
             }
             if answer.size != header.size || bytes.len() != buffer.len() {
                 let text = "the reply has another number of bytes than was asked for";
@@ -663,16 +669,14 @@ impl BackendClient {
     /// `shmid`. They do not change while the connection lives.
     pub fn get_shmem_config(&self) -> Result<ShmemConfig> {
         self.ask(&Call::new(Request::GetShmemConfig, NOTHING), |reply| {
-            let config: ShmemConfig = decode(&reply)?;
-            let count = config
-                .memory_sizes
-                .iter()
-                .filter(|size| **size != 0)
-                .count();
-            if usize::try_from(config.nregions) != Ok(count) {
-                let text = "the number of regions is not the number of sizes";
+            let mut config: ShmemConfig = decode(&reply)?;
+            if !usize::try_from(config.nregions).is_ok_and(|n| n <= SHMEM_REGIONS) {
+                let text = "there are more regions than there can be";
                 return Err(Error::protocol(text).value(u64::from(config.nregions)));
             }
+            // The sizes are what counts, and not all back-ends count them.
+            let sizes = config.memory_sizes.iter().filter(|size| **size != 0);
+            config.nregions = u32::try_from(sizes.count()).unwrap_or_default();
             Ok(config)
         })
     }

@@ -18,7 +18,7 @@ use crate::socket::{self, Deadline, Ready};
 use machine::{Abandoned, Machine, Ticket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub(crate) use machine::Reply;
@@ -71,7 +71,8 @@ pub enum OnTimeout {
     /// No further request is taken.
     #[default]
     Poison,
-    /// The late reply is dropped when it comes; requests wait behind it.
+    /// The late reply is dropped when it comes; requests wait behind it. After
+    /// 64 requests without an answer the connection is given up all the same.
     Keep,
 }
 
@@ -98,6 +99,10 @@ pub(crate) struct Expect {
 /// deliver what may have arrived meanwhile (this process may have been stopped).
 const LAST_LOOK: Duration = Duration::from_millis(20);
 
+/// How many requests may be given up without an answer before [`OnTimeout::Keep`]
+/// gives up the connection.
+const MAX_UNANSWERED: usize = 64;
+
 /// How often a send is tried that waits for room which cannot be polled for.
 const THROTTLE: Duration = Duration::from_millis(1);
 
@@ -109,6 +114,8 @@ struct State {
     writing: bool,
     /// Threads asleep on `moved`; waking nobody would cost a system call.
     asleep: usize,
+    /// Nothing is read any more, because the stream is lost.
+    shut: bool,
 }
 
 /// A connection that any thread may use.
@@ -117,7 +124,7 @@ pub(crate) struct Connection {
     socket: OwnedFd,
     state: Mutex<State>,
     moved: Condvar,
-    aborted: AtomicBool,
+    aborted: Arc<AtomicBool>,
     on_timeout: OnTimeout,
     /// The receive timeout of the socket: how long the quick path blocks.
     quick_wait: Option<Duration>,
@@ -133,16 +140,18 @@ impl Connection {
 
     /// Takes a socket that has been prepared with the same deadlines.
     pub(crate) fn new(socket: OwnedFd, timeouts: &Timeouts, on_timeout: OnTimeout) -> Self {
+        let aborted = Arc::new(AtomicBool::new(false));
         Self {
             socket,
             state: Mutex::new(State {
-                machine: Machine::new(),
+                machine: Machine::new(Arc::clone(&aborted)),
                 reading: false,
                 writing: false,
                 asleep: 0,
+                shut: false,
             }),
             moved: Condvar::new(),
-            aborted: AtomicBool::new(false),
+            aborted,
             on_timeout,
             quick_wait: timeouts.quick_wait(),
         }
@@ -161,7 +170,18 @@ impl Connection {
 
     /// Takes no further request because of a failure outside of the machine.
     pub(crate) fn poison(&self, cause: &Error) {
-        self.lock().machine.fail_all(cause);
+        let mut state = self.lock();
+        state.machine.fail_all(cause);
+        self.wake(&mut state);
+    }
+
+    /// Closes the socket of a forked child's copy, and drops the rest unless
+    /// another thread of the parent was changing it at the fork.
+    pub(crate) fn close_in_child(self) {
+        drop(self.socket);
+        if self.state.try_lock().is_err() {
+            std::mem::forget(self.state);
+        }
     }
 
     /// Sends a request and returns once it is in the socket.
@@ -188,9 +208,7 @@ impl Connection {
         decode: impl FnOnce(Reply<'_>) -> Result<T>,
     ) -> Result<T> {
         let mut state = self.lock();
-        state
-            .machine
-            .submit(self.fd(), out, expect)
+        self.submit(&mut state, out, expect)
             .and_then(|ticket| self.finish(state, ticket, deadline, decode))
             .map_err(|error| error.of(out.request))
     }
@@ -205,11 +223,10 @@ impl Connection {
         deadline: Deadline,
     ) -> Result<()> {
         let mut state = self.lock();
-        let first = state
-            .machine
-            .submit(self.fd(), out, None)
+        let first = self
+            .submit(&mut state, out, None)
             .map_err(|error| error.of(out.request))?;
-        let result = match state.machine.submit(self.fd(), barrier, Some(expect)) {
+        let result = match self.submit(&mut state, barrier, Some(expect)) {
             Ok(second) => self.finish(state, second, deadline, |_| Ok(())),
             Err(error) => {
                 drop(state);
@@ -217,24 +234,48 @@ impl Connection {
             }
         };
         let mut state = self.lock();
-        if state.machine.done(first) {
-            state.machine.outcome(first, |_| Ok(()))?;
-            result.map_err(|error| error.during(Phase::Barrier))
+        let result = if state.machine.done(first) {
+            let sent = state.machine.outcome(first, |_| Ok(()));
+            sent.and(result.map_err(|error| self.unconfirmed(&mut state, error)))
         } else {
             let error = self.give_up(&mut state, first);
             result.and(Err(error))
-        }
-        .map_err(|error| Error {
+        };
+        result.map_err(|error| Error {
             request: Some(out.request),
             ..error
         })
     }
 
+    /// What became of a request that went out, when its barrier failed.
+    fn unconfirmed(&self, state: &mut State, error: Error) -> Error {
+        let mut error = error.during(Phase::Barrier);
+        if error.kind == Kind::TimedOut {
+            error.message =
+                "the request was sent, but not seen to be processed before the deadline".into();
+            if self.on_timeout == OnTimeout::Poison {
+                state.machine.latch(&error);
+            }
+        }
+        error
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic under the lock is caught by the caller, who poisons.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.machine.aborted = self.aborted.load(Ordering::SeqCst);
-        state
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn submit(
+        &self,
+        state: &mut State,
+        out: &Outgoing<'_>,
+        expect: Option<Expect>,
+    ) -> Result<Ticket> {
+        let ticket = state.machine.submit(self.fd(), out, expect);
+        if ticket.is_err() {
+            self.wake(state); // others may have failed with it
+        }
+        ticket
     }
 
     /// Moves bytes until the request is done or its deadline passes.
@@ -249,30 +290,23 @@ impl Connection {
         loop {
             if state.machine.done(ticket) {
                 let result = state.machine.outcome(ticket, decode);
-                self.wake(&state);
+                self.wake(&mut state);
                 return result;
             }
-            let passed = deadline.passed();
-            let write = state.machine.wants_write() && !state.writing;
-            let read = !state.reading;
-            if !read && !write {
-                let left = if passed {
-                    Some(LAST_LOOK)
-                } else {
-                    deadline.remaining()
-                };
-                state = self.sleep(state, left);
-                if passed && !state.machine.done(ticket) {
-                    return Err(self.give_up(&mut state, ticket));
-                }
-            } else if passed {
-                // Whatever arrived while this process did not run still counts.
-                state.machine.flush(self.fd());
-                state.machine.receive(self.fd());
-                self.wake(&state);
+            if deadline.passed() {
+                state = self.last_look(state, ticket);
                 if !state.machine.done(ticket) {
                     return Err(self.give_up(&mut state, ticket));
                 }
+                continue;
+            }
+            let write = state.machine.wants_write() && !state.writing;
+            // Who waits only for room must not be held up by reading, but who
+            // waits to write reads if nobody else does: the back-end may be
+            // stuck in writing itself.
+            let read = !state.reading && (write || state.machine.awaits_reply(ticket));
+            if !read && !write {
+                state = self.sleep(state, deadline.remaining());
             } else if read && !write && quick && self.may_block(deadline) {
                 quick = false;
                 state = self.read_blocking(state);
@@ -280,6 +314,26 @@ impl Connection {
                 state = self.poll(state, read, write, deadline);
             }
         }
+    }
+
+    /// After the deadline: whatever arrived while this process did not run still
+    /// counts. What another thread waits for is left to that thread, which would
+    /// not notice that it is gone.
+    fn last_look<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        ticket: Ticket,
+    ) -> MutexGuard<'a, State> {
+        if !state.writing {
+            state.machine.flush(self.fd());
+        }
+        if state.reading && !state.machine.done(ticket) {
+            state = self.sleep(state, Some(LAST_LOOK));
+        }
+        // One read stops behind a message that carried descriptors.
+        while !state.reading && !state.machine.done(ticket) && state.machine.receive(self.fd()) {}
+        self.wake(&mut state);
+        state
     }
 
     /// Whether blocking in one receive cannot outlast the deadline.
@@ -303,7 +357,7 @@ impl Connection {
         let mut state = self.lock();
         state.reading = false;
         state.machine.received(inbox, filled);
-        self.wake(&state);
+        self.wake(&mut state);
         state
     }
 
@@ -332,10 +386,10 @@ impl Connection {
         state.writing &= !write;
         match ready {
             Ok(ready) => {
-                if ready.writable {
+                if write && ready.writable {
                     state.machine.flush(self.fd());
                 }
-                if ready.readable {
+                if read && ready.readable {
                     state.machine.receive(self.fd());
                 }
             }
@@ -344,7 +398,7 @@ impl Connection {
                 state.machine.fail_all(&error);
             }
         }
-        self.wake(&state);
+        self.wake(&mut state);
         state
     }
 
@@ -367,12 +421,16 @@ impl Connection {
             }
         };
         state.asleep = state.asleep.saturating_sub(1);
-        state.machine.aborted = self.aborted.load(Ordering::SeqCst);
         state
     }
 
-    /// Something moved, or a role is free: whoever sleeps looks again.
-    fn wake(&self, state: &State) {
+    /// Something moved, or a role is free: whoever sleeps looks again. When the
+    /// stream is lost, so does whoever waits for the socket.
+    fn wake(&self, state: &mut State) {
+        if state.machine.lost() && !state.shut {
+            state.shut = true;
+            socket::stop_reading(self.fd());
+        }
         if state.asleep > 0 {
             self.moved.notify_all();
         }
@@ -401,6 +459,12 @@ impl Connection {
         match (left, self.on_timeout) {
             (Abandoned::CutShort, _) => state.machine.fail_all(&error),
             (Abandoned::Unanswered, OnTimeout::Poison) => state.machine.latch(&error),
+            // A back-end that reads but never answers must not fill the memory.
+            (Abandoned::Unanswered, OnTimeout::Keep)
+                if state.machine.unanswered() > MAX_UNANSWERED =>
+            {
+                state.machine.latch(&error);
+            }
             (Abandoned::Unsent, _) | (_, OnTimeout::Keep) => {}
         }
         self.wake(state);

@@ -150,14 +150,17 @@ impl Error {
         Self::new(Kind::Protocol, message).during(Phase::Reply)
     }
 
-    /// The back-end said no.
+    /// The back-end said no, and nothing else.
+    pub(crate) fn refused() -> Self {
+        Self::new(Kind::Nack, "the back-end refused the request").during(Phase::Reply)
+    }
+
+    /// The back-end said no with a value.
     pub(crate) fn nack(value: u64) -> Self {
-        Self::new(
-            Kind::Nack,
-            format!("the back-end refused the request (value {value:#x})"),
-        )
-        .during(Phase::Reply)
-        .value(value)
+        Self {
+            message: format!("the back-end refused the request (value {value:#x})").into(),
+            ..Self::refused().value(value)
+        }
     }
 
     /// A system call failed. Errors that mean "the peer is gone" become

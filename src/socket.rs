@@ -9,13 +9,14 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, UnixAddr, accept4, connect, getpeername, getsockname,
-    getsockopt, setsockopt, socket, sockopt,
+    AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, accept4, connect, getpeername,
+    getsockname, getsockopt, setsockopt, shutdown, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Most descriptors taken from one read; a peer that sends more has them closed
@@ -70,6 +71,11 @@ const fn control_space(fds: usize) -> usize {
 const SEND_CONTROL: usize = control_space(MAX_FDS_SENT);
 const RECEIVE_CONTROL: usize = control_space(MAX_FDS_RECEIVED);
 
+/// A number for a field of a C struct: the C libraries differ in their types.
+fn field<A: TryInto<B>, B>(number: A) -> nix::Result<B> {
+    number.try_into().map_err(|_| Errno::E2BIG)
+}
+
 /// Sends one message, or as much of it as fits, without waiting. The
 /// descriptors go with its first byte. Never raises SIGPIPE.
 pub(crate) fn send(
@@ -86,21 +92,21 @@ pub(crate) fn send(
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     // IoSlice is layout-compatible with iovec, and sendmsg only reads it.
     header.msg_iov = parts.as_ptr().cast_mut().cast();
-    header.msg_iovlen = parts.len();
+    header.msg_iovlen = field(parts.len())?;
     if !fds.is_empty() {
         header.msg_control = control.0.as_mut_ptr().cast();
-        header.msg_controllen = control_space(fds.len());
+        header.msg_controllen = field(control_space(fds.len()))?;
         // SAFETY: msg_control points to `control`, which is aligned for a
         // cmsghdr and at least msg_controllen bytes long.
         let first = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
-        let length = u32::try_from(size_of_val(fds)).map_err(|_| Errno::E2BIG)?;
+        let length = field(size_of_val(fds))?;
         // SAFETY: CMSG_LEN is arithmetic on its argument.
         let cmsg_len = unsafe { libc::CMSG_LEN(length) };
         // SAFETY: `first` is not null, as msg_controllen has room for a header.
         let cmsg = unsafe { &mut *first };
         cmsg.cmsg_level = libc::SOL_SOCKET;
         cmsg.cmsg_type = libc::SCM_RIGHTS;
-        cmsg.cmsg_len = usize::try_from(cmsg_len).map_err(|_| Errno::E2BIG)?;
+        cmsg.cmsg_len = field(cmsg_len)?;
         // SAFETY: `first` is a valid header whose data has room for `fds`.
         let data = unsafe { libc::CMSG_DATA(first) };
         // SAFETY: BorrowedFd is a transparent RawFd, so `fds` is as many bytes
@@ -145,7 +151,7 @@ pub(crate) fn receive(
     header.msg_iov = &raw mut part;
     header.msg_iovlen = 1;
     header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = RECEIVE_CONTROL;
+    header.msg_controllen = field(RECEIVE_CONTROL)?;
     let flags = libc::MSG_CMSG_CLOEXEC | if wait { 0 } else { libc::MSG_DONTWAIT };
     // SAFETY: `header` points to `buffer` and `control` with their true
     // lengths, both borrowed mutably for the call.
@@ -162,8 +168,9 @@ pub(crate) fn receive(
             // SAFETY: `next` is a valid header.
             let data = unsafe { libc::CMSG_DATA(next) };
             // SAFETY: CMSG_LEN is arithmetic on its argument.
-            let overhead = usize::try_from(unsafe { libc::CMSG_LEN(0) }).unwrap_or(usize::MAX);
-            let bytes = cmsg.cmsg_len.saturating_sub(overhead);
+            let overhead: usize = field(unsafe { libc::CMSG_LEN(0) })?;
+            let whole: usize = field(cmsg.cmsg_len)?;
+            let bytes = whole.saturating_sub(overhead);
             let count = bytes.checked_div(size_of::<RawFd>()).unwrap_or_default();
             for position in 0..count {
                 // SAFETY: the kernel says that `count` descriptors lie there,
@@ -215,7 +222,8 @@ pub(crate) fn wait(
     write: bool,
     deadline: Deadline,
 ) -> nix::Result<Ready> {
-    let mut events = PollFlags::empty();
+    // Whatever else is waited for, an end of reading ends it.
+    let mut events = PollFlags::from_bits_retain(libc::POLLRDHUP);
     events.set(PollFlags::POLLIN, read);
     events.set(PollFlags::POLLOUT, write);
     let mut fds = [PollFd::new(fd, events)];
@@ -231,15 +239,23 @@ pub(crate) fn wait(
         Err(Errno::EINTR) => return Ok(Ready::default()),
         Err(errno) => return Err(errno),
     }
+    let broken = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;
     let found = fds
         .iter()
-        .filter_map(PollFd::revents)
+        // nix does not know the end of reading, and gives nothing then.
+        .map(|fd| fd.revents().unwrap_or(broken))
         .fold(PollFlags::empty(), |all, flags| all | flags);
-    let broken = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;
     Ok(Ready {
         readable: found.intersects(PollFlags::POLLIN | broken),
         writable: found.intersects(PollFlags::POLLOUT | broken),
     })
+}
+
+/// Reads nothing more: whoever waits for the socket wakes, here and now. The
+/// peer finds out when it sends; that it goes away can still be seen.
+pub(crate) fn stop_reading(fd: BorrowedFd<'_>) {
+    // Failing means that the connection has ended already.
+    let _ = shutdown(fd.as_raw_fd(), Shutdown::Read);
 }
 
 /// Ends the connection for everybody who holds it. Async-signal-safe: one
@@ -307,16 +323,8 @@ pub(crate) fn accept_from(listener: BorrowedFd<'_>, deadline: Deadline) -> Resul
     loop {
         let ready = wait(listener, true, false, deadline).map_err(failed)?;
         if ready.readable {
-            let before = getsockopt(&listener, sockopt::ReceiveTimeout).map_err(failed)?;
-            // Somebody else may have taken the connection since; a listener
-            // that blocks would then wait for the next one without a bound.
-            set_receive_timeout(listener, Some(deadline.remaining().unwrap_or(ACCEPT_SLICE)))
-                .map_err(failed)?;
-            let accepted = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC);
-            setsockopt(&listener, sockopt::ReceiveTimeout, &before).map_err(failed)?;
-            match accepted {
-                // SAFETY: accept4 just made this descriptor for us.
-                Ok(fd) => return Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+            match accept_briefly(listener) {
+                Ok(fd) => return Ok(fd),
                 Err(Errno::EINTR | Errno::EAGAIN | Errno::ECONNABORTED) => {}
                 Err(errno) => return Err(failed(errno)),
             }
@@ -327,8 +335,23 @@ pub(crate) fn accept_from(listener: BorrowedFd<'_>, deadline: Deadline) -> Resul
     }
 }
 
-/// How long one accept may block when the caller waits for ever.
-const ACCEPT_SLICE: Duration = Duration::from_secs(1);
+/// How long one accept may block.
+const ACCEPT_SLICE: Duration = Duration::from_millis(10);
+
+/// Accepts what is there. Somebody else may have taken it since it was seen, and
+/// a listener that blocks would then wait for the next one without a bound; so
+/// its receive timeout is set for the moment, by one thread at a time.
+fn accept_briefly(listener: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock();
+    let before = getsockopt(&listener, sockopt::ReceiveTimeout)?;
+    set_receive_timeout(listener, Some(ACCEPT_SLICE))?;
+    let accepted = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC);
+    let restored = setsockopt(&listener, sockopt::ReceiveTimeout, &before);
+    // SAFETY: accept4 just made this descriptor for us.
+    let accepted = accepted.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })?;
+    restored.map(|()| accepted)
+}
 
 fn timed_out(message: &'static str) -> Error {
     Error::new(crate::error::Kind::TimedOut, message)

@@ -36,6 +36,8 @@ pub(super) struct Negotiated {
     acked: AtomicU64,
     protocol: AtomicU64,
     owner: AtomicBool,
+    /// The connection was inherited: what is offered need not have been asked.
+    adopted: AtomicBool,
     /// One bit for each ring.
     running: [AtomicU64; 4],
 }
@@ -60,9 +62,8 @@ impl Negotiated {
     pub(super) fn new(adopt: Option<Adopted>) -> Self {
         let this = Self::default();
         if let Some(adopted) = adopt {
-            this.offered.set(adopted.features);
+            this.adopted.store(true, SeqCst);
             this.acked.store(adopted.features, SeqCst);
-            this.offered_protocol.set(adopted.protocol_features);
             this.protocol.store(adopted.protocol_features, SeqCst);
             this.owner.store(true, SeqCst);
             // They may be running; a barrier too many does no harm.
@@ -79,6 +80,7 @@ impl Negotiated {
     pub(super) fn check(&self, info: &RequestInfo) -> Result<()> {
         let missing = |what: String| Err(Error::new(Kind::NotNegotiated, what));
         match info.gate {
+            Gate::Offered(bit) if self.acked() & mask(bit) != 0 => Ok(()),
             Gate::Offered(bit) if self.offered.get().is_none() => missing(format!(
                 "GET_FEATURES has not shown yet whether the back-end offers virtio feature bit {bit}"
             )),
@@ -98,8 +100,15 @@ impl Negotiated {
         }
     }
 
+    /// What may be acknowledged, if that is known. On an inherited connection it
+    /// may have been asked by another process: then it is for the back-end to say.
+    fn offered(&self, offered: &Known) -> Option<u64> {
+        let adopted = self.adopted.load(SeqCst);
+        offered.get().or(adopted.then_some(u64::MAX))
+    }
+
     pub(super) fn check_features(&self, features: u64) -> Result<()> {
-        let Some(offered) = self.offered.get() else {
+        let Some(offered) = self.offered(&self.offered) else {
             return Err(Error::new(
                 Kind::State,
                 "GET_FEATURES comes first on each connection",
@@ -115,7 +124,7 @@ impl Negotiated {
     }
 
     pub(super) fn check_protocol(&self, features: u64) -> Result<ProtocolFeatures> {
-        let Some(offered) = self.offered_protocol.get() else {
+        let Some(offered) = self.offered(&self.offered_protocol) else {
             return Err(Error::new(
                 Kind::State,
                 "GET_PROTOCOL_FEATURES comes first on each connection",
@@ -188,11 +197,11 @@ impl Negotiated {
         self.owner.store(owner, SeqCst);
     }
 
-    /// After RESET_OWNER: nobody owns the device, and nothing runs.
+    /// After RESET_OWNER: nobody owns the device. Whether its rings have stopped
+    /// differs among back-ends.
     pub(super) fn reset(&self) {
         self.set_owner(false);
         self.set_acked(0);
-        self.running.iter().for_each(|word| word.store(0, SeqCst));
     }
 
     // ---- rings ----

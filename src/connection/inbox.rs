@@ -1,6 +1,6 @@
 //! Bytes and descriptors that arrived, until they make whole replies.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Phase, Result};
 use crate::message::{HEADER_SIZE, Header, MAX_REPLY_PAYLOAD, flags};
 use crate::socket::{self, MAX_FDS_RECEIVED};
 use nix::errno::Errno;
@@ -17,7 +17,7 @@ pub(super) struct Inbox {
     /// Where the unread bytes begin and end.
     start: usize,
     end: usize,
-    /// Descriptors, oldest first, each with the position in the stream where
+    /// Descriptors, each with the position in the stream where
     /// the read that brought it ended.
     fds: [Option<(u64, OwnedFd)>; MAX_FDS_RECEIVED],
     /// Position in the stream of `start`.
@@ -29,7 +29,7 @@ pub(super) struct Inbox {
 /// What a [`fill`](Inbox::fill) did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Filled {
-    Some,
+    Bytes,
     /// Nothing there (yet), or a signal came.
     Nothing,
     /// The end of the stream.
@@ -76,17 +76,20 @@ impl Inbox {
         for place in self.fds.iter_mut().flatten() {
             place.0 = place.0.min(position);
         }
-        if surplus || received.truncated {
-            self.broken.get_or_insert_with(|| {
-                Error::protocol(
-                    "the back-end sent more file descriptors than any message may carry",
-                )
-            });
+        let full = surplus || self.fds.iter().all(Option::is_some);
+        if full && (surplus || received.truncated) {
+            let text = "the back-end sent more file descriptors than any message may carry";
+            self.broken.get_or_insert_with(|| Error::protocol(text));
+        } else if received.truncated {
+            // There was room for them here, but not in the table of this process.
+            let text = "cannot take a file descriptor of the reply";
+            let error = Error::os(Errno::EMFILE, text).during(Phase::Reply);
+            self.broken.get_or_insert(error);
         }
         Ok(if received.bytes == 0 {
             Filled::End
         } else {
-            Filled::Some
+            Filled::Bytes
         })
     }
 

@@ -15,6 +15,8 @@ use nix::errno::Errno;
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use zerocopy::IntoBytes;
 
 /// Names a request under way.
@@ -77,7 +79,7 @@ pub(super) struct Machine {
     last_acked: Option<Request>,
     /// [`Connection::abort`](super::Connection::abort) was called: the end of
     /// the stream is our own doing.
-    pub(super) aborted: bool,
+    aborted: Arc<AtomicBool>,
     next: u64,
     /// More descriptors are in flight than an ordinary user may have: room comes
     /// as their receivers read, and cannot be polled for.
@@ -87,7 +89,7 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(aborted: Arc<AtomicBool>) -> Self {
         Self {
             outbox: VecDeque::new(),
             slots: VecDeque::new(),
@@ -95,7 +97,7 @@ impl Machine {
             latch: None,
             lost: false,
             last_acked: None,
-            aborted: false,
+            aborted,
             next: 0,
             throttled: false,
             spare: Vec::new(),
@@ -106,6 +108,23 @@ impl Machine {
 
     pub(super) fn wants_write(&self) -> bool {
         !self.outbox.is_empty()
+    }
+
+    /// Whether the stream is lost.
+    pub(super) fn lost(&self) -> bool {
+        self.lost
+    }
+
+    /// Whether the request is sent, and its reply has not come.
+    pub(super) fn awaits_reply(&self, ticket: Ticket) -> bool {
+        self.slots
+            .iter()
+            .any(|slot| slot.ticket == ticket && slot.expect.is_some())
+    }
+
+    /// How many requests were given up whose replies may still come.
+    pub(super) fn unanswered(&self) -> usize {
+        self.slots.iter().filter(|slot| !slot.wanted).count()
     }
 
     pub(super) fn done(&self, ticket: Ticket) -> bool {
@@ -130,7 +149,7 @@ impl Machine {
         out: &Outgoing<'_>,
         expect: Option<Expect>,
     ) -> Result<Ticket> {
-        if self.aborted {
+        if self.aborted.load(Ordering::SeqCst) {
             return Err(self.hung_up());
         }
         if let Some(cause) = &self.latch {
@@ -253,7 +272,7 @@ impl Machine {
     }
 
     fn hung_up(&self) -> Error {
-        if self.aborted {
+        if self.aborted.load(Ordering::SeqCst) {
             return Error::new(Kind::Canceled, "the connection was aborted");
         }
         let error = match self.last_acked {
@@ -277,13 +296,16 @@ impl Machine {
 
     // ---- receiving ----
 
-    /// Reads what is there and settles what it answers.
-    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) {
+    /// Reads what is there, by one system call, and settles what it answers.
+    /// Says whether anything came.
+    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> bool {
         let Some(mut inbox) = self.inbox.take() else {
-            return; // somebody else is reading
+            return false; // somebody else is reading
         };
         let filled = inbox.fill(socket, false);
+        let came = filled == Ok(Filled::Bytes);
         self.received(inbox, filled);
+        came
     }
 
     /// Takes the inbox back after a read, and settles what it answers.
@@ -300,7 +322,7 @@ impl Machine {
             return self.fail_all(&error);
         }
         match filled {
-            Ok(Filled::Some | Filled::Nothing) => {}
+            Ok(Filled::Bytes | Filled::Nothing) => {}
             Ok(Filled::End) | Err(Errno::ECONNRESET) => {
                 let error = self.hung_up();
                 self.fail_all(&error);
@@ -364,7 +386,8 @@ impl Machine {
                 .value(u64::try_from(fds).unwrap_or(u64::MAX)));
             }
             slot.expect = None;
-            self.last_acked = expect.ack.then_some(slot.request);
+            let zero = payload.iter().all(|byte| *byte == 0);
+            self.last_acked = (expect.ack && zero).then_some(slot.request);
             if slot.wanted {
                 slot.payload.clear();
                 slot.payload.extend_from_slice(payload);
@@ -385,17 +408,15 @@ impl Machine {
         if let Some(slot) = self.slots.get_mut(at) {
             change(slot);
             if slot.done() && !slot.wanted {
-                self.remove(at);
+                self.slots.remove(at);
             }
         }
     }
 
-    fn remove(&mut self, at: usize) -> Option<Slot> {
-        let mut slot = self.slots.remove(at)?;
+    fn keep_spare(&mut self, payload: Vec<u8>) {
         if self.spare.len() < SPARE_PAYLOADS {
-            self.spare.push(std::mem::take(&mut slot.payload));
+            self.spare.push(payload);
         }
-        Some(slot)
     }
 
     /// The outcome of a request that is done: its reply goes through `decode`.
@@ -405,26 +426,28 @@ impl Machine {
         ticket: Ticket,
         decode: impl FnOnce(Reply<'_>) -> Result<T>,
     ) -> Result<T> {
-        let Some(at) = self.slots.iter().position(|slot| slot.ticket == ticket) else {
-            return Err(forgotten());
+        let at = self.slots.iter().position(|slot| slot.ticket == ticket);
+        let Some(slot) = at.and_then(|at| self.slots.remove(at)) else {
+            return Err(Error::new(
+                Kind::Panic,
+                "a request under way has been forgotten",
+            ));
         };
-        let result = match self.slots.get_mut(at) {
-            Some(slot) => match slot.failed.take() {
-                Some(error) => Err(error),
-                None => decode(Reply {
-                    payload: &slot.payload,
-                    fd: slot.fd.take(),
-                }),
-            },
-            None => Err(forgotten()),
+        let result = match slot.failed {
+            Some(error) => Err(error),
+            None => decode(Reply {
+                payload: &slot.payload,
+                fd: slot.fd,
+            }),
         };
-        self.remove(at);
-        if let Err(error) = &result
-            && error.kind == Kind::Protocol
-        {
-            self.fail_all(error);
+        self.keep_spare(slot.payload);
+        match result {
+            Err(error) if error.kind == Kind::Protocol => {
+                self.fail_all(&error);
+                Err(error)
+            }
+            result => result,
         }
-        result
     }
 
     /// The caller stops waiting. A request of which nothing is on the wire
@@ -484,7 +507,9 @@ impl Machine {
                     ..cause.clone()
                 });
             }
-            slot.fd = slot.fd.take_if(|_| slot.failed.is_none());
+            if slot.failed.is_some() {
+                slot.fd = None;
+            }
         }
     }
 }
@@ -501,17 +526,16 @@ fn duplicates(fds: &[BorrowedFd<'_>]) -> Result<Vec<OwnedFd>> {
     fds.iter()
         .map(|fd| socket::duplicate(*fd))
         .collect::<nix::Result<_>>()
-        .map_err(|errno| Error::os(errno, "cannot keep a file descriptor to send later"))
+        .map_err(|errno| match errno {
+            Errno::EBADF => Error::bad_fd("fd is not open"),
+            _ => Error::os(errno, "cannot keep a file descriptor to send later"),
+        })
 }
 
 /// Whether a send failed only because there is no room now.
 fn must_wait(errno: Errno, throttled: &mut bool) -> bool {
     *throttled = errno == Errno::ETOOMANYREFS;
     *throttled || matches!(errno, Errno::EAGAIN | Errno::EINTR)
-}
-
-fn forgotten() -> Error {
-    Error::new(Kind::Panic, "a request under way has been forgotten")
 }
 
 /// What a later call is told.

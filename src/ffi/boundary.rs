@@ -106,9 +106,7 @@ fn silence_panics() {
     HOOK.call_once(|| {
         let _ = OUTER_HOOK.set(take_hook());
         set_hook(Box::new(|info| {
-            if !INSIDE.get()
-                && let Some(outer) = OUTER_HOOK.get()
-            {
+            if let (false, Some(outer)) = (INSIDE.get(), OUTER_HOOK.get()) {
                 outer(info);
             }
         }));

@@ -68,7 +68,8 @@ unsafe fn create(
 /// Makes a client from a connected socket.
 ///
 /// fd       a connected Unix stream socket; taken on success: the client closes
-///          it, and sets its close-on-exec flag and its receive timeout
+///          it, and sets its close-on-exec flag and its receive timeout (which
+///          another process that holds the same socket must leave alone)
 /// options  NULL for the defaults; read during the call
 /// out      gets the client; NULL on failure
 ///
@@ -142,7 +143,8 @@ pub unsafe extern "C" fn vuf_client_connect(
 ///
 /// Bounded by options->connect_timeout_ms.
 ///
-/// listen_fd  a listening Unix stream socket; borrowed
+/// listen_fd  a listening Unix stream socket; borrowed. Its receive timeout is
+///            set for a moment and restored.
 /// options    NULL for the defaults; read during the call
 /// out        gets the client; NULL on failure
 ///

@@ -312,7 +312,7 @@ pub unsafe extern "C" fn vuf_client_check_device_state(client: *mut vuf_client) 
 ///   -EINVAL               config is NULL, or its size is not set
 ///   -E2BIG                its size is above 65536
 ///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
-///   VUF_E_PROTOCOL        the answer contradicts itself
+///   VUF_E_PROTOCOL        the answer names more regions than there can be
 /// or a common code.
 ///
 /// # Safety

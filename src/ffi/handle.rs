@@ -151,8 +151,9 @@ pub(super) unsafe fn free(client: *mut vuf_client) {
     let Ok(handle) = (unsafe { handle(client) }) else {
         return;
     };
+    let forked = handle.process != std::process::id();
     // After a fork the count is that of the parent, whose threads are not here.
-    if handle.process == std::process::id() {
+    if !forked {
         let mut inside = handle.inside.fetch_or(FREEING, SeqCst) | FREEING;
         if inside != FREEING {
             handle.client.abort();
@@ -163,5 +164,8 @@ pub(super) unsafe fn free(client: *mut vuf_client) {
         }
     }
     // SAFETY: made by Box::into_raw in `new`, and nobody else uses it any more.
-    drop(unsafe { Box::from_raw(client.cast::<Handle>()) });
+    let handle = unsafe { Box::from_raw(client.cast::<Handle>()) };
+    if forked {
+        handle.client.close_in_child();
+    }
 }
