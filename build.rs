@@ -31,10 +31,13 @@ fn header() {
 fn generate(target: &str) -> Result<(), Box<dyn std::error::Error>> {
     // In the order in which a reader wants them.
     let files = ["types", "error", "client", "memory", "vring", "device"];
-    let builder = cbindgen::Builder::new().with_config(cbindgen::Config::from_file("cbindgen.toml")?);
+    let builder =
+        cbindgen::Builder::new().with_config(cbindgen::Config::from_file("cbindgen.toml")?);
     let bindings = files
         .iter()
-        .fold(builder, |builder, file| builder.with_src(format!("src/ffi/{file}.rs")))
+        .fold(builder, |builder, file| {
+            builder.with_src(format!("src/ffi/{file}.rs"))
+        })
         .generate()?;
     let mut text = Vec::new();
     bindings.write(&mut text);
