@@ -63,6 +63,12 @@
 #include <stdint.h>
 
 /**
+ * The name under which the shared library is found at run time: dlopen() this.
+ */
+#define VUF_SONAME "libvhost_user_frontend.so.0"
+
+
+/**
  * Major number of the version of this header.
  */
 #define VUF_VERSION_MAJOR 0

@@ -15,8 +15,6 @@ pub const VUF_VERSION_MAJOR: u32 = 0;
 pub const VUF_VERSION_MINOR: u32 = 1;
 /// Patch number of the version of this header.
 pub const VUF_VERSION_PATCH: u32 = 0;
-/// The name under which the shared library is found at run time: dlopen() this.
-pub const VUF_SONAME: &str = "libvhost_user_frontend.so.0";
 
 // ---- return codes that are not -errno ----
 
