@@ -84,7 +84,7 @@ demo: lib tools
 check: lib tools
 	MAKE="$(MAKE)" CC="$(CC)" CARGO="$(CARGO)" sh c-tests/check.sh
 
-check-full: check
+check-full: lib tools
 	MAKE="$(MAKE)" CC="$(CC)" CARGO="$(CARGO)" sh c-tests/check.sh --full
 
 # The header is made by cbindgen, in the build script, behind a cargo feature.

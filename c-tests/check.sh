@@ -1,6 +1,7 @@
 #!/bin/sh
-# All tests, stage by stage: `make check`. Each stage writes a log under
-# build/check/, and says here how long it took and how many tests it ran.
+# All tests, stage by stage: `make check`, and with --full `make check-full`,
+# which adds the slow ones. Each stage writes a log under build/check/, and says
+# here how long it took and how many tests it ran.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
@@ -62,7 +63,7 @@ stage() {
 # ---- what the stages do ----
 
 back_ends() {
-    $CARGO build --locked --examples
+    $CARGO build --locked --lib --examples
 }
 
 lints() {
@@ -145,7 +146,10 @@ c_tests() {
 # Once more with the library as cargo makes it.
 c_tests_cdylib() {
     mkdir -p "$SCRATCH/cdylib"
-    cp "$TARGET/debug/libvhost_user_frontend.so" "$SCRATCH/cdylib/libvhost_user_frontend.so.0"
+    cp "$TARGET/debug/libvhost_user_frontend.so" "$SCRATCH/cdylib/libvhost_user_frontend.so.0" ||
+        return 1
+    LD_LIBRARY_PATH=$SCRATCH/cdylib ldd build/c-tests/test_errors |
+        grep -F "$SCRATCH/cdylib/libvhost_user_frontend.so.0" || return 1
     LD_LIBRARY_PATH=$SCRATCH/cdylib run_c_tests ''
 }
 
@@ -193,10 +197,46 @@ demo() {
     sh examples/demo.sh embedded && sh examples/demo.sh qemu && echo '2 passed, 0 failed'
 }
 
+# ---- the slow rest ----
+
+# again N COMMAND...: what depends on timing shows only now and then.
+again() {
+    rounds=$1
+    shift
+    while [ "$rounds" -gt 0 ]; do
+        "$@" || return 1
+        rounds=$((rounds - 1))
+    done
+}
+
+# The same with both cores busy.
+under_load() {
+    sh -c 'while :; do :; done' &
+    one=$!
+    sh -c 'while :; do :; done' &
+    two=$!
+    again 5 "$@"
+    result=$?
+    kill $one $two
+    wait $one $two 2>/dev/null
+    return $result
+}
+
+# The oldest Rust that Cargo.toml promises.
+oldest_rust() {
+    version=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    if ! rustc "+$version" --version; then
+        echo "SKIPPED: there is no Rust $version here (rustup toolchain install $version)"
+        echo '0 passed, 0 failed'
+        return 0
+    fi
+    $CARGO "+$version" check --locked --lib --target-dir build/oldest
+}
+
 # ---- the order ----
 
 stage 'what the tests need' sh c-tests/packages.sh
-stage 'back-ends for the tests' back_ends
+stage 'cargo builds: library and back-ends' back_ends
 stage 'formatting and lints' lints
 stage 'header is current' $MAKE --no-print-directory header-check
 stage 'header alone, C99 to C++20' header_alone
@@ -211,6 +251,14 @@ stage 'C tests under valgrind' c_tests_valgrind
 stage 'system calls of a round trip' sh c-tests/check_strace.sh
 stage 'installed tree, pkg-config, README example' installed
 stage 'demo, on both back-ends' demo
+if [ "${1-}" = --full ]; then
+    stage 'oldest Rust' oldest_rust
+    stage 'Rust tests, ten times' again 10 rust_tests
+    stage 'C tests, ten times' again 10 c_tests
+    stage 'Rust tests under load, five times' under_load rust_tests
+    stage 'C tests under load, five times' under_load c_tests
+    stage 'demo, twenty times' again 20 demo
+fi
 
 echo
 echo "took $(($(date +%s) - begin)) s"
