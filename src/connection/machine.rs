@@ -134,9 +134,14 @@ impl Machine {
             .is_none_or(Slot::done)
     }
 
-    /// Hands the inbox to a reader who will not hold the lock.
+    /// Hands the inbox to the one who reads. There is only one, so it is there;
+    /// if it were not, nobody would ever read again.
     pub(super) fn lend_inbox(&mut self) -> Option<Box<Inbox>> {
-        self.inbox.take()
+        let inbox = self.inbox.take();
+        if inbox.is_none() {
+            self.fail_all(&Error::new(Kind::Panic, "two threads read at once"));
+        }
+        inbox
     }
 
     // ---- sending ----
@@ -299,8 +304,8 @@ impl Machine {
     /// Reads what is there, by one system call, and settles what it answers.
     /// Says whether anything came.
     pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> bool {
-        let Some(mut inbox) = self.inbox.take() else {
-            return false; // somebody else is reading
+        let Some(mut inbox) = self.lend_inbox() else {
+            return false;
         };
         let filled = inbox.fill(socket, false);
         let came = filled == Ok(Filled::Bytes);

@@ -1,0 +1,720 @@
+//! The other end of the socket, for tests: a back-end that does exactly what the
+//! test tells it, and one table of what each request looks like on the wire.
+
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
+
+use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+use vhost_user_frontend::message::{
+    Barrier, Inflight, Log, MemRegion, ProtocolFeatures, Request, VringAddr,
+};
+use vhost_user_frontend::{
+    Adopted, BackendClient, Direction, Options, Result, SharedRegion, Timeout,
+};
+
+/// VERSION_1, the bit of protocol features, and LOG_ALL.
+pub const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 26;
+/// The packed ring layout.
+pub const PACKED: u64 = 1 << 34;
+/// Longer than any answer takes here, also on a machine that is busy.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// What must happen "at once" takes less, also on a machine that is busy.
+pub const AT_ONCE: Duration = Duration::from_secs(2);
+
+/// Everything that the requests of [`CASES`] need. Not GPA_ADDRESSES, so that
+/// the two addresses of a region can be told apart on the wire.
+pub fn protocol(reply_ack: bool) -> ProtocolFeatures {
+    let mut features = ProtocolFeatures::all() - ProtocolFeatures::GPA_ADDRESSES;
+    features.set(ProtocolFeatures::REPLY_ACK, reply_ack);
+    features
+}
+
+// ---- descriptors ----
+
+static FILES: LazyLock<Vec<File>> = LazyLock::new(|| {
+    (0..8)
+        .map(|_| memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap())
+        .map(File::from)
+        .collect()
+});
+
+/// Eight files that can be told apart.
+pub fn files() -> &'static [File] {
+    &FILES
+}
+
+/// One of [`files`], to pass along.
+pub fn file(index: usize) -> BorrowedFd<'static> {
+    files()[index].as_fd()
+}
+
+/// What makes two descriptors the same file.
+pub fn identity(fd: BorrowedFd<'_>) -> (u64, u64) {
+    let data = File::from(fd.try_clone_to_owned().unwrap())
+        .metadata()
+        .unwrap();
+    (data.dev(), data.ino())
+}
+
+/// Descriptors that this process has open.
+pub fn open_fds() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+static SERIAL: Mutex<()> = Mutex::new(());
+
+/// Runs one test of this process at a time, and fails it at its end if it leaves
+/// another number of descriptors open than it found.
+pub struct NoFdLeak {
+    before: usize,
+    _serial: MutexGuard<'static, ()>,
+}
+
+/// See [`NoFdLeak`].
+pub fn no_fd_leak() -> NoFdLeak {
+    let serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
+    LazyLock::force(&FILES);
+    NoFdLeak {
+        before: open_fds(),
+        _serial: serial,
+    }
+}
+
+impl Drop for NoFdLeak {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            assert_eq!(open_fds(), self.before, "descriptors open after the test");
+        }
+    }
+}
+
+/// CPU time that the calling thread has used.
+pub fn cpu_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the clock exists, and `time` outlives the call.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    assert_eq!(result, 0);
+    Duration::new(
+        u64::try_from(time.tv_sec).unwrap(),
+        u32::try_from(time.tv_nsec).unwrap(),
+    )
+}
+
+// ---- bytes ----
+
+/// The bytes that a hexadecimal text shows; spaces are ignored.
+pub fn hex(text: &str) -> Vec<u8> {
+    let digits: Vec<u8> = text.bytes().filter(|c| !c.is_ascii_whitespace()).collect();
+    digits
+        .chunks_exact(2)
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+        .collect()
+}
+
+/// A whole message.
+pub fn message(code: u32, flags: u32, payload: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(payload.len()).unwrap();
+    let header = [code, flags, size].map(u32::to_ne_bytes).concat();
+    [&header[..], payload].concat()
+}
+
+/// The flags of a well-made reply.
+pub const REPLY: u32 = 0x5;
+
+// ---- the peer ----
+
+/// The back-end's end of the connection.
+#[derive(Debug)]
+pub struct Peer(UnixStream);
+
+/// A message as the back-end got it.
+#[derive(Debug)]
+pub struct Message {
+    pub code: u32,
+    pub flags: u32,
+    pub payload: Vec<u8>,
+    pub fds: Vec<OwnedFd>,
+}
+
+impl Message {
+    /// The number at this byte of the payload.
+    pub fn u32_at(&self, at: usize) -> u32 {
+        u32::from_ne_bytes(self.payload[at..at + 4].try_into().unwrap())
+    }
+}
+
+impl Peer {
+    /// One `recvmsg`: at most `room` bytes, and the descriptors with them.
+    pub fn read(&self, room: usize, flags: MsgFlags) -> nix::Result<(Vec<u8>, Vec<OwnedFd>)> {
+        let mut bytes = vec![0; room];
+        let mut control = nix::cmsg_space!([RawFd; 64]);
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
+        let got = recvmsg::<UnixAddr>(self.0.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+        let mut fds = Vec::new();
+        for message in got.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(received) = message {
+                // SAFETY: the kernel just made these descriptors for us.
+                fds.extend(
+                    received
+                        .into_iter()
+                        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+                );
+            }
+        }
+        let length = got.bytes;
+        bytes.truncate(length);
+        Ok((bytes, fds))
+    }
+
+    /// One whole message, as real back-ends read it: the header with the
+    /// descriptors first, then the payload.
+    pub fn receive(&self) -> Message {
+        let (header, fds) = self.read(12, MsgFlags::MSG_WAITALL).unwrap();
+        assert_eq!(header.len(), 12, "the front-end closed the connection");
+        let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().unwrap());
+        let size = usize::try_from(word(8)).unwrap();
+        let (payload, more) = match size {
+            0 => Default::default(),
+            _ => self.read(size, MsgFlags::MSG_WAITALL).unwrap(),
+        };
+        assert_eq!(payload.len(), size, "a message was cut short");
+        assert!(more.is_empty(), "descriptors go with the first byte");
+        Message {
+            code: word(0),
+            flags: word(4),
+            payload,
+            fds,
+        }
+    }
+
+    /// Receives one message, which must be this request.
+    pub fn expect(&self, request: Request) -> Message {
+        let message = self.receive();
+        assert_eq!(message.code, request.id(), "not {request:?}");
+        message
+    }
+
+    /// Asserts that the front-end has sent nothing that was not received yet.
+    pub fn expect_silence(&self) {
+        let read = self.read(1, MsgFlags::MSG_DONTWAIT);
+        assert_eq!(read.map(|(bytes, _)| bytes), Err(Errno::EAGAIN));
+    }
+
+    /// One `sendmsg`.
+    pub fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let control = if raw.is_empty() { &[] } else { &rights[..] };
+        let parts = [IoSlice::new(bytes)];
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        let sent = sendmsg::<UnixAddr>(self.0.as_raw_fd(), &parts, control, flags, None);
+        assert_eq!(sent, Ok(bytes.len()));
+    }
+
+    /// One `sendmsg` to a front-end that may be gone.
+    pub fn try_send(&self, bytes: &[u8]) -> nix::Result<usize> {
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        nix::sys::socket::send(self.0.as_raw_fd(), bytes, flags)
+    }
+
+    /// A well-made reply.
+    pub fn reply(&self, request: Request, payload: &[u8]) {
+        self.send(&message(request.id(), REPLY, payload), &[]);
+    }
+
+    /// An acknowledgement: 0 is success.
+    pub fn ack(&self, request: Request, value: u64) {
+        self.reply(request, &value.to_ne_bytes());
+    }
+
+    /// Ends the connection.
+    pub fn hang_up(&self) {
+        // It fails if the front-end has ended it already.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+// ---- the client ----
+
+/// Options with which no deadline passes by accident.
+pub fn patient() -> Options {
+    Options {
+        quick: Timeout::After(PATIENCE),
+        slow: Timeout::After(PATIENCE),
+        drain: Timeout::After(PATIENCE),
+        ..Options::default()
+    }
+}
+
+/// A client on a connection where all of this had been agreed before; every ring
+/// may be running. No message is exchanged.
+pub fn adopted(
+    features: u64,
+    protocol: ProtocolFeatures,
+    options: Options,
+) -> (BackendClient, Peer) {
+    let adopt = Adopted {
+        features,
+        protocol_features: protocol.bits(),
+    };
+    connected(Options {
+        adopt: Some(adopt),
+        ..options
+    })
+}
+
+/// A client on a new connection on which nothing was agreed.
+pub fn connected(options: Options) -> (BackendClient, Peer) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    connected_on(ours, theirs, options)
+}
+
+/// The same on a socket pair that the test has prepared.
+pub fn connected_on(
+    ours: UnixStream,
+    theirs: UnixStream,
+    options: Options,
+) -> (BackendClient, Peer) {
+    theirs.set_read_timeout(Some(PATIENCE)).unwrap();
+    let client = BackendClient::from_fd(ours.into(), &options).unwrap();
+    (client, Peer(theirs))
+}
+
+/// A client that has agreed all of this message by message. SET_OWNER is left to
+/// the test, and no ring runs.
+pub fn handshake(
+    features: u64,
+    protocol: ProtocolFeatures,
+    options: Options,
+) -> (BackendClient, Peer) {
+    let (client, peer) = connected(options);
+    let agree = || -> Result<()> {
+        assert_eq!(client.get_features()?, features);
+        assert_eq!(client.get_protocol_features()?, protocol.bits());
+        client.set_protocol_features(protocol.bits())?;
+        client.set_features(features)
+    };
+    let answer = || {
+        peer.expect(Request::GetFeatures);
+        peer.ack(Request::GetFeatures, features);
+        peer.expect(Request::GetProtocolFeatures);
+        peer.ack(Request::GetProtocolFeatures, protocol.bits());
+        peer.expect(Request::SetProtocolFeatures);
+        let asked = peer.expect(Request::SetFeatures).flags & 0x8 != 0;
+        if asked {
+            peer.ack(Request::SetFeatures, 0);
+        }
+    };
+    both(agree, answer).0.unwrap();
+    (client, peer)
+}
+
+/// A client that may send this request.
+pub fn ready_for(request: Request, reply_ack: bool, options: Options) -> (BackendClient, Peer) {
+    match request {
+        // An adopted connection has its owner.
+        Request::SetOwner => handshake(FEATURES, protocol(reply_ack), options),
+        _ => adopted(FEATURES, protocol(reply_ack), options),
+    }
+}
+
+/// Runs the front-end's part on a thread and the back-end's part on this one.
+pub fn both<A: Send, B>(front: impl FnOnce() -> A + Send, back: impl FnOnce() -> B) -> (A, B) {
+    thread::scope(|scope| {
+        let front = scope.spawn(front);
+        let back = back();
+        (front.join().unwrap(), back)
+    })
+}
+
+// ---- the requests ----
+
+/// How the back-end answers a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// Never.
+    Nothing,
+    /// With an acknowledgement, or else GET_FEATURES follows as the barrier says.
+    Ack(Barrier),
+    /// Always, with this payload (hexadecimal) and the last of [`files`] if told.
+    Own(&'static str, Descriptor),
+}
+
+/// Whether the answer brings a descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Descriptor {
+    Without,
+    With,
+}
+
+/// What one request looks like.
+pub struct Case {
+    pub request: Request,
+    /// Sends it, and checks what it returns after [`Answer::Own`].
+    pub call: fn(&BackendClient) -> Result<()>,
+    /// Header (without the need-reply bit) and payload, in hexadecimal.
+    pub wire: &'static str,
+    /// It carries so many of [`files`], beginning with the first.
+    pub fds: usize,
+    pub answer: Answer,
+}
+
+impl Case {
+    /// The one of this request.
+    pub fn of(request: Request) -> &'static Self {
+        let found = CASES.iter().find(|case| case.request == request);
+        found.unwrap_or_else(|| panic!("{request:?} has no case"))
+    }
+}
+
+const REGIONS: [MemRegion; 2] = [
+    MemRegion {
+        guest_addr: 0,
+        size: 0x10_0000,
+        user_addr: 0x7f00_1234_5000,
+        mmap_offset: 0,
+    },
+    MemRegion {
+        guest_addr: 0x1_0000_0000,
+        size: 0x20_0000,
+        user_addr: 0x7f01_0000_0000,
+        mmap_offset: 0x3000,
+    },
+];
+const INFLIGHT: Inflight = Inflight {
+    mmap_size: 0x3000,
+    mmap_offset: 0x1000,
+    num_queues: 2,
+    queue_size: 256,
+    padding: 0,
+};
+
+use Answer::{Ack, Nothing, Own};
+use Barrier::{Always, Never, WhileRunning};
+use Descriptor::{With, Without};
+
+/// One case for each request, with arguments in which no two bytes that matter
+/// are alike by accident.
+pub const CASES: &[Case] = &[
+    Case {
+        request: Request::GetFeatures,
+        call: |client| {
+            assert_eq!(client.get_features()?, FEATURES);
+            Ok(())
+        },
+        wire: "01000000 01000000 00000000",
+        fds: 0,
+        answer: Own("0000004401000000", Without),
+    },
+    Case {
+        request: Request::SetFeatures,
+        call: |client| client.set_features(FEATURES),
+        wire: "02000000 01000000 08000000  0000004401000000",
+        fds: 0,
+        answer: Ack(WhileRunning),
+    },
+    Case {
+        request: Request::SetOwner,
+        call: |client| client.set_owner(),
+        wire: "03000000 01000000 00000000",
+        fds: 0,
+        answer: Ack(Never),
+    },
+    Case {
+        request: Request::ResetOwner,
+        call: |client| client.reset_owner(),
+        wire: "04000000 01000000 00000000",
+        fds: 0,
+        answer: Ack(Never),
+    },
+    Case {
+        request: Request::SetMemTable,
+        call: |client| {
+            let shared = |index: usize| SharedRegion {
+                region: REGIONS[index],
+                fd: file(index),
+            };
+            client.set_mem_table(&[shared(0), shared(1)])
+        },
+        wire: "05000000 01000000 48000000  02000000 00000000
+               0000000000000000 0000100000000000 00503412007f0000 0000000000000000
+               0000000001000000 0000200000000000 00000000017f0000 0030000000000000",
+        fds: 2,
+        answer: Ack(Always),
+    },
+    Case {
+        request: Request::SetLogBase,
+        call: |client| {
+            let log = Log {
+                mmap_size: 0x12340,
+                mmap_offset: 0,
+            };
+            client.set_log_base(&log, file(0))
+        },
+        wire: "06000000 01000000 10000000  4023010000000000 0000000000000000",
+        fds: 1,
+        answer: Own("4023010000000000", Without),
+    },
+    Case {
+        request: Request::SetLogFd,
+        call: |client| client.set_log_fd(file(0)),
+        wire: "07000000 01000000 00000000",
+        fds: 1,
+        answer: Ack(Never),
+    },
+    Case {
+        request: Request::SetVringNum,
+        call: |client| client.set_vring_num(3, 256),
+        wire: "08000000 01000000 08000000  03000000 00010000",
+        fds: 0,
+        answer: Ack(Never),
+    },
+    Case {
+        request: Request::SetVringAddr,
+        call: |client| {
+            client.set_vring_addr(&VringAddr {
+                index: 3,
+                flags: 1,
+                descriptor: 0x1_0000_1000,
+                used: 0x2_0000_2000,
+                available: 0x3_0000_3000,
+                log: 0x4_0000_4000,
+            })
+        },
+        wire: "09000000 01000000 28000000  03000000 01000000
+               0010000001000000 0020000002000000 0030000003000000 0040000004000000",
+        fds: 0,
+        answer: Ack(WhileRunning),
+    },
+    Case {
+        request: Request::SetVringBase,
+        call: |client| client.set_vring_base(3, 0x1234),
+        wire: "0a000000 01000000 08000000  03000000 34120000",
+        fds: 0,
+        answer: Ack(Never),
+    },
+    Case {
+        request: Request::GetVringBase,
+        call: |client| {
+            assert_eq!(client.get_vring_base(3, Timeout::Default)?, 0x1234);
+            Ok(())
+        },
+        wire: "0b000000 01000000 08000000  03000000 00000000",
+        fds: 0,
+        answer: Own("03000000 34120000", Without),
+    },
+    Case {
+        request: Request::SetVringKick,
+        call: |client| client.set_vring_kick(3, Some(file(0))),
+        wire: "0c000000 01000000 08000000  0300000000000000",
+        fds: 1,
+        answer: Ack(Never),
+    },
+    Case {
+        request: Request::SetVringCall,
+        call: |client| client.set_vring_call(3, Some(file(0))),
+        wire: "0d000000 01000000 08000000  0300000000000000",
+        fds: 1,
+        answer: Ack(WhileRunning),
+    },
+    Case {
+        request: Request::SetVringErr,
+        call: |client| client.set_vring_err(3, Some(file(0))),
+        wire: "0e000000 01000000 08000000  0300000000000000",
+        fds: 1,
+        answer: Ack(Never),
+    },
+    Case {
+        request: Request::GetProtocolFeatures,
+        call: |client| {
+            // Bits that this library does not serve are told all the same.
+            assert_eq!(client.get_protocol_features()?, 0x8000_0000_00ff_ffff);
+            Ok(())
+        },
+        wire: "0f000000 01000000 00000000",
+        fds: 0,
+        answer: Own("ffffff0000000080", Without),
+    },
+    Case {
+        request: Request::SetProtocolFeatures,
+        call: |client| client.set_protocol_features(0x40_8201),
+        wire: "10000000 01000000 08000000  0182400000000000",
+        fds: 0,
+        answer: Nothing,
+    },
+    Case {
+        request: Request::GetQueueNum,
+        call: |client| {
+            assert_eq!(client.get_queue_num()?, 0x0102_0304_0506_0708);
+            Ok(())
+        },
+        wire: "11000000 01000000 00000000",
+        fds: 0,
+        answer: Own("0807060504030201", Without),
+    },
+    Case {
+        request: Request::SetVringEnable,
+        call: |client| client.set_vring_enable(3, true),
+        wire: "12000000 01000000 08000000  03000000 01000000",
+        fds: 0,
+        answer: Ack(Always),
+    },
+    Case {
+        request: Request::SetBackendReqFd,
+        call: |client| client.set_backend_req_fd(file(0)),
+        wire: "15000000 01000000 00000000",
+        fds: 1,
+        answer: Ack(Never),
+    },
+    Case {
+        request: Request::GetConfig,
+        call: |client| {
+            let mut buffer = [0xff; 8];
+            client.get_config(16, 1, &mut buffer)?;
+            assert_eq!(buffer, [1, 2, 3, 4, 5, 6, 7, 8]);
+            Ok(())
+        },
+        wire: "18000000 01000000 14000000  10000000 08000000 01000000 0000000000000000",
+        fds: 0,
+        answer: Own("10000000 08000000 01000000 0102030405060708", Without),
+    },
+    Case {
+        request: Request::SetConfig,
+        call: |client| client.set_config(20, 1, &[0xa1, 0xa2, 0xa3]),
+        wire: "19000000 01000000 0f000000  14000000 03000000 01000000 a1a2a3",
+        fds: 0,
+        answer: Ack(Never),
+    },
+    Case {
+        request: Request::GetInflightFd,
+        call: |client| {
+            let (inflight, fd) = client.get_inflight_fd(2, 256)?;
+            assert_eq!(inflight, INFLIGHT);
+            assert_eq!(identity(fd.unwrap().as_fd()), identity(file(7)));
+            Ok(())
+        },
+        wire: "1f000000 01000000 18000000  0000000000000000 0000000000000000 0200 0001 00000000",
+        fds: 0,
+        answer: Own("0030000000000000 0010000000000000 0200 0001 00000000", With),
+    },
+    Case {
+        request: Request::SetInflightFd,
+        call: |client| client.set_inflight_fd(&INFLIGHT, file(0)),
+        wire: "20000000 01000000 18000000  0030000000000000 0010000000000000 0200 0001 00000000",
+        fds: 1,
+        answer: Ack(Never),
+    },
+    Case {
+        request: Request::GetMaxMemSlots,
+        call: |client| {
+            assert_eq!(client.get_max_mem_slots()?, 509);
+            Ok(())
+        },
+        wire: "24000000 01000000 00000000",
+        fds: 0,
+        answer: Own("fd01000000000000", Without),
+    },
+    Case {
+        request: Request::AddMemReg,
+        call: |client| {
+            client.add_mem_region(&SharedRegion {
+                region: REGIONS[1],
+                fd: file(0),
+            })
+        },
+        wire: "25000000 01000000 28000000  0000000000000000
+               0000000001000000 0000200000000000 00000000017f0000 0030000000000000",
+        fds: 1,
+        answer: Ack(Always),
+    },
+    Case {
+        request: Request::RemMemReg,
+        call: |client| client.remove_mem_region(&REGIONS[1]),
+        wire: "26000000 01000000 28000000  0000000000000000
+               0000000001000000 0000200000000000 00000000017f0000 0030000000000000",
+        fds: 0,
+        answer: Ack(Always),
+    },
+    Case {
+        request: Request::SetDeviceStateFd,
+        call: |client| {
+            let fd = client.set_device_state_fd(Direction::Load, file(0))?;
+            assert_eq!(identity(fd.unwrap().as_fd()), identity(file(7)));
+            Ok(())
+        },
+        wire: "2a000000 01000000 08000000  01000000 00000000",
+        fds: 1,
+        answer: Own("0000000000000000", With),
+    },
+    Case {
+        request: Request::CheckDeviceState,
+        call: |client| client.check_device_state(),
+        wire: "2b000000 01000000 00000000",
+        fds: 0,
+        answer: Own("0000000000000000", Without),
+    },
+    Case {
+        request: Request::GetShmemConfig,
+        call: |client| {
+            let config = client.get_shmem_config()?;
+            assert_eq!(config.nregions, 2);
+            assert_eq!(config.memory_sizes[..3], [0x1000, 0, 0x2_0000_0000]);
+            assert_eq!(config.memory_sizes[3..], [0; 253]);
+            Ok(())
+        },
+        wire: "2c000000 01000000 00000000",
+        fds: 0,
+        answer: Own(SHMEM_CONFIG, Without),
+    },
+];
+
+/// Two sizes, and 253 that are zero.
+const SHMEM_CONFIG: &str = const {
+    const HEAD: &[u8] = b"02000000 00000000 0010000000000000 0000000000000000 0000000002000000";
+    const TEXT: [u8; HEAD.len() + 253 * 16] = {
+        let mut text = [b'0'; HEAD.len() + 253 * 16];
+        let mut at = 0;
+        while at < HEAD.len() {
+            text[at] = HEAD[at];
+            at += 1;
+        }
+        text
+    };
+    match std::str::from_utf8(&TEXT) {
+        Ok(text) => text,
+        Err(_) => panic!("hexadecimal digits are text"),
+    }
+};
+
+/// A well-made answer to a request that got `message`: what the case says, an
+/// acknowledgement where one was asked for, the features to the barrier.
+pub fn answer(peer: &Peer, case: &Case, reply_ack: bool, running: bool) {
+    peer.expect(case.request);
+    match case.answer {
+        Own(payload, descriptor) => {
+            let fd = [file(7)];
+            let fds = if descriptor == With { &fd[..] } else { &[] };
+            peer.send(&message(case.request.id(), REPLY, &hex(payload)), fds);
+        }
+        Ack(_) if reply_ack => peer.ack(case.request, 0),
+        Ack(barrier) if barrier == Always || (barrier == WhileRunning && running) => {
+            peer.expect(Request::GetFeatures);
+            peer.ack(Request::GetFeatures, FEATURES);
+        }
+        Ack(_) | Nothing => {}
+    }
+}

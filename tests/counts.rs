@@ -1,0 +1,231 @@
+//! What a request costs: heap allocations and system calls of the calling
+//! thread. The peer runs on another thread and does not count.
+
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+mod common;
+
+use common::{
+    Answer, CASES, Case, FEATURES, PATIENCE, Peer, adopted, no_fd_leak, patient, protocol,
+    ready_for,
+};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::thread;
+use std::thread::LocalKey;
+use vhost_user_frontend::message::{Barrier, Request};
+use vhost_user_frontend::{BackendClient, Timeout};
+
+type Counter = Cell<usize>;
+
+thread_local! {
+    static ALLOCATIONS: Counter = const { Cell::new(0) };
+    static SENDS: Counter = const { Cell::new(0) };
+    static RECEIVES: Counter = const { Cell::new(0) };
+    static POLLS: Counter = const { Cell::new(0) };
+}
+
+fn count(counter: &'static LocalKey<Counter>) {
+    counter.set(counter.get() + 1);
+}
+
+/// Costs of this thread so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cost {
+    allocations: usize,
+    sends: usize,
+    receives: usize,
+    polls: usize,
+}
+
+/// What `call` costs.
+fn cost_of(call: impl FnOnce()) -> Cost {
+    let counters = [&ALLOCATIONS, &SENDS, &RECEIVES, &POLLS];
+    let before = counters.map(LocalKey::get);
+    call();
+    let after = counters.map(LocalKey::get);
+    Cost {
+        allocations: after[0] - before[0],
+        sends: after[1] - before[1],
+        receives: after[2] - before[2],
+        polls: after[3] - before[3],
+    }
+}
+
+struct Counting;
+
+// SAFETY: everything is left to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(&ALLOCATIONS);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(&ALLOCATIONS);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.realloc(block, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Functions of the C library, as this program's own: the linker takes them for
+/// every call in it. Each counts, and makes the system call.
+mod system_calls {
+    use super::{POLLS, RECEIVES, SENDS, count};
+    use libc::{c_int, c_long, msghdr, nfds_t, pollfd, ssize_t, timespec};
+
+    fn length(result: c_long) -> ssize_t {
+        ssize_t::try_from(result).unwrap()
+    }
+
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
+        count(&SENDS);
+        // SAFETY: the caller's promise is passed on.
+        length(unsafe { libc::syscall(libc::SYS_sendmsg, fd, message, flags) })
+    }
+
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
+        count(&RECEIVES);
+        // SAFETY: the caller's promise is passed on.
+        length(unsafe { libc::syscall(libc::SYS_recvmsg, fd, message, flags) })
+    }
+
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn poll(fds: *mut pollfd, number: nfds_t, milliseconds: c_int) -> c_int {
+        count(&POLLS);
+        let timeout = timespec {
+            tv_sec: (milliseconds / 1000).into(),
+            tv_nsec: (milliseconds % 1000 * 1_000_000).into(),
+        };
+        let timeout = if milliseconds < 0 {
+            None
+        } else {
+            Some(&timeout)
+        };
+        let timeout = timeout.map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: the caller's promise is passed on; `timeout` outlives the call.
+        unsafe { libc::ppoll(fds, number, timeout, std::ptr::null()) }
+    }
+}
+
+/// Makes the call of a case on this thread, answered on another.
+fn answered(client: &BackendClient, peer: &Peer, case: &Case, reply_ack: bool) -> Cost {
+    thread::scope(|scope| {
+        scope.spawn(|| common::answer(peer, case, reply_ack, true));
+        cost_of(|| (case.call)(client).unwrap())
+    })
+}
+
+/// What each request costs when it is made a second time on a connection.
+fn costs(reply_ack: bool) -> impl Iterator<Item = (&'static Case, Cost)> {
+    CASES.iter().map(move |case| {
+        let (client, peer) = ready_for(case.request, reply_ack, patient());
+        answered(&client, &peer, case, reply_ack);
+        if case.request == Request::SetOwner {
+            answered(&client, &peer, Case::of(Request::ResetOwner), reply_ack);
+        }
+        (case, answered(&client, &peer, case, reply_ack))
+    })
+}
+
+#[test]
+fn no_request_allocates_after_the_first() {
+    let _leak = no_fd_leak();
+    let cost = cost_of(|| drop(std::hint::black_box(Box::new(1))));
+    assert_eq!(cost.allocations, 1, "allocations are counted");
+    for reply_ack in [false, true] {
+        for (case, cost) in costs(reply_ack) {
+            let request = case.request;
+            assert_eq!(cost.allocations, 0, "{request:?}, REPLY_ACK {reply_ack}");
+        }
+    }
+}
+
+#[test]
+fn each_message_is_one_sendmsg_and_each_answer_one_recvmsg() {
+    let _leak = no_fd_leak();
+    for reply_ack in [false, true] {
+        for (case, cost) in costs(reply_ack) {
+            let (sends, receives) = match case.answer {
+                Answer::Nothing => (1, 0),
+                Answer::Own(..) => (1, 1),
+                Answer::Ack(_) if reply_ack => (1, 1),
+                Answer::Ack(Barrier::Never) => (1, 0),
+                Answer::Ack(_) => (2, 1),
+            };
+            let expected = Cost {
+                allocations: cost.allocations,
+                sends,
+                receives,
+                polls: 0,
+            };
+            assert_eq!(cost, expected, "{:?}, REPLY_ACK {reply_ack}", case.request);
+        }
+    }
+}
+
+#[test]
+fn a_deadline_of_its_own_costs_one_poll_more() {
+    let _leak = no_fd_leak();
+    let (client, peer) = adopted(FEATURES, protocol(true), patient());
+    let cost = thread::scope(|scope| {
+        scope.spawn(|| common::answer(&peer, Case::of(Request::GetVringBase), true, true));
+        let timeout = Timeout::After(PATIENCE / 4);
+        cost_of(|| assert_eq!(client.get_vring_base(3, timeout).unwrap(), 0x1234))
+    });
+    assert_eq!((cost.sends, cost.polls, cost.receives), (1, 1, 1));
+}
+
+/// A system call that shows in a trace and does nothing else.
+fn mark(name: &str) {
+    assert!(std::fs::metadata(name).is_err());
+}
+
+/// `c-tests/check_strace.sh` traces this one and counts for itself.
+#[test]
+fn ten_round_trips_are_ten_sendmsg_and_ten_recvmsg() {
+    const ROUND_TRIPS: usize = 10;
+    let _leak = no_fd_leak();
+    let (client, peer) = adopted(FEATURES, protocol(true), patient());
+    let cost = thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..ROUND_TRIPS + 1 {
+                common::answer(&peer, Case::of(Request::GetFeatures), true, true);
+            }
+        });
+        assert_eq!(client.get_features().unwrap(), FEATURES);
+        mark("/round-trips-begin");
+        let cost = cost_of(|| {
+            for _ in 0..ROUND_TRIPS {
+                assert_eq!(client.get_features().unwrap(), FEATURES);
+            }
+        });
+        mark("/round-trips-end");
+        cost
+    });
+    let expected = Cost {
+        allocations: 0,
+        sends: ROUND_TRIPS,
+        receives: ROUND_TRIPS,
+        polls: 0,
+    };
+    assert_eq!(cost, expected);
+}
