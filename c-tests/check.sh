@@ -168,6 +168,8 @@ installed() {
     # shellcheck disable=SC2046
     $CC -Wall -Wextra -Werror -o "$SCRATCH/shared" "$SCRATCH/readme.c" \
         $(pkg-config --cflags --libs vhost_user_frontend) &&
+        $CC -Wall -Wextra -Werror -o "$SCRATCH/both" "$SCRATCH/readme.c" \
+            $(pkg-config --static --cflags --libs vhost_user_frontend) &&
         $CC -Wall -Wextra -Werror -o "$SCRATCH/static" "$SCRATCH/readme.c" \
             $(pkg-config --static --cflags vhost_user_frontend) \
             -Wl,-Bstatic $(pkg-config --libs vhost_user_frontend) -Wl,-Bdynamic \
@@ -185,12 +187,13 @@ installed() {
         sleep 0.1
     done
     LD_LIBRARY_PATH=$root/usr/lib/test "$SCRATCH/shared" "$SCRATCH/blk.sock" &&
+        LD_LIBRARY_PATH=$root/usr/lib/test "$SCRATCH/both" "$SCRATCH/blk.sock" &&
         "$SCRATCH/static" "$SCRATCH/blk.sock" &&
         LD_LIBRARY_PATH=$root/usr/lib/test "$root/usr/bin/vhost-user-probe" "$SCRATCH/blk.sock"
     result=$?
     kill $backend
     wait $backend 2>/dev/null
-    [ $result = 0 ] && echo '3 passed, 0 failed'
+    [ $result = 0 ] && echo '4 passed, 0 failed'
 }
 
 demo() {
@@ -249,6 +252,7 @@ stage 'C tests' c_tests
 stage 'C tests on the cdylib of cargo' c_tests_cdylib
 stage 'C tests under valgrind' c_tests_valgrind
 stage 'system calls of a round trip' sh c-tests/check_strace.sh
+stage 'vhost-user-probe' sh c-tests/check_probe.sh
 stage 'installed tree, pkg-config, README example' installed
 stage 'demo, on both back-ends' demo
 if [ "${1-}" = --full ]; then
