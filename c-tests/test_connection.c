@@ -42,7 +42,7 @@ static const struct {
     {"options", -E2BIG, {.known = {.size = SIZE_MAX}}},
     {"on_timeout", -EINVAL, {.known = {.size = sizeof quick, .on_timeout = 2}}},
     {"max_rings", -EINVAL, {.known = {.size = sizeof quick, .max_rings = 257}}},
-    {"flags", -EINVAL, {.known = {.size = sizeof quick, .flags = 2}}},
+    {"flags", -EINVAL, {.known = {.size = sizeof quick, .flags = 4}}},
     {"flags", -EINVAL, {.known = {.size = sizeof quick, .flags = UINT32_MAX}}},
     {"reserved", -EINVAL, {.known = {.size = sizeof quick, .reserved = 1}}},
     {"adopt", -EINVAL, {.known = {.size = sizeof quick, .adopt_features = 1}}},
@@ -296,10 +296,11 @@ static void assert_on_time(int64_t began)
 }
 
 /* Connects, or accepts from the listener unless it is -1; nobody is there. */
-static void assert_bounded(struct rig *rig, int listener)
+static void assert_bounded(struct rig *rig, int listener, uint32_t flags)
 {
     struct vuf_client_options options = quick;
     options.connect_timeout_ms = SHORT_MS;
+    options.flags = flags;
     struct vuf_client *out = rig->client;
     int64_t began = now_ms();
     int fds = count_fds();
@@ -323,18 +324,59 @@ static void connect_to_a_full_backlog_is_bounded(void **state)
         full = connect(waiting[n++], (struct sockaddr *)&address, sizeof address) != 0;
     }
     assert_true(full);
-    assert_bounded(rig, -1);
+    assert_bounded(rig, -1, 0);
     while (n > 0) {
         close(waiting[--n]);
     }
     close(listener);
 }
 
+/* A socket that is first not there and then not listened on. */
+struct late {
+    const char *from, *to;
+    int fd;
+};
+
+static void *listen_later(void *argument)
+{
+    const struct late *late = argument;
+    sleep_ms(SHORT_MS / 2);
+    int rc = rename(late->from, late->to);
+    sleep_ms(SHORT_MS / 2);
+    rc |= listen(late->fd, 1);
+    return rc == 0 ? argument : NULL;
+}
+
+static void connect_waits_for_a_socket_if_asked_to(void **state)
+{
+    struct rig *rig = *state;
+    struct vuf_client_options options = quick;
+    options.flags = VUF_CLIENT_WAIT_FOR_SOCKET;
+    int fd = open_listener(rig, -1);
+    assert_bounded(rig, -1, VUF_CLIENT_WAIT_FOR_SOCKET);
+    char elsewhere[sizeof rig->path + 1];
+    snprintf(elsewhere, sizeof elsewhere, "%s~", rig->path);
+    assert_return_code(rename(rig->path, elsewhere), errno);
+    assert_bounded(rig, -1, VUF_CLIENT_WAIT_FOR_SOCKET);
+
+    struct late late = {elsewhere, rig->path, fd};
+    pthread_t thread;
+    void *listened;
+    struct vuf_client *client = NULL;
+    assert_int_equal(pthread_create(&thread, NULL, listen_later, &late), 0);
+    int rc = vuf_client_connect(rig->path, &options, &client);
+    pthread_join(thread, &listened);
+    assert_int_equal(rc, 0);
+    assert_non_null(listened);
+    vuf_client_free(client);
+    close(fd);
+}
+
 static void accept_is_bounded(void **state)
 {
     struct rig *rig = *state;
     int listener = open_listener(rig, 1);
-    assert_bounded(rig, listener);
+    assert_bounded(rig, listener, 0);
     close(listener);
 }
 
@@ -757,6 +799,7 @@ int main(void)
         TEST(connect_without_permission_is_refused),
         TEST(connect_reaches_a_listener),
         TEST(connect_to_a_full_backlog_is_bounded),
+        TEST(connect_waits_for_a_socket_if_asked_to),
         TEST(accept_is_bounded),
         TEST(accept_takes_one_that_connects),
         TEST(silence_poisons),

@@ -351,6 +351,12 @@
 #define VUF_CLIENT_ADOPT 1
 
 /**
+ * In struct vuf_client_options: vuf_client_connect() waits for a socket that is
+ * not there yet, or on which nobody listens, as after a back-end was started.
+ */
+#define VUF_CLIENT_WAIT_FOR_SOCKET 2
+
+/**
  * Device state moves from the back-end to the front-end.
  */
 #define VUF_TRANSFER_DIRECTION_SAVE 0
@@ -460,7 +466,7 @@ struct vuf_client_options {
      */
     uint32_t max_rings;
     /**
-     * VUF_CLIENT_ADOPT or zero.
+     * VUF_CLIENT_ADOPT, VUF_CLIENT_WAIT_FOR_SOCKET, both or zero.
      */
     uint32_t flags;
     /**
@@ -739,7 +745,8 @@ int vuf_client_from_fd(int fd,
  *   -ENOENT        there is no such socket
  *   -ECONNREFUSED  nobody listens on it
  *   -EACCES        access is denied
- *   -ETIMEDOUT     the backlog stayed full until the deadline
+ *   -ETIMEDOUT     the backlog stayed full until the deadline; or, with
+ *                  VUF_CLIENT_WAIT_FOR_SOCKET, nobody listened until then
  *   -E2BIG         options has fields that this library does not know
  * or another negative errno from socket() or connect().
  */

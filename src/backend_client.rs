@@ -104,7 +104,8 @@ impl BackendClient {
     pub fn connect(path: &Path, options: &Options) -> Result<Self> {
         options.check()?;
         let deadline = Deadline::after(options.connect_timeout());
-        let socket = socket::connect_to(path, deadline).map_err(|e| e.during(Phase::Connect))?;
+        let socket = socket::connect_to(path, options.wait_for_socket, deadline)
+            .map_err(|e| e.during(Phase::Connect))?;
         Self::from_fd(socket, options)
     }
 

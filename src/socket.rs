@@ -205,6 +205,16 @@ fn length(returned: isize) -> nix::Result<usize> {
     usize::try_from(returned).map_err(|_| Errno::last())
 }
 
+fn poll_timeout(deadline: Deadline) -> PollTimeout {
+    match deadline.remaining() {
+        None => PollTimeout::NONE,
+        // Rounded up, so that the last millisecond is slept and not spun.
+        Some(left) => {
+            PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
+        }
+    }
+}
+
 /// What [`wait`] found.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Ready {
@@ -227,14 +237,7 @@ pub(crate) fn wait(
     events.set(PollFlags::POLLIN, read);
     events.set(PollFlags::POLLOUT, write);
     let mut fds = [PollFd::new(fd, events)];
-    let timeout = match deadline.remaining() {
-        None => PollTimeout::NONE,
-        // Rounded up, so that the last millisecond is slept and not spun.
-        Some(left) => {
-            PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
-        }
-    };
-    match nix::poll::poll(&mut fds, timeout) {
+    match nix::poll::poll(&mut fds, poll_timeout(deadline)) {
         Ok(_) => {}
         Err(Errno::EINTR) => return Ok(Ready::default()),
         Err(errno) => return Err(errno),
@@ -289,8 +292,12 @@ fn set_timeout(
 }
 
 /// Connects to the socket at `path`. Bounded also where the listener's backlog
-/// is full.
-pub(crate) fn connect_to(path: &Path, deadline: Deadline) -> Result<OwnedFd> {
+/// is full. With `wait_for_socket` nobody need listen there yet.
+pub(crate) fn connect_to(
+    path: &Path,
+    wait_for_socket: bool,
+    deadline: Deadline,
+) -> Result<OwnedFd> {
     let failed = |errno| Error::os(errno, format_args!("cannot connect to {}", path.display()));
     let address = UnixAddr::new(path).map_err(failed)?;
     let fd = socket(
@@ -312,8 +319,25 @@ pub(crate) fn connect_to(path: &Path, deadline: Deadline) -> Result<OwnedFd> {
                     "the back-end did not accept the connection: its backlog is full, is it in use?",
                 ));
             }
+            Err(Errno::ENOENT | Errno::ECONNREFUSED) if wait_for_socket => {
+                if deadline.passed() {
+                    return Err(timed_out("nobody listens on the socket yet"));
+                }
+                pause(deadline.no_later_than(CONNECT_SLICE)).map_err(failed)?;
+            }
             Err(errno) => return Err(failed(errno)),
         }
+    }
+}
+
+/// How often a connection is tried to a socket that is not there yet.
+const CONNECT_SLICE: Duration = Duration::from_millis(10);
+
+/// Waits for nothing but the time, or a signal.
+fn pause(deadline: Deadline) -> nix::Result<()> {
+    match nix::poll::poll(&mut [], poll_timeout(deadline)) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -42,6 +42,9 @@ pub struct Options {
     /// For [`connect`](super::BackendClient::connect) and
     /// [`accept`](super::BackendClient::accept); 5 s by default.
     pub connect: Timeout,
+    /// Whether [`connect`](super::BackendClient::connect) waits, within that time,
+    /// for a socket that is not there yet or on which nobody listens.
+    pub wait_for_socket: bool,
     /// For requests that the back-end answers from memory; 5 s by default.
     pub quick: Timeout,
     /// For memory, enabling rings, device state; 60 s by default.

@@ -17,22 +17,23 @@ fn options(c: &Args, options: *const vuf_client_options) -> Result<Options> {
     }
     let given = c.extensible(options, "options")?;
     args::zero(&[u64::from(given.reserved)], "options")?;
-    let adopt = match given.flags {
-        0 => {
-            args::zero(
-                &[given.adopt_features, given.adopt_protocol_features],
-                "options (adopt_* without VUF_CLIENT_ADOPT)",
-            )?;
-            None
-        }
-        VUF_CLIENT_ADOPT => Some(Adopted {
-            features: given.adopt_features,
-            protocol_features: given.adopt_protocol_features,
-        }),
-        _ => return Err(Error::invalid("options->flags has unknown bits")),
+    if given.flags & !(VUF_CLIENT_ADOPT | VUF_CLIENT_WAIT_FOR_SOCKET) != 0 {
+        return Err(Error::invalid("options->flags has unknown bits"));
+    }
+    let adopted = Adopted {
+        features: given.adopt_features,
+        protocol_features: given.adopt_protocol_features,
     };
+    let adopt = (given.flags & VUF_CLIENT_ADOPT != 0).then_some(adopted);
+    if adopt.is_none() {
+        args::zero(
+            &[adopted.features, adopted.protocol_features],
+            "options (adopt_* without VUF_CLIENT_ADOPT)",
+        )?;
+    }
     Ok(Options {
         connect: args::timeout(given.connect_timeout_ms),
+        wait_for_socket: given.flags & VUF_CLIENT_WAIT_FOR_SOCKET != 0,
         quick: args::timeout(given.timeout_ms),
         slow: args::timeout(given.slow_timeout_ms),
         drain: args::timeout(given.drain_timeout_ms),
@@ -118,7 +119,8 @@ pub unsafe extern "C" fn vuf_client_from_fd(
 ///   -ENOENT        there is no such socket
 ///   -ECONNREFUSED  nobody listens on it
 ///   -EACCES        access is denied
-///   -ETIMEDOUT     the backlog stayed full until the deadline
+///   -ETIMEDOUT     the backlog stayed full until the deadline; or, with
+///                  VUF_CLIENT_WAIT_FOR_SOCKET, nobody listened until then
 ///   -E2BIG         options has fields that this library does not know
 /// or another negative errno from socket() or connect().
 ///

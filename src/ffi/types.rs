@@ -147,6 +147,9 @@ pub const VUF_PROTOCOL_F_GET_VRING_BASE_SKIP_DRAIN: u32 = 23;
 pub const VUF_VRING_F_LOG: u32 = 1;
 /// In struct vuf_client_options: the features were agreed before.
 pub const VUF_CLIENT_ADOPT: u32 = 1;
+/// In struct vuf_client_options: vuf_client_connect() waits for a socket that is
+/// not there yet, or on which nobody listens, as after a back-end was started.
+pub const VUF_CLIENT_WAIT_FOR_SOCKET: u32 = 2;
 /// Device state moves from the back-end to the front-end.
 pub const VUF_TRANSFER_DIRECTION_SAVE: u32 = 0;
 /// Device state moves from the front-end to the back-end.
@@ -190,7 +193,7 @@ pub struct vuf_client_options {
     /// How many rings the device has: an index at or above it is refused.
     /// Default 256.
     pub max_rings: u32,
-    /// VUF_CLIENT_ADOPT or zero.
+    /// VUF_CLIENT_ADOPT, VUF_CLIENT_WAIT_FOR_SOCKET, both or zero.
     pub flags: u32,
     /// Zero.
     pub reserved: u32,
