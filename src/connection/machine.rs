@@ -505,8 +505,10 @@ impl Machine {
         }
         self.slots.retain(|slot| slot.wanted);
         for slot in &mut self.slots {
+            // What was still in the outbox was never sent.
+            let done = slot.done();
             slot.queued = false;
-            if !slot.done() {
+            if !done {
                 slot.failed = Some(Error {
                     request: Some(slot.request),
                     ..cause.clone()
