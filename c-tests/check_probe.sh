@@ -10,6 +10,7 @@ PROBE=build/vhost-user-probe
 BACK_ENDS=${CARGO_TARGET_DIR:-target}/debug/examples
 passed=0
 failed=0
+skipped=0
 pid=
 dir=$(mktemp -d "${TMPDIR:-/tmp}/vuf-probe.XXXXXX") || exit 1
 
@@ -113,7 +114,8 @@ if command -v qemu-storage-daemon >/dev/null; then
     probe 0 VERSION_1 LOG_SHMFD 'memory slots' 509 16384 -- "$socket"
 else
     echo 'SKIPPED: the probe on qemu-storage-daemon, which is not installed'
+    skipped=1
 fi
 
-echo "$passed passed, $failed failed"
+echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ]
