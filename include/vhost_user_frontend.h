@@ -185,8 +185,8 @@
 
 /**
  * A passed deadline leaves the connection usable: the late reply is dropped
- * when it comes, and later requests wait behind it. (Until 64 requests are
- * without an answer: then it is poisoned all the same.)
+ * when it comes, and later requests wait behind it. (With more than 64 requests
+ * without an answer it is poisoned all the same.)
  */
 #define VUF_ON_TIMEOUT_KEEP 1
 

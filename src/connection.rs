@@ -71,8 +71,8 @@ pub enum OnTimeout {
     /// No further request is taken.
     #[default]
     Poison,
-    /// The late reply is dropped when it comes; requests wait behind it. After
-    /// 64 requests without an answer the connection is given up all the same.
+    /// The late reply is dropped when it comes; requests wait behind it. With
+    /// more than 64 without an answer the connection is given up all the same.
     Keep,
 }
 

@@ -68,8 +68,8 @@ pub const VUF_TIMEOUT_FOREVER: u32 = u32::MAX;
 /// A passed deadline poisons the connection (the default).
 pub const VUF_ON_TIMEOUT_POISON: u32 = 0;
 /// A passed deadline leaves the connection usable: the late reply is dropped
-/// when it comes, and later requests wait behind it. (Until 64 requests are
-/// without an answer: then it is poisoned all the same.)
+/// when it comes, and later requests wait behind it. (With more than 64 requests
+/// without an answer it is poisoned all the same.)
 pub const VUF_ON_TIMEOUT_KEEP: u32 = 1;
 
 // ---- limits ----
