@@ -4,6 +4,7 @@
 #   make demo         the main job, on the embedded back-end (BACKEND=qemu: on
 #                     qemu-storage-daemon)
 #   make check        all tests; make check-full adds the slow ones
+#   make fuzz         FUZZ_SECONDS=n for each fuzz target (Rust nightly)
 #   make install      honours DESTDIR, PREFIX and LIBDIR
 #   make header       regenerates include/vhost_user_frontend.h
 
@@ -39,7 +40,9 @@ LINK    := -Lbuild -l$(NAME) -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/..' $(LD
 C_TESTS := $(patsubst c-tests/%.c,build/c-tests/%,$(wildcard c-tests/test_*.c))
 HELPERS := c-tests/harness.c c-tests/rig.c examples/virtio_blk.c examples/names.c
 
-.PHONY: all lib tools c-tests demo check check-full header header-check install uninstall clean FORCE
+FUZZ_SECONDS ?= 60
+
+.PHONY: all lib tools c-tests demo fuzz check check-full header header-check install uninstall clean FORCE
 all: lib tools
 
 lib: $(SO) $(ARCHIVE)
@@ -64,7 +67,12 @@ $(SO): $(SO).$(VERSION)
 	ln -sf $(<F) $(SO).$(SOVER)
 	ln -sf lib$(NAME).so.$(SOVER) $@
 
-tools: build/vhost-user-probe build/blk-demo
+tools: build/vhost-user-probe build/blk-demo build/vuf-mock-backend
+
+# A program for those who write front-ends, in a package of its own.
+build/vuf-mock-backend: FORCE
+	$(CARGO) build --release --locked --manifest-path mock/Cargo.toml --target-dir build/mock
+	cp build/mock/release/vuf-mock-backend $@
 
 build/vhost-user-probe: examples/vhost_user_probe.c examples/names.c examples/names.h $(SO) include/$(NAME).h
 	$(CC) $(USE) -o $@ $(filter %.c,$^) $(LINK)
@@ -78,7 +86,7 @@ build/c-tests/%: c-tests/%.c $(HELPERS) $(wildcard c-tests/*.h examples/*.h) $(S
 	@mkdir -p $(@D)
 	$(CC) $(USE) -Ic-tests -o $@ $< $(HELPERS) -lcmocka $(LINK)
 
-demo: lib tools
+demo: lib build/blk-demo
 	CARGO="$(CARGO)" sh examples/demo.sh $(BACKEND)
 
 check: lib tools
@@ -86,6 +94,15 @@ check: lib tools
 
 check-full: lib tools
 	MAKE="$(MAKE)" CC="$(CC)" CARGO="$(CARGO)" sh c-tests/check.sh --full
+
+fuzz:
+	$(CARGO) +nightly --version >/dev/null || { echo 'fuzzing needs Rust nightly'; exit 1; }
+	$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
+	for target in replies c_api; do \
+	  mkdir -p build/fuzz/$$target && \
+	  $(CARGO) +nightly fuzz run $$target build/fuzz/$$target fuzz/corpus/$$target -- \
+	    -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	done
 
 # The header is made by cbindgen, in the build script, behind a cargo feature.
 HEADER_BUILD = VUF_HEADER="$(abspath $(1))" $(CARGO) check --quiet --locked --lib \
@@ -102,7 +119,7 @@ header-check:
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(LIBDIR)/pkgconfig
-	install -m 755 build/vhost-user-probe $(DESTDIR)$(PREFIX)/bin/
+	install -m 755 build/vhost-user-probe build/vuf-mock-backend $(DESTDIR)$(PREFIX)/bin/
 	install -m 644 include/$(NAME).h $(DESTDIR)$(PREFIX)/include/
 	install -m 755 $(SO).$(VERSION) $(DESTDIR)$(LIBDIR)/
 	ln -sf lib$(NAME).so.$(VERSION) $(DESTDIR)$(LIBDIR)/lib$(NAME).so.$(SOVER)
@@ -113,7 +130,8 @@ install: all
 	  > $(DESTDIR)$(LIBDIR)/pkgconfig/$(NAME).pc
 
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/vhost-user-probe $(DESTDIR)$(PREFIX)/include/$(NAME).h \
+	rm -f $(DESTDIR)$(PREFIX)/bin/vhost-user-probe $(DESTDIR)$(PREFIX)/bin/vuf-mock-backend \
+	  $(DESTDIR)$(PREFIX)/include/$(NAME).h \
 	  $(DESTDIR)$(LIBDIR)/lib$(NAME).so $(DESTDIR)$(LIBDIR)/lib$(NAME).so.$(SOVER) \
 	  $(DESTDIR)$(LIBDIR)/lib$(NAME).so.$(VERSION) $(DESTDIR)$(LIBDIR)/lib$(NAME).a \
 	  $(DESTDIR)$(LIBDIR)/pkgconfig/$(NAME).pc

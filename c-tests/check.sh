@@ -66,8 +66,18 @@ back_ends() {
     $CARGO build --locked --lib --examples
 }
 
+MOCK='--manifest-path mock/Cargo.toml'
+
+# shellcheck disable=SC2086
 lints() {
-    $CARGO fmt --check && $CARGO clippy --locked --all-targets -- -D warnings
+    $CARGO fmt --check && $CARGO clippy --locked --all-targets -- -D warnings &&
+        $CARGO fmt $MOCK --check &&
+        $CARGO clippy $MOCK --locked --target-dir build/mock --all-targets -- -D warnings
+}
+
+# shellcheck disable=SC2086
+mock_tests() {
+    $CARGO test $MOCK --locked --target-dir build/mock
 }
 
 rust_tests() {
@@ -189,7 +199,8 @@ installed() {
     LD_LIBRARY_PATH=$root/usr/lib/test "$SCRATCH/shared" "$SCRATCH/blk.sock" &&
         LD_LIBRARY_PATH=$root/usr/lib/test "$SCRATCH/both" "$SCRATCH/blk.sock" &&
         "$SCRATCH/static" "$SCRATCH/blk.sock" &&
-        LD_LIBRARY_PATH=$root/usr/lib/test "$root/usr/bin/vhost-user-probe" "$SCRATCH/blk.sock"
+        LD_LIBRARY_PATH=$root/usr/lib/test "$root/usr/bin/vhost-user-probe" "$SCRATCH/blk.sock" &&
+        "$root/usr/bin/vuf-mock-backend" --version
     result=$?
     kill $backend
     wait $backend 2>/dev/null
@@ -247,6 +258,7 @@ stage 'header is current' $MAKE --no-print-directory header-check
 stage 'header alone, C99 to C++20' header_alone
 stage 'exports = map = header' exports
 stage 'Rust tests' rust_tests
+stage 'scripted back-end' mock_tests
 stage 'soname and native libraries' linkage
 stage 'C tests compile' c_tests_built
 stage 'every C function has a test' sh c-tests/check_coverage.sh
