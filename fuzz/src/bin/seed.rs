@@ -1,0 +1,300 @@
+//! Writes the committed corpora, from the table of transcripts that the tests
+//! use: `cargo run --bin seed` in this folder. Files of other names stay.
+
+use std::path::Path;
+use vhost_user_frontend::message::{Barrier, ProtocolFeatures, Request};
+
+#[path = "../../../tests/common/mod.rs"]
+mod common;
+#[allow(dead_code, reason = "not all of it is used here")]
+#[path = "../op.rs"]
+mod op;
+
+use common::{Answer, CASES, Case, Descriptor, FEATURES, REPLY, hex, message};
+
+/// Flags of an input of `replies`.
+const KEEP: u8 = 1;
+const SILENT: u8 = 2 | 64;
+const CONGESTED: u8 = 8;
+const FRESH: u8 = 16;
+const HELPFUL: u8 = 32;
+
+/// Script: sends these bytes, with so many descriptors on the last of them.
+fn send(bytes: &[u8], fds: u8) -> Vec<u8> {
+    let mut script = Vec::new();
+    let (first, last) = match fds {
+        0 => (bytes, &[][..]),
+        _ => bytes.split_at(bytes.len().saturating_sub(15)),
+    };
+    for chunk in first.chunks(255) {
+        script.push(op::BYTES);
+        script.extend(u8::try_from(chunk.len()));
+        script.extend(chunk);
+    }
+    for length in u8::try_from(last.len()).into_iter().filter(|n| *n > 0) {
+        script.extend([length << 4 | op::GIFTS, fds]);
+        script.extend(last);
+    }
+    script
+}
+
+/// Script: the answer in the table.
+fn answer(case: &Case, reply_ack: bool) -> Vec<u8> {
+    let id = case.request.id();
+    let mut script = match case.answer {
+        Answer::Own(payload, descriptor) => {
+            let fds = u8::from(descriptor == Descriptor::With);
+            send(&message(id, REPLY, &hex(payload)), fds)
+        }
+        Answer::Ack(_) if reply_ack => send(&message(id, REPLY, &[0; 8]), 0),
+        Answer::Ack(Barrier::Never) | Answer::Nothing => Vec::new(),
+        Answer::Ack(_) => {
+            let features = send(&message(1, REPLY, &FEATURES.to_ne_bytes()), 0);
+            [vec![op::END], features].concat()
+        }
+    };
+    script.push(op::END);
+    script
+}
+
+/// Behind their number.
+fn block(bytes: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(bytes.len()).unwrap_or(0);
+    [&length.to_le_bytes()[..], bytes].concat()
+}
+
+/// The position of a request in the list.
+fn index(request: Request) -> u8 {
+    let at = Request::ALL.iter().position(|known| *known == request);
+    at.and_then(|at| u8::try_from(at).ok()).unwrap_or(0)
+}
+
+/// A request of `replies`: the arguments are as near to the table as they go.
+fn step(request: Request, script: &[u8]) -> Vec<u8> {
+    let arguments = match request {
+        Request::SetMemTable => [1, 0, 1, 0],
+        Request::GetInflightFd => [0, 1, 255, 0],
+        Request::GetConfig | Request::SetConfig => [0xa1, 1, 7, 1],
+        _ => [3, 8, 0x12, 0],
+    };
+    [&[index(request)], &arguments[..], &block(script)].concat()
+}
+
+fn setup(flags: u8, reply_ack: bool) -> Vec<u8> {
+    let mut protocol = ProtocolFeatures::all();
+    protocol.set(ProtocolFeatures::REPLY_ACK, reply_ack);
+    let bits = u32::try_from(protocol.bits()).unwrap_or(u32::MAX);
+    // Silence is met with deadlines of a millisecond, all else with ample ones.
+    let times = if flags & SILENT == 0 { 0b10_1010 } else { 0 };
+    [&[flags], &bits.to_le_bytes()[..], &[times]].concat()
+}
+
+fn replies(write: &dyn Fn(&str, &[Vec<u8>])) {
+    for case in CASES {
+        let request = case.request;
+        let name = |what: &str| format!("{}-{what}", request.info().name.as_str().to_lowercase());
+        let get_features = step(Request::GetFeatures, &[op::GOOD]);
+        let ready = |flags: u8| match request {
+            // Only for who has no owner yet.
+            Request::SetOwner => flags | FRESH,
+            _ => flags,
+        };
+        let good = answer(case, true);
+        write(
+            &name("answered"),
+            &[
+                setup(ready(0), true),
+                step(request, &good),
+                get_features.clone(),
+            ],
+        );
+        if matches!(case.answer, Answer::Ack(_)) {
+            let script = answer(case, false);
+            write(
+                &name("barrier"),
+                &[setup(ready(0), false), step(request, &script)],
+            );
+        }
+        if case.answer == Answer::Nothing {
+            continue;
+        }
+        // The answer, a stray one with descriptors, and what comes of it.
+        let stray = [&good[..good.len() - 1], &[15 << 4 | op::GIFTS, 2]].concat();
+        write(
+            &name("surplus"),
+            &[
+                setup(ready(HELPFUL), true),
+                step(request, &stray),
+                get_features.clone(),
+            ],
+        );
+        // Given up, and answered behind the next request.
+        let id = request.id().to_le_bytes()[0];
+        let late = [op::OTHER, id, op::GOOD];
+        write(
+            &name("late"),
+            &[
+                setup(ready(KEEP | SILENT), true),
+                step(request, &[]),
+                step(Request::GetFeatures, &late),
+            ],
+        );
+    }
+    let agreed = [
+        Request::GetFeatures,
+        Request::GetProtocolFeatures,
+        Request::SetProtocolFeatures,
+        Request::SetFeatures,
+        Request::SetVringKick,
+        Request::SetVringEnable,
+    ];
+    let steps = agreed.map(|request| step(request, &[])).concat();
+    for reply_ack in [false, true] {
+        let name = format!("handshake-{reply_ack}");
+        write(&name, &[setup(FRESH | HELPFUL, reply_ack), steps.clone()]);
+        let name = format!("congested-{reply_ack}");
+        write(
+            &name,
+            &[setup(CONGESTED | HELPFUL, reply_ack), steps.clone()],
+        );
+    }
+    let one = |name: &str, request, script: &[u8]| {
+        write(name, &[setup(0, true), step(request, script)]);
+    };
+    use Request::{GetConfig, GetInflightFd, GetQueueNum, GetShmemConfig, SetFeatures};
+    one("pieces", GetInflightFd, &[4 << 4 | op::PIECES]);
+    one("pieces-late-fd", GetInflightFd, &[3 << 4 | op::PIECES]);
+    one("many-fds", GetInflightFd, &[15 << 4 | op::GIFTS, 40]);
+    one("no-fd", GetInflightFd, &[op::WITH]);
+    one("config-of-another-size", GetConfig, &[op::SPOILT, 16, 0, 1]);
+    one(
+        "regions-miscounted",
+        GetShmemConfig,
+        &[op::SPOILT, 12, 0, 3],
+    );
+    one("refused-by-size", GetConfig, &[op::SHORT]);
+    one("too-long", GetShmemConfig, &[op::LONG, 0, 16, 1]);
+    one("beyond-all", GetShmemConfig, &[op::LONG, 255, 255, 1]);
+    one("another-code", GetQueueNum, &[op::HEADER, 1, 5, 8, 0]);
+    one("another-version", GetQueueNum, &[op::HEADER, 0, 6, 8, 0]);
+    one("nack", SetFeatures, &[op::VALUE, 1]);
+    one("hang-up", SetFeatures, &[op::HANG_UP]);
+    one(
+        "acked-and-gone",
+        SetFeatures,
+        &[op::GOOD, 2 << 4 | op::HANG_UP],
+    );
+}
+
+/// Options with all that can be agreed, and a connected socket.
+const CLIENT: [u8; 14] = [0, 0, 2, 2, 2, 2, 0, 1, 0xff, 0xff, 0xff, 0xff, 0, 0];
+
+/// What makes a call of `c_api`: its number there, and its arguments.
+fn c_call(request: Request) -> &'static [u8] {
+    match request {
+        Request::GetFeatures => &[6, 0, 0],
+        Request::SetFeatures => &[7, 0x41, 0],
+        Request::SetOwner => &[10, 0],
+        Request::ResetOwner => &[11, 0],
+        Request::SetMemTable => &[14, 2, 0, 0, 0, 1, 0, 0, 0, 0],
+        Request::SetLogBase => &[17, 0x21, 0, 0, 0],
+        Request::SetLogFd => &[18, 0, 0],
+        Request::SetVringNum => &[19, 0x48, 3, 0],
+        Request::SetVringAddr => &[20, 1, 0x21, 0x22, 0x23, 0x24, 0, 3, 0],
+        Request::SetVringBase => &[21, 5, 3, 0],
+        Request::GetVringBase => &[22, 2, 0, 3, 0],
+        Request::SetVringKick => &[23, 0, 3, 0],
+        Request::SetVringCall => &[24, 0, 3, 0],
+        Request::SetVringErr => &[25, 0, 3, 0],
+        Request::GetProtocolFeatures => &[8, 0, 0],
+        Request::SetProtocolFeatures => &[9, 0, 0],
+        Request::GetQueueNum => &[12, 0, 0],
+        Request::SetVringEnable => &[26, 0, 3, 0],
+        Request::SetBackendReqFd => &[29, 0, 0],
+        Request::GetConfig => &[27, 16, 1, 0, 8, 0, 0],
+        Request::SetConfig => &[28, 20, 1, 0, 3, 0, 0],
+        Request::GetInflightFd => &[30, 2, 0, 0, 1, 0, 0, 0],
+        Request::SetInflightFd => &[31, 0x23, 0x21, 2, 0, 0, 1, 0, 0, 0, 0],
+        Request::GetMaxMemSlots => &[13, 0, 0],
+        Request::AddMemReg => &[15, 1, 0, 0, 0, 0],
+        Request::RemMemReg => &[16, 1, 0, 0, 0, 0],
+        Request::SetDeviceStateFd => &[32, 1, 0, 0, 0],
+        Request::CheckDeviceState => &[33, 0],
+        Request::GetShmemConfig => &[34, 0, 0, 0],
+    }
+}
+
+fn c_api(write: &dyn Fn(&str, &[Vec<u8>])) {
+    const HELPFUL: u8 = 2;
+    const WITHOUT_CLIENT: u8 = 4;
+    for case in CASES {
+        let name = case.request.info().name.as_str().to_lowercase();
+        let call = c_call(case.request);
+        write(
+            &name,
+            &[
+                [&[HELPFUL], &block(&answer(case, true))[..]].concat(),
+                CLIENT.to_vec(),
+                call.to_vec(),
+                [6, 0, 0].to_vec(),
+            ],
+        );
+    }
+    let begin = |flags: u8| [flags, 0, 0].to_vec();
+    let all = Request::ALL.iter().copied();
+    let several = |requests: &mut dyn Iterator<Item = Request>| {
+        requests.flat_map(c_call).copied().collect::<Vec<u8>>()
+    };
+    write(
+        "all",
+        &[begin(HELPFUL), CLIENT.to_vec(), several(&mut all.clone())],
+    );
+    write(
+        "all-on-null",
+        &[begin(WITHOUT_CLIENT), several(&mut all.clone())],
+    );
+    let fresh = [0, 0, 2, 2, 2, 2, 0, 0, 0, 0];
+    write(
+        "fresh",
+        &[
+            begin(HELPFUL),
+            fresh.to_vec(),
+            vec![43],
+            several(&mut all.clone().skip(4)),
+        ],
+    );
+    write(
+        "aborted",
+        &[begin(HELPFUL), CLIENT.to_vec(), vec![4, 6, 0, 0, 5, 3, 5]],
+    );
+    let path = [0, 5, b'/', b'n', b'o', b'n', b'e'];
+    let connect = [&[1], &fresh[..8], &path[..], &[0]].concat();
+    write("connect", &[begin(WITHOUT_CLIENT), connect]);
+    let accept = [&[2], &fresh[..8], &[0, 0, 6, 0, 0][..]].concat();
+    write("accept", &[begin(HELPFUL | WITHOUT_CLIENT), accept]);
+    write(
+        "words",
+        &[
+            begin(WITHOUT_CLIENT),
+            vec![
+                35, 0, 0, 35, 0, 200, 60, 36, 5, 37, 3, 38, 0xea, 0xff, 0xff, 0xff, 39,
+            ],
+        ],
+    );
+}
+
+fn main() -> std::io::Result<()> {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    let into = |target: &str| {
+        let folder = corpus.join(target);
+        std::fs::create_dir_all(&folder)?;
+        Ok::<_, std::io::Error>(move |name: &str, parts: &[Vec<u8>]| {
+            if let Err(error) = std::fs::write(folder.join(name), parts.concat()) {
+                panic!("{name}: {error}");
+            }
+        })
+    };
+    replies(&into("replies")?);
+    c_api(&into("c_api")?);
+    Ok(())
+}
