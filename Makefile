@@ -96,12 +96,14 @@ check-full: lib tools
 	MAKE="$(MAKE)" CC="$(CC)" CARGO="$(CARGO)" sh c-tests/check.sh --full
 
 fuzz:
-	$(CARGO) +nightly --version >/dev/null || { echo 'fuzzing needs Rust nightly'; exit 1; }
-	$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
-	for target in replies c_api; do \
+	@$(CARGO) +nightly --version >/dev/null 2>&1 || \
+	  { echo 'make fuzz needs a nightly Rust: rustup toolchain install nightly'; exit 1; }
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked
+	@for target in replies c_api; do \
 	  mkdir -p build/fuzz/$$target && \
-	  $(CARGO) +nightly fuzz run $$target build/fuzz/$$target fuzz/corpus/$$target -- \
-	    -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	  $(CARGO) +nightly fuzz run --target-dir build/fuzz/cargo $$target \
+	    build/fuzz/$$target fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) \
+	    -timeout=10 -malloc_limit_mb=64 -max_len=4096 -print_final_stats=1 || exit 1; \
 	done
 
 # The header is made by cbindgen, in the build script, behind a cargo feature.

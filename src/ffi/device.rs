@@ -1,8 +1,9 @@
 //! What belongs to the device as a whole: configuration space, in-flight I/O,
 //! state, shared memory, and the back-end's own channel.
 
+use super::args::{self, Args};
+use super::handle;
 use super::types::*;
-use super::{args, handle};
 use crate::backend_client::Direction;
 use crate::error::Error;
 use crate::message::{Inflight, MAX_CONFIG_SIZE, Request};
@@ -127,6 +128,15 @@ pub unsafe extern "C" fn vuf_client_set_backend_req_fd(
     }
 }
 
+/// A descriptor output is -1 after any failure, also of the client argument.
+///
+/// # Safety
+/// `out` is null or points to room for an int.
+unsafe fn no_fd_yet(out: *mut c_int) {
+    // SAFETY: passed on from the caller. What is wrong with it is said later.
+    let _ = unsafe { Args::new() }.fd_output(out, "out").map(drop);
+}
+
 /// Writes a descriptor that may be there.
 fn give(out: &mut c_int, fd: Option<OwnedFd>) {
     *out = fd.map_or(-1, OwnedFd::into_raw_fd);
@@ -164,6 +174,8 @@ pub unsafe extern "C" fn vuf_client_get_inflight_fd(
     inflight: *mut vuf_inflight,
     fd: *mut c_int,
 ) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { no_fd_yet(fd) };
     // SAFETY: the caller's promise.
     unsafe {
         handle::with_client(client, Request::GetInflightFd, |client, c| {
@@ -261,6 +273,8 @@ pub unsafe extern "C" fn vuf_client_set_device_state_fd(
     fd: c_int,
     reply_fd: *mut c_int,
 ) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { no_fd_yet(reply_fd) };
     // SAFETY: the caller's promise.
     unsafe {
         handle::with_client(client, Request::SetDeviceStateFd, |client, c| {
