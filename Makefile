@@ -34,10 +34,12 @@ STRICT  := -std=c11 -D_GNU_SOURCE -Wall -Wextra -Wpedantic -Werror -Wstrict-prot
            -Wmissing-prototypes -Wshadow
 USE     := $(STRICT) $(CFLAGS) -Iinclude -Iexamples
 # Programs in build/ find the library beside them.
-LINK    := -Lbuild -l$(NAME) -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/..' $(LDFLAGS)
+RPATH   := -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/..'
+LINK    := -Lbuild -l$(NAME) $(RPATH) $(LDFLAGS)
 
 # Every test program gets the harness and the example driver.
-C_TESTS := $(patsubst c-tests/%.c,build/c-tests/%,$(wildcard c-tests/test_*.c))
+C_OUT   := build/c-tests
+C_TESTS := $(patsubst c-tests/%.c,$(C_OUT)/%,$(wildcard c-tests/test_*.c))
 HELPERS := c-tests/harness.c c-tests/rig.c examples/virtio_blk.c examples/names.c
 
 FUZZ_SECONDS ?= 60
@@ -82,7 +84,12 @@ build/blk-demo: examples/blk_demo.c examples/virtio_blk.c examples/names.c examp
 
 c-tests: $(C_TESTS)
 
-build/c-tests/%: c-tests/%.c $(HELPERS) $(wildcard c-tests/*.h examples/*.h) $(SO) include/$(NAME).h
+# Not linked with the library, nor with a helper that is.
+$(C_OUT)/test_dlopen: c-tests/test_dlopen.c c-tests/harness.c c-tests/harness.h $(SO) include/$(NAME).h
+	@mkdir -p $(@D)
+	$(CC) $(USE) -Ic-tests -o $@ $(filter %.c,$^) -lcmocka -ldl -pthread $(RPATH) $(LDFLAGS)
+
+$(C_OUT)/%: c-tests/%.c $(HELPERS) $(wildcard c-tests/*.h examples/*.h) $(SO) include/$(NAME).h
 	@mkdir -p $(@D)
 	$(CC) $(USE) -Ic-tests -o $@ $< $(HELPERS) -lcmocka $(LINK)
 

@@ -6,6 +6,8 @@ fn main() {
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
         // The number of the ABI, not of the crate.
         println!("cargo::rustc-link-arg-cdylib=-Wl,-soname,libvhost_user_frontend.so.0");
+        // It stays after dlclose: a thread that used it may end later.
+        println!("cargo::rustc-link-arg-cdylib=-Wl,-z,nodelete");
     }
     #[cfg(feature = "header")]
     header();

@@ -135,8 +135,7 @@ c_tests_built() {
     $MAKE c-tests
 }
 
-# run_c_tests PREFIX: every C test program, behind a wrapper command.
-run_c_tests() {
+c_tests() {
     result=0
     for program in build/c-tests/test_*; do
         case $program in *.*) continue ;; esac
@@ -150,7 +149,7 @@ run_c_tests() {
 }
 
 c_tests() {
-    run_c_tests ''
+    sh c-tests/run_programs.sh build/c-tests
 }
 
 # Once more with the library as cargo makes it.
@@ -160,11 +159,7 @@ c_tests_cdylib() {
         return 1
     LD_LIBRARY_PATH=$SCRATCH/cdylib ldd build/c-tests/test_errors |
         grep -F "$SCRATCH/cdylib/libvhost_user_frontend.so.0" || return 1
-    LD_LIBRARY_PATH=$SCRATCH/cdylib run_c_tests ''
-}
-
-c_tests_valgrind() {
-    run_c_tests 'valgrind --quiet --leak-check=full --show-leak-kinds=all --errors-for-leak-kinds=all --error-exitcode=9'
+    LD_LIBRARY_PATH=$SCRATCH/cdylib sh c-tests/run_programs.sh build/c-tests
 }
 
 # A program that knows nothing but pkg-config and the README, on an installed
@@ -264,7 +259,10 @@ stage 'C tests compile' c_tests_built
 stage 'every C function has a test' sh c-tests/check_coverage.sh
 stage 'C tests' c_tests
 stage 'C tests on the cdylib of cargo' c_tests_cdylib
-stage 'C tests under valgrind' c_tests_valgrind
+stage 'C tests under valgrind' sh c-tests/check_valgrind.sh
+stage 'C tests under AddressSanitizer' sh c-tests/check_sanitizers.sh
+stage 'tests as an ordinary user' sh c-tests/check_unprivileged.sh
+stage 'docs/system-calls.md = seccomp filter' sh c-tests/check_sandbox.sh
 stage 'system calls of a round trip' sh c-tests/check_strace.sh
 stage 'vhost-user-probe' sh c-tests/check_probe.sh
 stage 'installed tree, pkg-config, README example' installed

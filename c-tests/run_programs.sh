@@ -1,0 +1,21 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+# Runs every C test program of a directory, behind a wrapper command if there is
+# one. Exit status 1: one of them failed, or there is none.
+# Usage: run_programs.sh DIRECTORY [WRAPPER...]
+set -u
+directory=$1
+shift
+examples=${CARGO_TARGET_DIR:-target}/debug/examples
+: "${VUF_EMBEDDED_BACKEND:=$examples/embedded_backend}"
+: "${VUF_FOREIGN_BACKEND:=$examples/foreign_backend}"
+export VUF_EMBEDDED_BACKEND VUF_FOREIGN_BACKEND
+
+result=1
+for program in "$directory"/test_*; do
+    case ${program##*/} in *.* | *'*') continue ;; esac
+    [ $result != 1 ] || result=0
+    echo "== $program"
+    timeout 600 "$@" "$program" || result=2
+done
+[ $result = 0 ]
