@@ -791,7 +791,8 @@ void vuf_client_free(struct vuf_client *client);
 
 /**
  * Ends the connection. Calls under way return -ECANCELED at once, as do later
- * ones. The client stays and has to be freed.
+ * ones, unless they are refused before anything would be sent. The client stays
+ * and has to be freed.
  *
  * May be called from any thread, and from a signal handler.
  *

@@ -13,8 +13,8 @@
 mod common;
 
 use common::{
-    AT_ONCE, Answer, CASES, Case, Descriptor, FEATURES, PATIENCE, Peer, REPLY, adopted, both, file,
-    hex, message, no_fd_leak, patient, protocol,
+    AT_ONCE, Answer, BRIEF, CASES, Case, Descriptor, FEATURES, PATIENCE, Peer, REPLY, adopted,
+    after, both, file, hex, message, no_fd_leak, patient, protocol,
 };
 use libc::{c_int, c_void, pid_t, siginfo_t};
 use nix::errno::Errno;
@@ -34,13 +34,7 @@ use vhost_user_frontend::{
 };
 use vmm_sys_util::signal::register_signal_handler;
 
-/// A deadline that is meant to pass.
-const BRIEF: Duration = Duration::from_millis(50);
 const MILLISECOND: Duration = Duration::from_millis(1);
-
-fn after(milliseconds: u64) -> Timeout {
-    Timeout::After(Duration::from_millis(milliseconds))
-}
 
 /// Without acknowledgements: some requests expect no reply.
 fn plain(options: Options) -> (BackendClient, Peer) {

@@ -12,9 +12,9 @@
 mod common;
 
 use common::{
-    AT_ONCE, Answer, CASES, Case, FEATURES, Message, PATIENCE, Peer, REPLY, adopted, both,
-    connected_on, cpu_time, file, hex, identity, message, no_fd_leak, open_fds, patient, protocol,
-    ready_for,
+    AT_ONCE, Answer, BRIEF, CASES, Case, FEATURES, Message, PATIENCE, Peer, REPLY, adopted, after,
+    both, connected_on, cpu_time, file, hex, identity, message, no_fd_leak, open_fds, patient,
+    protocol, ready_for,
 };
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, send};
@@ -31,12 +31,6 @@ use vhost_user_frontend::{
 
 /// Short, but long enough for a peer that answers, also on a busy machine.
 const SHORT: Duration = Duration::from_millis(300);
-/// A deadline that is meant to pass.
-const BRIEF: Duration = Duration::from_millis(50);
-
-fn after(milliseconds: u64) -> Timeout {
-    Timeout::After(Duration::from_millis(milliseconds))
-}
 
 fn with_reply_ack(options: Options) -> (BackendClient, Peer) {
     adopted(FEATURES, protocol(true), options)

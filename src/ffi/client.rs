@@ -197,7 +197,8 @@ pub unsafe extern "C" fn vuf_client_free(client: *mut vuf_client) {
 }
 
 /// Ends the connection. Calls under way return -ECANCELED at once, as do later
-/// ones. The client stays and has to be freed.
+/// ones, unless they are refused before anything would be sent. The client stays
+/// and has to be freed.
 ///
 /// May be called from any thread, and from a signal handler.
 ///

@@ -30,6 +30,12 @@ pub const PACKED: u64 = 1 << 34;
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// What must happen "at once" takes less, also on a machine that is busy.
 pub const AT_ONCE: Duration = Duration::from_secs(2);
+/// A deadline that is meant to pass.
+pub const BRIEF: Duration = Duration::from_millis(50);
+
+pub fn after(milliseconds: u64) -> Timeout {
+    Timeout::After(Duration::from_millis(milliseconds))
+}
 
 /// Everything that the requests of [`CASES`] need. Not GPA_ADDRESSES, so that
 /// the two addresses of a region can be told apart on the wire.
