@@ -60,6 +60,8 @@ pub(crate) struct BackendRequest {
     pub(crate) within: Option<Duration>,
     /// What the answer must be.
     pub(crate) answer: Option<u64>,
+    /// What is wrong with it.
+    pub(crate) faults: Vec<Fault>,
 }
 
 /// One thing to do about a reply. Some need no reply and may stand on their own.
@@ -99,6 +101,15 @@ const NAMES: &str = "refuse, reply, payload, code, flags, size, huge, pad, trim,
      split, pieces, duplicate, delay, send, fill-eventfds, close, close-after, raw, stop-reading, never";
 
 impl Fault {
+    /// Reads all of them, and the commas between.
+    pub(crate) fn list(words: &mut Words<'_>) -> Result<Vec<Self>> {
+        let mut faults = vec![Self::parse(words)?];
+        while words.take(",") {
+            faults.push(Self::parse(words)?);
+        }
+        Ok(faults)
+    }
+
     /// Reads one, up to a comma or the end.
     pub(crate) fn parse(words: &mut Words<'_>) -> Result<Self> {
         let verb = words.need("what to do about the reply")?;
@@ -227,6 +238,21 @@ impl BackendRequest {
     /// How long the front-end may take to answer, unless the script says.
     const PATIENCE: Duration = Duration::from_secs(10);
 
+    /// The number that it is sent with.
+    pub(crate) fn code(&self) -> u32 {
+        let spoilt = self.faults.iter().rev().find_map(|fault| match fault {
+            Fault::Code(code) => Some(*code),
+            _ => None,
+        });
+        spoilt.unwrap_or(self.kind.id)
+    }
+
+    /// Whether it is answered unasked, with a descriptor for yes.
+    pub(crate) fn is_lookup(&self) -> bool {
+        let always = matches!(self.kind.answer, crate::catalog::Answer::Always(_));
+        always && self.code() == self.kind.id
+    }
+
     /// Reads what follows `send`.
     fn parse(words: &mut Words<'_>) -> Result<Self> {
         let word = words.need("a request of the back-end")?;
@@ -248,6 +274,7 @@ impl BackendRequest {
             need_reply: false,
             within: always.then_some(Self::PATIENCE),
             answer: None,
+            faults: Vec::new(),
         };
         let mut wait = true;
         while let Some(word) = words.more() {
@@ -274,6 +301,10 @@ impl BackendRequest {
                 }
                 None => return Err(word.error(no_field(kind))),
             }
+        }
+        if words.take("(") {
+            request.faults = Fault::list(words)?;
+            words.demand(")")?;
         }
         if !wait {
             request.within = None;
@@ -320,6 +351,11 @@ impl fmt::Display for BackendRequest {
             (None, _) => Ok(()),
             (Some(within), None) => write!(f, " within={}", Time(within)),
             (Some(within), Some(answer)) => write!(f, " within={} answer={answer}", Time(within)),
+        }?;
+        let faults: Vec<_> = self.faults.iter().map(Fault::to_string).collect();
+        match faults.as_slice() {
+            [] => Ok(()),
+            faults => write!(f, " ({})", faults.join(", ")),
         }
     }
 }

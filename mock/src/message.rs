@@ -104,32 +104,54 @@ impl Message {
 
     /// The message in words.
     pub(crate) fn text(&self) -> String {
-        let mut text = name(self.header.code);
-        if self.need_reply() {
-            text.push_str(" need-reply");
-        }
-        let odd = self.header.flags & !flags::NEED_REPLY;
-        if odd != flags::VERSION {
-            _ = write!(text, " flags={:#x}", self.header.flags);
-        }
-        let kind = self.kind();
-        _ = write!(
-            text,
-            "{}",
-            Fields(kind.map_or(&[], |kind| kind.fields), &self.payload)
+        let mut text = asking(
+            catalog::REQUESTS,
+            self.header,
+            &self.payload,
+            self.fds.len(),
         );
-        if kind.is_none_or(|kind| !kind.size.allows(self.payload.len())) {
-            _ = write!(text, " size={}", self.payload.len());
-        }
-        if !self.fds.is_empty() {
-            _ = write!(text, " fds={}", self.fds.len());
-        }
         match self.header.code {
             id::SET_MEM_TABLE => text.push_str(&regions(&self.payload)),
             id::SET_PROTOCOL_FEATURES => text.push_str(&features(self.value())),
             _ => {}
         }
         text
+    }
+
+    /// The same for an answer on the back-end's channel.
+    pub(crate) fn channel_text(&self) -> String {
+        let mut text = name_among(catalog::BACKEND_REQUESTS, self.header.code);
+        if self.header.flags != flags::VERSION | flags::REPLY {
+            _ = write!(text, " flags={:#x}", self.header.flags);
+        }
+        _ = write!(text, "{}", Fields(&[catalog::VALUE], &self.payload));
+        push_fds(&mut text, self.fds.len());
+        text
+    }
+}
+
+/// A request in words, as far as all have the same form.
+fn asking(kinds: &[Kind], header: Header, payload: &[u8], fds: usize) -> String {
+    let kind = kinds.iter().find(|kind| kind.id == header.code);
+    let mut text = name_among(kinds, header.code);
+    if header.flags & flags::NEED_REPLY != 0 {
+        text.push_str(" need-reply");
+    }
+    if header.flags & !flags::NEED_REPLY != flags::VERSION {
+        _ = write!(text, " flags={:#x}", header.flags);
+    }
+    let fields = kind.map_or(&[][..], |kind| kind.fields);
+    _ = write!(text, "{}", Fields(fields, payload));
+    if kind.is_none_or(|kind| !kind.size.allows(payload.len())) {
+        _ = write!(text, " size={}", payload.len());
+    }
+    push_fds(&mut text, fds);
+    text
+}
+
+fn push_fds(text: &mut String, fds: usize) {
+    if fds > 0 {
+        _ = write!(text, " fds={fds}");
     }
 }
 
@@ -178,6 +200,12 @@ impl Outgoing {
         [&self.header.bytes()[..], &self.payload].concat()
     }
 
+    /// The same for a request on the back-end's channel.
+    pub(crate) fn channel_text(&self) -> String {
+        let fds = self.fds.len();
+        asking(catalog::BACKEND_REQUESTS, self.header, &self.payload, fds)
+    }
+
     /// The reply in words. Its fields are those of the request `code`, or one
     /// number where it is an acknowledgement.
     pub(crate) fn text(&self, code: u32) -> String {
@@ -199,9 +227,7 @@ impl Outgoing {
                 self.payload.len()
             );
         }
-        if !self.fds.is_empty() {
-            _ = write!(text, " fds={}", self.fds.len());
-        }
+        push_fds(&mut text, self.fds.len());
         if code == id::GET_PROTOCOL_FEATURES {
             let value = catalog::VALUE.read(&self.payload).unwrap_or(0);
             text.push_str(&features(value.try_into().unwrap_or(0)));
@@ -212,7 +238,12 @@ impl Outgoing {
 
 /// The name of a front-end request, or its number.
 pub(crate) fn name(code: u32) -> String {
-    catalog::request(code).map_or_else(|| format!("request-{code}"), |kind| kind.name.to_owned())
+    name_among(catalog::REQUESTS, code)
+}
+
+fn name_among(kinds: &[Kind], code: u32) -> String {
+    let kind = kinds.iter().find(|kind| kind.id == code);
+    kind.map_or_else(|| format!("request-{code}"), |kind| kind.name.to_owned())
 }
 
 /// ` name=value` for each that the payload is long enough for.

@@ -55,7 +55,8 @@ impl Model {
         request.need_reply()
             && match self.habits.ack {
                 AckRule::Asked => true,
-                AckRule::Agreed => agreed,
+                // Front-ends wait for this one whatever was agreed.
+                AckRule::Agreed => agreed || request.header.code == id::POSTCOPY_LISTEN,
                 AckRule::FeaturesServed => agreed && served,
                 AckRule::ProtocolServed => agreed && served && queried,
             }

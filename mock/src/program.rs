@@ -41,7 +41,7 @@ impl Program {
     }
 
     /// The next step that is to be done at once, with its place in words.
-    pub(crate) fn action(&mut self) -> Option<(Fault, Vec<Fault>, String)> {
+    pub(crate) fn action(&mut self) -> Option<(Fault, String)> {
         if self.stuck {
             return None;
         }
@@ -49,10 +49,10 @@ impl Program {
             What::Expect { .. } => None,
             What::Do(..) => match self.steps.next()? {
                 Step {
-                    what: What::Do(fault, faults),
+                    what: What::Do(fault),
                     line,
                     source,
-                } => Some((fault, faults, format!("line {line}: {source}"))),
+                } => Some((fault, format!("line {line}: {source}"))),
                 _ => None,
             },
         }

@@ -73,7 +73,7 @@ pub(crate) enum What {
         faults: Vec<Fault>,
     },
     /// At once; the faults of the second are for a `send`.
-    Do(Fault, Vec<Fault>),
+    Do(Fault),
 }
 
 /// Which messages.
@@ -266,21 +266,20 @@ impl Script {
             }
             "close-after" => return Err(verb.error("on a line of its own it is: close")),
             _ => {
-                let action = Fault::action(verb, &mut words).map_err(|error| {
+                let mut action = Fault::action(verb, &mut words).map_err(|error| {
                     if error.word == verb.text {
                         verb.error(no_statement(verb.text))
                     } else {
                         error
                     }
                 })?;
-                let sends = matches!(action, Fault::Send(_));
-                let faults = if sends && words.take(":") {
-                    faults(&mut words)?
-                } else {
-                    Vec::new()
-                };
+                if let Fault::Send(request) = &mut action
+                    && words.take(":")
+                {
+                    request.faults.extend(faults(&mut words)?);
+                }
                 words.done()?;
-                What::Do(action, faults)
+                What::Do(action)
             }
         };
         let source = source
@@ -309,10 +308,7 @@ fn no_statement(verb: &str) -> String {
 }
 
 fn faults(words: &mut Words<'_>) -> Result<Vec<Fault>> {
-    let mut faults = vec![Fault::parse(words)?];
-    while words.take(",") {
-        faults.push(Fault::parse(words)?);
-    }
+    let faults = Fault::list(words)?;
     words.done()?;
     Ok(faults)
 }

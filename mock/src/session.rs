@@ -147,10 +147,10 @@ enum Target {
 impl Session<'_> {
     /// What is to be done at once, then one message.
     fn turn(&mut self) -> Flow<()> {
-        while let Some((action, faults, source)) = self.backend.program.action() {
+        while let Some((action, source)) = self.backend.program.action() {
             self.backend.log.line(format!("* {source}"));
             match action {
-                Fault::Send(request) => self.ask(&request, &faults)?,
+                Fault::Send(request) => self.ask(&request)?,
                 action => {
                     let plan = plan(0, None, &[action], false)?;
                     self.perform(plan.before, Target::Main)?;
@@ -285,7 +285,7 @@ impl Session<'_> {
                 Act::Bytes(bytes, fds) => self.send(&bytes, fds, target)?,
                 Act::Pause(time) | Act::StopReading(Some(time)) => self.pause(time)?,
                 Act::StopReading(None) => self.stop_reading()?,
-                Act::Send(request) => self.ask(&request, &[])?,
+                Act::Send(request) => self.ask(&request)?,
                 Act::FillEventfds => {
                     let filled = self.model.state.eventfds().filter(eventfd::fill).count();
                     self.backend.log.line(format!("* {filled} eventfds filled"));

@@ -150,7 +150,10 @@ fn number(text: &str) -> std::result::Result<u128, ParseIntError> {
     }
 }
 
-/// The words of a line that were not read yet. `:` and `,` are words.
+/// What is a word of its own, also without blanks around it.
+const MARKS: [&str; 4] = [":", ",", "(", ")"];
+
+/// The words of a line that were not read yet, marks among them.
 #[derive(Debug, Clone)]
 pub(crate) struct Words<'a> {
     rest: std::vec::IntoIter<Word<'a>>,
@@ -168,7 +171,7 @@ impl<'a> Words<'a> {
         // A blank at the end, so that the last word ends too.
         for (at, c) in text.char_indices().chain([(text.len(), ' ')]) {
             column = column.saturating_add(1);
-            let mark = c == ':' || c == ',';
+            let mark = matches!(c, ':' | ',' | '(' | ')');
             if c.is_whitespace() || mark {
                 if let Some(from) = start.take() {
                     let text = text.get(from..at).unwrap_or_default();
@@ -209,7 +212,7 @@ impl<'a> Words<'a> {
     /// The next word; it is an error if there is none.
     pub(crate) fn need(&mut self, what: &str) -> Result<Word<'a>> {
         match self.peek() {
-            Some(word) if word.text == ":" || word.text == "," => {
+            Some(word) if MARKS.contains(&word.text) => {
                 Err(word.error(format!("{what} is missing before it")))
             }
             Some(_) => Ok(self.next().unwrap_or(self.end)),
@@ -219,9 +222,9 @@ impl<'a> Words<'a> {
 
     /// The next word, unless the list or the line ends here.
     pub(crate) fn more(&mut self) -> Option<Word<'a>> {
-        match self.peek()?.text {
-            ":" | "," => None,
-            _ => self.next(),
+        match MARKS.contains(&self.peek()?.text) {
+            true => None,
+            false => self.next(),
         }
     }
 
@@ -232,6 +235,15 @@ impl<'a> Words<'a> {
             self.next();
         }
         here
+    }
+
+    /// This mark, which has to come next.
+    pub(crate) fn demand(&mut self, mark: &str) -> Result<()> {
+        if self.take(mark) {
+            return Ok(());
+        }
+        let here = self.peek().unwrap_or(self.end);
+        Err(here.error(format!("{mark} is missing here")))
     }
 
     /// The end of the line.

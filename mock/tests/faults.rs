@@ -19,7 +19,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 use vhost_user_frontend::{BackendClient, Class, Timeout};
-use vuf_mock_backend::Mock;
+use vuf_mock_backend::{Mock, Script};
 
 /// Longer than an answer takes, and short enough to wait for in a test.
 const SHORT: Timeout = Timeout::After(Duration::from_millis(300));
@@ -217,7 +217,7 @@ fn a_back_end_may_ask_before_it_answers() {
     answer(&mut channel, 2, 0);
     assert_eq!(asked.join().unwrap().unwrap(), [0, 1, 2, 3]);
     let log = met(mock).log.join("\n");
-    assert!(log.contains("channel < CONFIG_CHANGE_MSG need-reply within=10000ms answer=0\nchannel > CONFIG_CHANGE_MSG value=0\n< GET_CONFIG"), "{log}");
+    assert!(log.contains("channel < CONFIG_CHANGE_MSG need-reply\nchannel > CONFIG_CHANGE_MSG value=0\n< GET_CONFIG"), "{log}");
 }
 
 #[test]
@@ -267,6 +267,55 @@ send CONFIG_CHANGE: code 99, flags 0x5
     );
     drop(client);
     met(mock);
+}
+
+#[test]
+fn a_request_before_a_reply_can_be_spoilt() {
+    let _guard = no_leak();
+    let script = "\
+on GET_CONFIG nth=1: send VRING_CALL index=1 need-reply (code 99, split 5 1ms), delay 1ms
+on GET_CONFIG nth=2: send VRING_CALL need-reply no-wait (short 4, close-after)
+";
+    let (client, mock, mut channel) = with_channel(script);
+    let asked = thread::spawn(move || {
+        let mut config = [0; 4];
+        client.get_config(0, 0, &mut config).unwrap();
+        client.get_config(0, 0, &mut config).unwrap();
+    });
+    let whole = request(&mut channel, 12 + 8);
+    assert_eq!((whole[0], whole[4], whole[8], whole[12]), (99, 9, 8, 1));
+    answer(&mut channel, 99, 7);
+    let mut rest = Vec::new();
+    channel.read_to_end(&mut rest).unwrap();
+    assert_eq!((rest.len(), rest[0]), (16, 4));
+    asked.join().unwrap();
+    let log = met(mock).log.join("\n");
+    let line = "channel < VRING_CALL need-reply index=1 num=0 [code 99, split 5 1ms]";
+    assert!(log.contains(line), "{log}");
+    for wrong in [
+        "on any: send CONFIG_CHANGE (",
+        "on any: send CONFIG_CHANGE (close",
+        "on any: send CONFIG_CHANGE (close) drop",
+        "on any: send CONFIG_CHANGE (close: drop)",
+        "on any: drop)",
+    ] {
+        assert!(Script::parse(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_shared_object_comes_with_its_descriptor() {
+    let _guard = no_leak();
+    let script = "on GET_CONFIG: send SHARED_OBJECT_LOOKUP within=300ms";
+    let problem = "send SHARED_OBJECT_LOOKUP: an answer with 0 descriptors";
+    for (value, unmet) in [(0, vec![problem.to_owned()]), (1, vec![])] {
+        let (client, mock, mut channel) = with_channel(script);
+        let asked = thread::spawn(move || client.get_config(0, 0, &mut [0; 4]));
+        request(&mut channel, 12 + 16);
+        answer(&mut channel, 8, value);
+        asked.join().unwrap().unwrap();
+        assert_eq!(mock.finish().unwrap().unmet, unmet);
+    }
 }
 
 #[test]

@@ -343,6 +343,10 @@ fn postcopy_tells_where_memory_is() {
         unasked(Mode::LibvhostUser, id::POSTCOPY_LISTEN)
             && !unasked(Mode::Dpdk, id::POSTCOPY_LISTEN)
     );
+    let mut without = agreed(Mode::Polite);
+    without.state.protocol = mask(&[p::PAGEFAULT]);
+    assert_eq!(value(&mut without, id::POSTCOPY_LISTEN, &[]), 0);
+    assert!(!unasked(Mode::Polite, id::POSTCOPY_LISTEN));
     assert!(unasked(Mode::Dpdk, id::POSTCOPY_END) && !unasked(Mode::RustVmmNew, id::POSTCOPY_END));
     assert!(unasked(Mode::Polite, id::IOTLB_MSG) && !unasked(Mode::Dpdk, id::IOTLB_MSG));
 }

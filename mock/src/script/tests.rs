@@ -39,7 +39,9 @@ fn a_whole_script() {
         script.steps[1].source,
         "expect SET_MEM_TABLE fds=2 regions=2: refuse 7"
     );
-    assert!(matches!(&script.steps[2].what, What::Do(Fault::Send(_), faults) if faults.len() == 1));
+    assert!(
+        matches!(&script.steps[2].what, What::Do(Fault::Send(request)) if request.faults.len() == 1)
+    );
 }
 
 #[test]

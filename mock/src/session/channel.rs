@@ -1,9 +1,9 @@
 //! Requests on the back-end's own channel, and the front-end's answers.
 
 use super::{End, Flow, Session, Target};
-use crate::catalog::{Answer, Number, VALUE};
+use crate::catalog::Number;
 use crate::fault::{BackendRequest, Fault, plan};
-use crate::message::{Fields, Header, Message, Outgoing, flags};
+use crate::message::{Header, Message, Outgoing, flags};
 use crate::model::scratch_file;
 use crate::wire::{self, HEADER_SIZE, Read, Watched};
 use nix::poll::PollFlags;
@@ -15,7 +15,7 @@ const FILE_SIZE: u64 = 0x10_0000;
 
 impl Session<'_> {
     /// A request on the back-end's own channel, and its answer.
-    pub(super) fn ask(&mut self, request: &BackendRequest, faults: &[Fault]) -> Flow<()> {
+    pub(super) fn ask(&mut self, request: &BackendRequest) -> Flow<()> {
         let name = request.kind.name;
         if self.model.state.channel.is_none() {
             let text = format!("send {name}: the front-end has given no channel");
@@ -34,11 +34,17 @@ impl Session<'_> {
             flags::VERSION | asked,
             request.payload.clone(),
         );
-        self.backend.log.line(format!("channel < {request}"));
-        let plan = plan(request.kind.id, Some(message.with(fds?)), faults, false)?;
+        let message = message.with(fds?);
+        let mut line = format!("channel < {}", message.channel_text());
+        if !request.faults.is_empty() {
+            let names: Vec<_> = request.faults.iter().map(Fault::to_string).collect();
+            line = format!("{line} [{}]", names.join(", "));
+        }
+        self.backend.log.line(line);
+        let plan = plan(request.kind.id, Some(message), &request.faults, false)?;
         self.perform(plan.before, Target::Channel)?;
         self.perform(plan.acts, Target::Channel)?;
-        let answered = request.need_reply || matches!(request.kind.answer, Answer::Always(_));
+        let answered = request.need_reply || request.is_lookup();
         let Some(within) = request.within else {
             if answered {
                 self.unread_answers = self.unread_answers.saturating_add(1);
@@ -90,22 +96,8 @@ impl Session<'_> {
             payload: body.bytes,
             fds: head.fds,
         };
-        let kind = crate::catalog::BACKEND_REQUESTS
-            .iter()
-            .find(|kind| kind.id == header.code);
-        let (name, fds) = (
-            kind.map_or("unknown request", |kind| kind.name),
-            message.fds.len(),
-        );
-        let value = Fields(&[VALUE], &message.payload).to_string();
-        let fds = if fds == 0 {
-            String::new()
-        } else {
-            format!(" fds={fds}")
-        };
-        self.backend
-            .log
-            .line(format!("channel > {name}{value}{fds}"));
+        let line = format!("channel > {}", message.channel_text());
+        self.backend.log.line(line);
         Ok(Ok(message))
     }
 
@@ -151,7 +143,7 @@ fn judge(request: &BackendRequest, answer: &Message) -> Result<(), String> {
         flags: bits,
         size,
     } = answer.header;
-    if code != request.kind.id {
+    if code != request.code() {
         return Err(format!("an answer to request {code}"));
     }
     if bits != flags::VERSION | flags::REPLY {
@@ -160,9 +152,11 @@ fn judge(request: &BackendRequest, answer: &Message) -> Result<(), String> {
     if size != 8 {
         return Err(format!("an answer of {size} bytes"));
     }
-    let lookup = matches!(request.kind.answer, Answer::Always(_));
-    if !lookup && !answer.fds.is_empty() {
-        return Err("an answer with descriptors".to_owned());
+    // Only who finds a shared object has something to give.
+    let gives = request.is_lookup() && answer.value() == 0;
+    let fds = answer.fds.len();
+    if fds != usize::from(gives) {
+        return Err(format!("an answer with {fds} descriptors"));
     }
     match request.answer {
         Some(wanted) if wanted != answer.value() => Err(format!(

@@ -77,6 +77,7 @@ impl Guest {
             size: SIZE,
             user_addr: USER,
             mmap_offset: 0,
+            ..MemRegion::default()
         };
         SharedRegion {
             region,
@@ -89,6 +90,9 @@ impl Guest {
         let offered = client.get_features()?;
         let mut protocol = ProtocolFeatures::from_bits_truncate(client.get_protocol_features()?);
         protocol.set(ProtocolFeatures::REPLY_ACK, reply_ack);
+        if !protocol.contains(ProtocolFeatures::REPLY_ACK) {
+            protocol.remove(ProtocolFeatures::INBAND_NOTIFICATIONS); // which needs it
+        }
         client.set_protocol_features(protocol.bits())?;
         client.set_owner()?;
         client.set_features(offered & FEATURES)
