@@ -32,7 +32,18 @@ fn header() {
 #[cfg(feature = "header")]
 fn generate(target: &str) -> Result<(), Box<dyn std::error::Error>> {
     // In the order in which a reader wants them.
-    let files = ["types", "error", "client", "memory", "vring", "device"];
+    let files = [
+        "types",
+        "error",
+        "client",
+        "memory",
+        "postcopy",
+        "vring",
+        "device",
+        "device_kinds",
+        "backend",
+        "trace",
+    ];
     let builder =
         cbindgen::Builder::new().with_config(cbindgen::Config::from_file("cbindgen.toml")?);
     let bindings = files

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
 #include "names.h"
 
-#include <inttypes.h>
 #include <string.h>
 
 /* Those of the transport and the rings; 30 is vhost-user's, and 26 vhost's. */
@@ -90,36 +89,102 @@ const char *virtio_feature_name(const struct device_type *type, unsigned bit)
     return type != NULL ? type->features[bit] : NULL;
 }
 
-/* ---- struct virtio_blk_config ---- */
+/* ---- configuration spaces ---- */
 
-enum { BLK_F_BLK_SIZE = 6, BLK_F_MQ = 12, ALWAYS = -1 };
+enum { BLK_F_BLK_SIZE = 6, BLK_F_MQ = 12 };
+enum { FS_TAG_SIZE = 36, FS_CONFIG_SIZE = 40, FS_MOST_QUEUES = 1024 };
+enum { SCSI_CONFIG_SIZE = 36, SCSI_CDB_SIZE = 32, SCSI_SENSE_SIZE = 96, SCSI_EVENT_SIZE = 16 };
 
-static const struct blk_field {
-    uint8_t offset;
-    uint8_t size;
-    int8_t feature; /* the bit without which the field means nothing */
-    const char *name;
-} blk_fields[] = {
-    {0, 8, ALWAYS, "capacity (sectors of 512 bytes)"},
-    {8, 4, 1, "size_max"},
-    {12, 4, 2, "seg_max"},
-    {16, 2, 4, "geometry.cylinders"},
-    {18, 1, 4, "geometry.heads"},
-    {19, 1, 4, "geometry.sectors"},
-    {20, 4, BLK_F_BLK_SIZE, "blk_size"},
-    {24, 1, 10, "topology.physical_block_exp"},
-    {25, 1, 10, "topology.alignment_offset"},
-    {26, 2, 10, "topology.min_io_size"},
-    {28, 4, 10, "topology.opt_io_size"},
-    {BLK_CONFIG_WRITEBACK, 1, 11, "writeback"},
-    {34, 2, BLK_F_MQ, "num_queues"},
-    {36, 4, 13, "max_discard_sectors"},
-    {40, 4, 13, "max_discard_seg"},
-    {44, 4, 13, "discard_sector_alignment"},
-    {48, 4, 14, "max_write_zeroes_sectors"},
-    {52, 4, 14, "max_write_zeroes_seg"},
-    {56, 1, 14, "write_zeroes_may_unmap"},
+#define F(bit) (UINT64_C(1) << (bit))
+#define LENGTH(array) (sizeof(array) / sizeof *(array))
+
+static const struct config_field net_fields[] = {
+    {"mac", 0, 6, CONFIG_MAC, F(5)},
+    {"status", 6, 2, CONFIG_NUMBER, F(16)},
+    {"max_virtqueue_pairs", 8, 2, CONFIG_NUMBER, F(22) | F(60)},
+    {"mtu", 10, 2, CONFIG_NUMBER, F(3)},
+    {"speed (Mbit/s)", 12, 4, CONFIG_NUMBER, F(63)},
+    {"duplex", 16, 1, CONFIG_NUMBER, F(63)},
+    {"rss_max_key_size", 17, 1, CONFIG_NUMBER, F(57) | F(60)},
+    {"rss_max_indirection_table_length", 18, 2, CONFIG_NUMBER, F(60)},
+    {"supported_hash_types", 20, 4, CONFIG_NUMBER, F(57) | F(60)},
 };
+
+static const struct config_field blk_fields[] = {
+    {"capacity (sectors of 512 bytes)", 0, 8, CONFIG_NUMBER, 0},
+    {"size_max", 8, 4, CONFIG_NUMBER, F(1)},
+    {"seg_max", 12, 4, CONFIG_NUMBER, F(2)},
+    {"geometry.cylinders", 16, 2, CONFIG_NUMBER, F(4)},
+    {"geometry.heads", 18, 1, CONFIG_NUMBER, F(4)},
+    {"geometry.sectors", 19, 1, CONFIG_NUMBER, F(4)},
+    {"blk_size", 20, 4, CONFIG_NUMBER, F(BLK_F_BLK_SIZE)},
+    {"topology.physical_block_exp", 24, 1, CONFIG_NUMBER, F(10)},
+    {"topology.alignment_offset", 25, 1, CONFIG_NUMBER, F(10)},
+    {"topology.min_io_size", 26, 2, CONFIG_NUMBER, F(10)},
+    {"topology.opt_io_size", 28, 4, CONFIG_NUMBER, F(10)},
+    {"writeback", BLK_CONFIG_WRITEBACK, 1, CONFIG_NUMBER, F(11)},
+    {"num_queues", 34, 2, CONFIG_NUMBER, F(BLK_F_MQ)},
+    {"max_discard_sectors", 36, 4, CONFIG_NUMBER, F(13)},
+    {"max_discard_seg", 40, 4, CONFIG_NUMBER, F(13)},
+    {"discard_sector_alignment", 44, 4, CONFIG_NUMBER, F(13)},
+    {"max_write_zeroes_sectors", 48, 4, CONFIG_NUMBER, F(14)},
+    {"max_write_zeroes_seg", 52, 4, CONFIG_NUMBER, F(14)},
+    {"write_zeroes_may_unmap", 56, 1, CONFIG_NUMBER, F(14)},
+};
+
+static const struct config_field scsi_fields[] = {
+    {"num_queues", 0, 4, CONFIG_NUMBER, 0},      {"seg_max", 4, 4, CONFIG_NUMBER, 0},
+    {"max_sectors", 8, 4, CONFIG_NUMBER, 0},     {"cmd_per_lun", 12, 4, CONFIG_NUMBER, 0},
+    {"event_info_size", 16, 4, CONFIG_NUMBER, 0}, {"sense_size", 20, 4, CONFIG_NUMBER, 0},
+    {"cdb_size", 24, 4, CONFIG_NUMBER, 0},       {"max_channel", 28, 2, CONFIG_NUMBER, 0},
+    {"max_target", 30, 2, CONFIG_NUMBER, 0},     {"max_lun", 32, 4, CONFIG_NUMBER, 0},
+};
+
+static const struct config_field vsock_fields[] = {
+    {"guest_cid", 0, 8, CONFIG_NUMBER, 0},
+};
+
+static const struct config_field fs_fields[] = {
+    {"tag", 0, FS_TAG_SIZE, CONFIG_TEXT, 0},
+    {"num_request_queues", FS_TAG_SIZE, 4, CONFIG_NUMBER, 0},
+    {"notify_buf_size", FS_CONFIG_SIZE, 4, CONFIG_NUMBER, F(0)},
+};
+
+#define TABLE(id, fields) {id, fields, LENGTH(fields)}
+
+/* By the virtio device id. */
+static const struct config_table {
+    uint32_t id;
+    const struct config_field *fields;
+    size_t count;
+} config_tables[] = {
+    TABLE(1, net_fields),    TABLE(2, blk_fields), TABLE(8, scsi_fields),
+    TABLE(19, vsock_fields), TABLE(26, fs_fields),
+};
+
+static const struct config_table *config_table_of(const struct device_type *type)
+{
+    for (size_t n = 0; type != NULL && n < LENGTH(config_tables); n++) {
+        if (config_tables[n].id == type->id) {
+            return &config_tables[n];
+        }
+    }
+    return NULL;
+}
+
+const struct config_field *config_field_next(const struct device_type *type, size_t size,
+                                             uint64_t features, size_t *next)
+{
+    const struct config_table *table = config_table_of(type);
+    while (table != NULL && *next < table->count) {
+        const struct config_field *field = &table->fields[(*next)++];
+        bool valid = field->features == 0 || (features & field->features) != 0;
+        if (valid && (size_t)field->offset + field->size <= size) {
+            return field;
+        }
+    }
+    return NULL;
+}
 
 static uint64_t little_endian(const uint8_t *bytes, size_t size)
 {
@@ -135,20 +200,13 @@ uint64_t blk_config_capacity(const uint8_t *config)
     return little_endian(config, 8);
 }
 
-void blk_config_print(FILE *out, const char *indent, const uint8_t *config, size_t size,
-                      uint64_t features)
+uint64_t config_number(const struct config_field *field, const uint8_t *config)
 {
-    for (size_t n = 0; n < sizeof blk_fields / sizeof *blk_fields; n++) {
-        const struct blk_field *field = &blk_fields[n];
-        bool valid = field->feature == ALWAYS || (features >> field->feature & 1) != 0;
-        if (valid && (size_t)field->offset + field->size <= size) {
-            fprintf(out, "%s%s: %" PRIu64 "\n", indent, field->name,
-                    little_endian(config + field->offset, field->size));
-        }
-    }
+    return little_endian(config + field->offset, field->size);
 }
 
-bool blk_config_plausible(const uint8_t *config, size_t size, uint64_t features)
+/* A size of blocks that can be, and some queues. */
+static bool blk_config_plausible(const uint8_t *config, size_t size, uint64_t features)
 {
     if (size < BLK_CONFIG_SIZE || (features >> BLK_F_BLK_SIZE & 1) == 0) {
         return false;
@@ -157,6 +215,53 @@ bool blk_config_plausible(const uint8_t *config, size_t size, uint64_t features)
     bool power_of_two = blk_size >= 512 && (blk_size & (blk_size - 1)) == 0;
     bool no_queues = (features >> BLK_F_MQ & 1) != 0 && little_endian(config + 34, 2) == 0;
     return power_of_two && !no_queues;
+}
+
+/* A tag of text with zeros behind it, and a number of queues that can be. Some
+   back-ends pad what they have not with zeros. */
+static bool fs_config_plausible(const uint8_t *config, size_t size)
+{
+    size_t tag = 0;
+    if (size < FS_CONFIG_SIZE) {
+        return false;
+    }
+    while (tag < FS_TAG_SIZE && config[tag] >= ' ' && config[tag] <= '~') {
+        tag++;
+    }
+    for (size_t n = tag; n < FS_TAG_SIZE; n++) {
+        if (config[n] != 0) {
+            return false;
+        }
+    }
+    uint64_t queues = little_endian(config + FS_TAG_SIZE, 4);
+    return tag > 0 && queues > 0 && queues <= FS_MOST_QUEUES;
+}
+
+/* The sizes that the specification has as defaults. */
+static bool scsi_config_plausible(const uint8_t *config, size_t size)
+{
+    return size >= SCSI_CONFIG_SIZE && little_endian(config + 16, 4) == SCSI_EVENT_SIZE &&
+           little_endian(config + 20, 4) == SCSI_SENSE_SIZE &&
+           little_endian(config + 24, 4) == SCSI_CDB_SIZE;
+}
+
+const struct device_type *config_guess(const uint8_t *config, size_t size, uint64_t features)
+{
+    const char *guess = NULL;
+    unsigned fit = 0;
+    if (blk_config_plausible(config, size, features)) {
+        guess = "blk";
+        fit++;
+    }
+    if (fs_config_plausible(config, size)) {
+        guess = "fs";
+        fit++;
+    }
+    if (scsi_config_plausible(config, size)) {
+        guess = "scsi";
+        fit++;
+    }
+    return fit == 1 ? device_type_by_name(guess) : NULL;
 }
 
 const char *blk_status_name(int status)

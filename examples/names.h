@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
-/* Words for what a back-end offers: virtio's feature bits and block devices'
-   configuration. (Protocol features: vuf_protocol_feature_name().) */
+/* Words for what a back-end offers: virtio's feature bits, and what the
+   configuration spaces of devices hold. (Protocol features:
+   vuf_protocol_feature_name().) */
 
 #ifndef EXAMPLE_NAMES_H
 #define EXAMPLE_NAMES_H
@@ -8,7 +9,6 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
 
 /* A type of device, as far as names go. */
 struct device_type {
@@ -45,13 +45,38 @@ const char *virtio_feature_name(const struct device_type *type, unsigned bit);
 /* The number of sectors, from the first 8 bytes of a configuration. */
 uint64_t blk_config_capacity(const uint8_t *config);
 
-/* Prints those fields that fit into size and that the features say are valid,
-   a line each. */
-void blk_config_print(FILE *out, const char *indent, const uint8_t *config, size_t size,
-                      uint64_t features);
+/* What a field of a configuration space is. */
+enum config_kind { CONFIG_NUMBER, CONFIG_MAC, CONFIG_TEXT };
 
-/* Whether features and configuration make sense for a block device. */
-bool blk_config_plausible(const uint8_t *config, size_t size, uint64_t features);
+struct config_field {
+    const char *name;
+    uint16_t offset;
+    uint16_t size;
+    enum config_kind kind;
+    uint64_t features; /* without any of these the field means nothing; 0: always */
+};
+
+/*
+ * The fields of a type's configuration space that fit into size and that the
+ * features say are valid, one after the other.
+ *
+ * next  0 for the first; is moved on, and stays 0 for a type without a table
+ *
+ * Returns NULL behind the last.
+ */
+const struct config_field *config_field_next(const struct device_type *type, size_t size,
+                                             uint64_t features, size_t *next);
+
+/* The value of a number. */
+uint64_t config_number(const struct config_field *field, const uint8_t *config);
+
+/*
+ * Guesses the type from features and configuration. Types whose configuration
+ * could as well be another's are never guessed.
+ *
+ * Returns NULL unless exactly one type fits.
+ */
+const struct device_type *config_guess(const uint8_t *config, size_t size, uint64_t features);
 
 /* "OK", "IOERR", "UNSUPP": how a block request ended. */
 const char *blk_status_name(int status);

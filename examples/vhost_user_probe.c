@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
-#include <linux/virtio_ids.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,6 +38,7 @@ struct probe {
     struct vuf_client_options options;
     const struct device_type *type; /* NULL: not told */
     long config_size;               /* -1: not told */
+    bool trace, json;
 
     struct vuf_client *client;
     const char *asking; /* what failed, if something does */
@@ -51,12 +51,21 @@ struct probe {
     size_t config_read; /* 0: refused */
 };
 
+static void print_message(void *user, const struct vuf_trace_record *record)
+{
+    (void)user;
+    fprintf(stderr, "%s\n", record->text);
+}
+
 /* ---- questions: 0, or the library's code ---- */
 
 static int ask_features(struct probe *probe)
 {
     probe->asking = "connecting";
     int rc = vuf_client_connect(probe->socket, &probe->options, &probe->client);
+    if (rc == 0 && probe->trace) {
+        rc = vuf_client_set_trace(probe->client, print_message, NULL);
+    }
     if (rc != 0) {
         return rc;
     }
@@ -237,6 +246,20 @@ static void print_hex(const uint8_t *bytes, size_t size)
     }
 }
 
+/* Bytes up to the first zero; what is not printable as C writes it. */
+static void print_text(const uint8_t *bytes, size_t size)
+{
+    for (size_t n = 0; n < size && bytes[n] != 0; n++) {
+        bool plain = bytes[n] >= ' ' && bytes[n] <= '~' && bytes[n] != '\\';
+        printf(plain ? "%c" : "\\x%02x", bytes[n]);
+    }
+}
+
+static void print_mac(const uint8_t *mac)
+{
+    printf("%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]);
+}
+
 static void print_config(const struct probe *probe, const struct device_type *type)
 {
     if (probe->config_read == 0) {
@@ -244,22 +267,47 @@ static void print_config(const struct probe *probe, const struct device_type *ty
         return;
     }
     /* It may have more than was asked for; and some pad what they have not. */
-    printf("configuration space: %zu bytes read%s\n", probe->config_read,
-           type != NULL && type != probe->type ? "; this looks like a block device" : "");
-    if (type == device_type_by_id(VIRTIO_ID_BLOCK) && probe->config_read >= 8) {
-        blk_config_print(stdout, "  ", probe->config, probe->config_read, probe->features);
-    } else {
+    printf("configuration space: %zu bytes read", probe->config_read);
+    if (type != NULL && type != probe->type) {
+        printf("; it looks like that of a device of type %s", type->name);
+    }
+    putchar('\n');
+    const struct config_field *field;
+    size_t n = 0;
+    while ((field = config_field_next(type, probe->config_read, probe->features, &n)) != NULL) {
+        const uint8_t *bytes = probe->config + field->offset;
+        printf("  %s: ", field->name);
+        switch (field->kind) {
+        case CONFIG_NUMBER:
+            printf("%" PRIu64, config_number(field, probe->config));
+            break;
+        case CONFIG_MAC:
+            print_mac(bytes);
+            break;
+        case CONFIG_TEXT:
+            print_text(bytes, field->size);
+            break;
+        }
+        putchar('\n');
+    }
+    if (n == 0) { /* a type whose fields are not known here */
         print_hex(probe->config, probe->config_read);
     }
+}
+
+/* The type as told, or as it looks. */
+static const struct device_type *type_of(const struct probe *probe)
+{
+    if (probe->type != NULL) {
+        return probe->type;
+    }
+    return config_guess(probe->config, probe->config_read, probe->features);
 }
 
 /* Prints what is known, even if the back-end has failed on the way. */
 static void print_report(const struct probe *probe)
 {
-    const struct device_type *type = probe->type;
-    if (type == NULL && blk_config_plausible(probe->config, probe->config_read, probe->features)) {
-        type = device_type_by_id(VIRTIO_ID_BLOCK);
-    }
+    const struct device_type *type = type_of(probe);
     if (probe->has_features) {
         print_features(probe, type);
     }
@@ -274,6 +322,152 @@ static void print_report(const struct probe *probe)
     if (probe->asked_config) {
         print_config(probe, type);
     }
+}
+
+/* ---- the same for programs ---- */
+
+/* A JSON string. Bytes that are no ASCII are taken for Latin-1, unless it is
+   UTF-8. */
+static void json_text(const char *text, size_t size, bool utf8)
+{
+    putchar('"');
+    for (size_t n = 0; n < size && text[n] != '\0'; n++) {
+        unsigned char c = (unsigned char)text[n];
+        if (c < ' ' || c == 0x7f || (c > 0x7f && !utf8)) {
+            printf("\\u%04x", c);
+        } else {
+            printf(c == '"' || c == '\\' ? "\\%c" : "%c", c);
+        }
+    }
+    putchar('"');
+}
+
+static void json_string(const char *text)
+{
+    if (text == NULL) {
+        fputs("null", stdout);
+    } else {
+        json_text(text, strlen(text), true);
+    }
+}
+
+/* Masks are strings: many programs hold numbers of up to 53 bits. */
+static void json_mask(const char *key, bool known, uint64_t mask, const struct device_type *type,
+                      bool protocol)
+{
+    printf(",\n  \"%s\": ", key);
+    if (!known) {
+        fputs("null", stdout);
+        return;
+    }
+    printf("{\"mask\": \"0x%016" PRIx64 "\", \"bits\": [", mask);
+    const char *separator = "";
+    for (unsigned bit = 0; bit < 64; bit++) {
+        if ((mask & BIT(bit)) == 0) {
+            continue;
+        }
+        printf("%s\n    {\"bit\": %u, \"name\": ", separator, bit);
+        json_string(protocol ? vuf_protocol_feature_name(bit) : virtio_feature_name(type, bit));
+        if (protocol) {
+            bool served = (vuf_supported_protocol_features() & BIT(bit)) != 0;
+            printf(", \"served\": %s", served ? "true" : "false");
+        }
+        putchar('}');
+        separator = ",";
+    }
+    fputs("]}", stdout);
+}
+
+static void json_number(const char *key, bool known, uint64_t number)
+{
+    printf(",\n  \"%s\": ", key);
+    if (known) {
+        printf("%" PRIu64, number);
+    } else {
+        fputs("null", stdout);
+    }
+}
+
+static void json_shmem(const struct probe *probe)
+{
+    fputs(",\n  \"shared_memory_regions\": ", stdout);
+    if (!probe->has_shmem) {
+        fputs("null", stdout);
+        return;
+    }
+    const char *separator = "";
+    putchar('[');
+    for (unsigned id = 0; id < VUF_SHMEM_REGIONS; id++) {
+        if (probe->shmem.memory_sizes[id] != 0) {
+            printf("%s{\"shmid\": %u, \"bytes\": %" PRIu64 "}", separator, id,
+                   probe->shmem.memory_sizes[id]);
+            separator = ", ";
+        }
+    }
+    putchar(']');
+}
+
+static void json_config(const struct probe *probe, const struct device_type *type)
+{
+    fputs(",\n  \"config\": ", stdout);
+    if (!probe->asked_config) {
+        fputs("null", stdout);
+        return;
+    }
+    printf("{\"size\": %zu, \"bytes\": \"", probe->config_read);
+    for (size_t n = 0; n < probe->config_read; n++) {
+        printf("%02x", probe->config[n]);
+    }
+    fputs("\", \"fields\": {", stdout);
+    const char *separator = "";
+    const struct config_field *field;
+    size_t next = 0;
+    while ((field = config_field_next(type, probe->config_read, probe->features, &next)) != NULL) {
+        const uint8_t *bytes = probe->config + field->offset;
+        /* Without the unit. */
+        printf("%s\"%.*s\": ", separator, (int)strcspn(field->name, " "), field->name);
+        switch (field->kind) {
+        case CONFIG_NUMBER:
+            printf("%" PRIu64, config_number(field, probe->config));
+            break;
+        case CONFIG_MAC:
+            putchar('"');
+            print_mac(bytes);
+            putchar('"');
+            break;
+        case CONFIG_TEXT:
+            json_text((const char *)bytes, field->size, false);
+            break;
+        }
+        separator = ", ";
+    }
+    fputs("}}", stdout);
+}
+
+/* One object with always the same keys; null is what is not known. */
+static void print_json(const struct probe *probe, int rc)
+{
+    const struct device_type *type = type_of(probe);
+    fputs("{\n  \"error\": ", stdout);
+    if (rc == 0) {
+        fputs("null", stdout);
+    } else {
+        printf("{\"code\": %d, \"while\": ", rc);
+        json_string(probe->asking);
+        fputs(", \"text\": ", stdout);
+        json_string(vuf_last_error());
+        putchar('}');
+    }
+    fputs(",\n  \"device\": ", stdout);
+    json_string(type != NULL ? type->name : NULL);
+    printf(",\n  \"device_guessed\": %s", type != NULL && type != probe->type ? "true" : "false");
+    json_mask("virtio_features", probe->has_features, probe->features, type, false);
+    json_mask("protocol_features", probe->has_protocol, probe->protocol, type, true);
+    json_number("queues", probe->has_queues, probe->queues);
+    json_number("memory_slots", probe->has_slots, probe->slots);
+    json_shmem(probe);
+    json_config(probe, type);
+    fputs("\n}\n", stdout);
 }
 
 /* ---- arguments ---- */
@@ -294,6 +488,10 @@ static void print_usage(FILE *out)
     fputs("\n"
           "  --config-size BYTES     how much configuration space to ask for, and nothing less;\n"
           "                          0 to leave it alone (default: 60 and less until it answers)\n"
+          "  --trace                 also print each message, in words, to the standard error:\n"
+          "                          > to the back-end, < from it\n"
+          "  --json                  print one JSON object, with everything that is known and\n"
+          "                          always the same keys; null for the rest\n"
           "  --help                  this text\n"
           "\n"
           "The device is only asked, never claimed or configured. Some back-ends end when a\n"
@@ -325,6 +523,8 @@ static int parse_arguments(int argc, char **argv, struct probe *probe)
         {"timeout", required_argument, NULL, 't'},
         {"device", required_argument, NULL, 'd'},
         {"config-size", required_argument, NULL, 'c'},
+        {"trace", no_argument, NULL, 'm'},
+        {"json", no_argument, NULL, 'j'},
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
@@ -346,6 +546,12 @@ static int parse_arguments(int argc, char **argv, struct probe *probe)
             if (!parse_number(optarg, 0, VUF_MAX_CONFIG_SIZE, &probe->config_size)) {
                 return usage_error("not a size of configuration space: ", optarg);
             }
+            break;
+        case 'm':
+            probe->trace = true;
+            break;
+        case 'j':
+            probe->json = true;
             break;
         case 'h':
             print_usage(stdout);
@@ -378,7 +584,11 @@ int main(int argc, char **argv)
     if (rc == 0) {
         rc = ask_config(&probe);
     }
-    print_report(&probe);
+    if (probe.json) {
+        print_json(&probe, rc);
+    } else {
+        print_report(&probe);
+    }
     if (rc != 0) {
         fflush(stdout);
         fprintf(stderr, "vhost-user-probe: %s: %s: %s\n", probe.socket, probe.asking,

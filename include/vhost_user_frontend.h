@@ -33,7 +33,8 @@
  *   -ETIMEDOUT           the back-end did not answer before the deadline
  *   -ECANCELED           vuf_client_abort() was called
  *   VUF_E_DISCONNECTED   the back-end closed the connection
- *   VUF_E_PROTOCOL       the back-end broke the protocol
+ *   VUF_E_PROTOCOL       the back-end broke the protocol (with surplus bytes
+ *                        behind a good answer, the call after that one says so)
  *   VUF_E_POISONED       an earlier failure left the stream uncertain
  *   VUF_E_PANIC          a bug in this library
  * or another negative errno from the socket, as -ENOMEM.
@@ -211,6 +212,21 @@
 #define VUF_SHMEM_REGIONS 256
 
 /**
+ * Bytes of a cipher's key in struct vuf_crypto_sym.
+ */
+#define VUF_MAX_CIPHER_KEY 64
+
+/**
+ * Bytes of a key for authentication in struct vuf_crypto_sym.
+ */
+#define VUF_MAX_AUTH_KEY 512
+
+/**
+ * Bytes of a key in struct vuf_crypto_asym.
+ */
+#define VUF_MAX_ASYM_KEY 1024
+
+/**
  * VHOST_F_LOG_ALL: the back-end logs all its writes to guest memory.
  */
 #define VUF_F_LOG_ALL 26
@@ -346,6 +362,61 @@
 #define VUF_VRING_F_LOG 1
 
 /**
+ * In the flags of struct vuf_shmem_area: the mapping may be written.
+ */
+#define VUF_SHMEM_WRITABLE 1
+
+/**
+ * For vuf_client_set_vring_endian().
+ */
+#define VUF_VRING_LITTLE_ENDIAN 0
+
+/**
+ * For vuf_client_set_vring_endian().
+ */
+#define VUF_VRING_BIG_ENDIAN 1
+
+/**
+ * In struct vuf_mem_region: mapped by a foreign domain.
+ */
+#define VUF_XEN_MMAP_FOREIGN 1
+
+/**
+ * In struct vuf_mem_region: mapped by grant references.
+ */
+#define VUF_XEN_MMAP_GRANT 2
+
+/**
+ * In struct vuf_mem_region: not mapped in advance.
+ */
+#define VUF_XEN_MMAP_NO_ADVANCE_MAP 256
+
+/**
+ * In struct vuf_iotlb: a translation that the back-end may use.
+ */
+#define VUF_IOTLB_UPDATE 2
+
+/**
+ * In struct vuf_iotlb: a range whose translations it may no longer use.
+ */
+#define VUF_IOTLB_INVALIDATE 3
+
+/**
+ * In struct vuf_iotlb: the back-end may read.
+ */
+#define VUF_ACCESS_RO 1
+
+/**
+ * In struct vuf_iotlb: the back-end may write.
+ */
+#define VUF_ACCESS_WO 2
+
+/**
+ * In struct vuf_iotlb: the back-end may read and write.
+ */
+#define VUF_ACCESS_RW 3
+
+/**
  * In struct vuf_client_options: the features were agreed before.
  */
 #define VUF_CLIENT_ADOPT 1
@@ -370,6 +441,26 @@
  * The device is stopped while its state moves; there is no other phase yet.
  */
 #define VUF_TRANSFER_PHASE_STOPPED 0
+
+/**
+ * Over the connection (struct vuf_trace_record).
+ */
+#define VUF_TRACE_MAIN 0
+
+/**
+ * Over the back-end's own channel.
+ */
+#define VUF_TRACE_CHANNEL 1
+
+/**
+ * From the front-end to the back-end (struct vuf_trace_record).
+ */
+#define VUF_TRACE_SENT 0
+
+/**
+ * From the back-end to the front-end.
+ */
+#define VUF_TRACE_RECEIVED 1
 
 /**
  * A connection to a back-end. Only ever used through a pointer.
@@ -516,11 +607,12 @@ struct vuf_mem_region {
      */
     int fd;
     /**
-     * Zero (for VUF_PROTOCOL_F_XEN_MMAP, not served yet).
+     * With VUF_PROTOCOL_F_XEN_MMAP acknowledged: VUF_XEN_MMAP_*. Otherwise zero.
      */
     uint32_t xen_mmap_flags;
     /**
-     * Zero (for VUF_PROTOCOL_F_XEN_MMAP, not served yet).
+     * With VUF_PROTOCOL_F_XEN_MMAP acknowledged: the domain that the region
+     * belongs to. Otherwise zero.
      */
     uint32_t xen_domid;
     /**
@@ -531,6 +623,39 @@ struct vuf_mem_region {
      * Zero.
      */
     uint64_t reserved[2];
+};
+
+/**
+ * A translation of the back-end's IOMMU, or the end of some ("An IOTLB
+ * message").
+ */
+struct vuf_iotlb {
+    /**
+     * I/O virtual address.
+     */
+    uint64_t iova;
+    /**
+     * Size in bytes, not 0.
+     */
+    uint64_t size;
+    /**
+     * For an update: where it is, in the number space of
+     * vuf_mem_region.user_addr; with VUF_PROTOCOL_F_GPA_ADDRESSES a guest
+     * physical address.
+     */
+    uint64_t user_addr;
+    /**
+     * VUF_ACCESS_*; may be 0 to invalidate.
+     */
+    uint8_t perm;
+    /**
+     * VUF_IOTLB_UPDATE or VUF_IOTLB_INVALIDATE.
+     */
+    uint8_t type;
+    /**
+     * Zero.
+     */
+    uint8_t reserved[6];
 };
 
 /**
@@ -614,6 +739,380 @@ struct vuf_shmem_config {
      * Size in bytes of the region with each shmid; 0 where there is none.
      */
     uint64_t memory_sizes[VUF_SHMEM_REGIONS];
+};
+
+/**
+ * A crypto session with a cipher, a hash, or both. The numbers are those of
+ * <linux/virtio_crypto.h>.
+ */
+struct vuf_crypto_sym {
+    /**
+     * VIRTIO_CRYPTO_CIPHER_*
+     */
+    uint32_t cipher_alg;
+    /**
+     * Bytes of key; at most VUF_MAX_CIPHER_KEY.
+     */
+    uint32_t key_len;
+    /**
+     * VIRTIO_CRYPTO_HASH_* or VIRTIO_CRYPTO_MAC_*
+     */
+    uint32_t hash_alg;
+    /**
+     * Bytes of the result of the hash.
+     */
+    uint32_t hash_result_len;
+    /**
+     * Bytes of auth_key; at most VUF_MAX_AUTH_KEY.
+     */
+    uint32_t auth_key_len;
+    /**
+     * Bytes of additional authenticated data.
+     */
+    uint32_t add_len;
+    /**
+     * VIRTIO_CRYPTO_SYM_OP_*
+     */
+    uint8_t op_type;
+    /**
+     * VIRTIO_CRYPTO_OP_ENCRYPT or VIRTIO_CRYPTO_OP_DECRYPT
+     */
+    uint8_t direction;
+    /**
+     * VIRTIO_CRYPTO_SYM_HASH_MODE_*
+     */
+    uint8_t hash_mode;
+    /**
+     * VIRTIO_CRYPTO_SYM_ALG_CHAIN_ORDER_*
+     */
+    uint8_t alg_chain_order;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+    /**
+     * The key of the cipher, and zeros.
+     */
+    uint8_t key[VUF_MAX_CIPHER_KEY];
+    /**
+     * The key for authentication, and zeros.
+     */
+    uint8_t auth_key[VUF_MAX_AUTH_KEY];
+};
+
+/**
+ * A crypto session with an asymmetric algorithm. The numbers are those of
+ * <linux/virtio_crypto.h>.
+ */
+struct vuf_crypto_asym {
+    /**
+     * VIRTIO_CRYPTO_AKCIPHER_RSA
+     */
+    uint32_t algo;
+    /**
+     * VIRTIO_CRYPTO_AKCIPHER_KEY_TYPE_*
+     */
+    uint32_t key_type;
+    /**
+     * Bytes of key; at most VUF_MAX_ASYM_KEY.
+     */
+    uint32_t key_len;
+    /**
+     * VIRTIO_CRYPTO_RSA_RAW_PADDING or VIRTIO_CRYPTO_RSA_PKCS1_PADDING
+     */
+    uint32_t padding_algo;
+    /**
+     * VIRTIO_CRYPTO_RSA_*, the hash.
+     */
+    uint32_t hash_algo;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+    /**
+     * The key, and zeros.
+     */
+    uint8_t key[VUF_MAX_ASYM_KEY];
+};
+
+/**
+ * What vuf_client_create_crypto_session() creates. Set size to
+ * sizeof(struct vuf_crypto_session), and zero the rest first.
+ */
+struct vuf_crypto_session {
+    /**
+     * sizeof(struct vuf_crypto_session)
+     */
+    size_t size;
+    /**
+     * VIRTIO_CRYPTO_*_CREATE_SESSION; it chooses one of the next two.
+     */
+    uint64_t op_code;
+    /**
+     * For VIRTIO_CRYPTO_CIPHER_, HASH_, MAC_ and AEAD_CREATE_SESSION;
+     * otherwise zero.
+     */
+    struct vuf_crypto_sym sym;
+    /**
+     * For VIRTIO_CRYPTO_AKCIPHER_CREATE_SESSION; otherwise zero.
+     */
+    struct vuf_crypto_asym asym;
+};
+
+/**
+ * Part of a shared memory region of the device.
+ */
+struct vuf_shmem_area {
+    /**
+     * Which region: an index into memory_sizes of struct vuf_shmem_config.
+     */
+    uint32_t shmid;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+    /**
+     * Where to begin in the file, in bytes.
+     */
+    uint64_t fd_offset;
+    /**
+     * Where to begin in the region, in bytes.
+     */
+    uint64_t shm_offset;
+    /**
+     * How many bytes.
+     */
+    uint64_t len;
+    /**
+     * VUF_SHMEM_WRITABLE, or zero for a mapping that is only read.
+     */
+    uint64_t flags;
+};
+
+/**
+ * The caller's functions that do what the back-end asks on its channel. Set size
+ * to sizeof(struct vuf_backend_ops), and to NULL what you do not serve: it is
+ * answered with an error.
+ *
+ * The first six must be answered before the back-end goes on. They run inside
+ * any call on the client that waits, and inside
+ * vuf_client_process_backend_requests(), one at a time, on the thread that made
+ * the call. They must never wait for a lock that any thread holds while it calls
+ * the library with this client, and of this client they may call only
+ * vuf_client_post_iotlb(), vuf_client_abort() and functions that send nothing;
+ * others answer VUF_E_STATE. Their result is the answer: 0 for success, otherwise
+ * a negative errno.
+ *
+ * The others are acknowledged by the library, and run only inside
+ * vuf_client_process_backend_requests(), where any call is allowed but
+ * vuf_client_free(). What came several times meanwhile may be told once.
+ *
+ * None runs during or after vuf_client_free(). Nothing may be thrown or jumped
+ * through the library.
+ */
+struct vuf_backend_ops {
+    /**
+     * sizeof(struct vuf_backend_ops)
+     */
+    size_t size;
+    /**
+     * The back-end needs the translation of an I/O virtual address
+     * (BACKEND_IOTLB_MSG): send it with vuf_client_post_iotlb(). perm: bit 0 it
+     * wants to read, bit 1 to write.
+     */
+    int (*iotlb_miss)(void *user, uint64_t iova, uint32_t perm);
+    /**
+     * The back-end was denied an access (BACKEND_IOTLB_MSG).
+     */
+    int (*iotlb_access_fail)(void *user,
+                             uint64_t iova,
+                             uint64_t size,
+                             uint32_t perm);
+    /**
+     * A ring has a doorbell page, which the guest may write in place of the kick
+     * (BACKEND_VRING_HOST_NOTIFIER_MSG): map size bytes of fd from offset, shared
+     * and writable. fd is given (yours to close); -1 takes the page away. It also
+     * goes when the ring is stopped.
+     */
+    int (*host_notifier)(void *user,
+                         uint32_t ring,
+                         int fd,
+                         uint64_t offset,
+                         uint64_t size);
+    /**
+     * Find the object that another device exported under the 16 bytes at uuid
+     * (BACKEND_SHARED_OBJECT_LOOKUP). Set *fd to its file: taken (the library
+     * sends and closes it).
+     */
+    int (*shared_object_lookup)(void *user, const uint8_t *uuid, int *fd);
+    /**
+     * Map fd into a shared memory region of the device (BACKEND_SHMEM_MAP): it
+     * lies within the region and overlaps nothing mapped. fd is given (yours to
+     * close).
+     */
+    int (*shmem_map)(void *user, const struct vuf_shmem_area *area, int fd);
+    /**
+     * Take away a whole mapping (BACKEND_SHMEM_UNMAP). Also called, and the
+     * result then ignored, for each one that lives when the device is reset
+     * (inside vuf_client_reset_device()) or the channel ends (inside
+     * vuf_client_process_backend_requests()).
+     */
+    int (*shmem_unmap)(void *user, const struct vuf_shmem_area *area);
+    /**
+     * The configuration space has changed (BACKEND_CONFIG_CHANGE_MSG): read it
+     * again and tell the guest.
+     */
+    void (*config_changed)(void *user);
+    /**
+     * The device has used buffers of a ring (BACKEND_VRING_CALL).
+     */
+    void (*vring_call)(void *user, uint32_t ring);
+    /**
+     * A ring is broken (BACKEND_VRING_ERR).
+     */
+    void (*vring_err)(void *user, uint32_t ring);
+    /**
+     * The device exports an object under the 16 bytes at uuid
+     * (BACKEND_SHARED_OBJECT_ADD).
+     */
+    void (*shared_object_added)(void *user, const uint8_t *uuid);
+    /**
+     * The device exports it no longer (BACKEND_SHARED_OBJECT_REMOVE).
+     */
+    void (*shared_object_removed)(void *user, const uint8_t *uuid);
+};
+
+/**
+ * One message, for the callback of vuf_client_set_trace(), during which it is
+ * valid.
+ */
+struct vuf_trace_record {
+    /**
+     * Bytes of this struct that the library has filled in. Before you read a
+     * field that came in a later version than yours, see that size covers it.
+     */
+    size_t size;
+    /**
+     * The message in words, in one line without its end. It begins with "> "
+     * (sent) or "< " (received), on the channel with "channel " before that, and
+     * goes on with the name of the request, "need-reply" where that is asked,
+     * fields as name=value (decimal up to 65535, then hexadecimal), size= where it
+     * is not the usual one, and fds= where there are any:
+     *   "> SET_VRING_NUM need-reply index=0 num=256"
+     *   "< SET_VRING_NUM value=0"
+     * Fields, and what follows them, may be added. Never has keys or other contents.
+     */
+    const char *text;
+    /**
+     * The name of the request, as in the text; NULL if it is not known.
+     */
+    const char *name;
+    /**
+     * VUF_TRACE_MAIN or VUF_TRACE_CHANNEL.
+     */
+    uint32_t socket;
+    /**
+     * VUF_TRACE_SENT or VUF_TRACE_RECEIVED.
+     */
+    uint32_t direction;
+    /**
+     * The number of the request; those of the channel are numbered apart.
+     */
+    uint32_t request;
+    /**
+     * Flags of the message's header.
+     */
+    uint32_t flags;
+    /**
+     * Bytes of payload, as the header says.
+     */
+    uint32_t payload_size;
+    /**
+     * File descriptors that went with the message; 0 where it was not taken
+     * because its header is wrong.
+     */
+    uint32_t fds;
+    /**
+     * Records that were lost since the one before, because messages came faster
+     * than the callback took them.
+     */
+    uint64_t dropped;
+};
+
+/**
+ * What a client has done so far, on both of its sockets unless it says otherwise.
+ * Set size to sizeof(struct vuf_counters) before the call.
+ */
+struct vuf_counters {
+    /**
+     * sizeof(struct vuf_counters)
+     */
+    size_t size;
+    /**
+     * Requests that went out on the connection, barriers included.
+     */
+    uint64_t requests_sent;
+    /**
+     * Replies to them, acknowledgements included.
+     */
+    uint64_t replies_received;
+    /**
+     * Bytes of messages sent.
+     */
+    uint64_t bytes_sent;
+    /**
+     * Bytes of messages received.
+     */
+    uint64_t bytes_received;
+    /**
+     * File descriptors sent.
+     */
+    uint64_t fds_sent;
+    /**
+     * File descriptors received, also those that were too many.
+     */
+    uint64_t fds_received;
+    /**
+     * GET_FEATURES that were sent only to know that the request before was
+     * processed.
+     */
+    uint64_t barriers;
+    /**
+     * Requests of the back-end that succeeded.
+     */
+    uint64_t backend_requests_served;
+    /**
+     * Requests of the back-end that were refused, by the library or by a function
+     * of struct vuf_backend_ops.
+     */
+    uint64_t backend_requests_refused;
+    /**
+     * Messages of vuf_client_post_iotlb() that the back-end refused.
+     */
+    uint64_t posted_refused;
+    /**
+     * Calls that ended with -ETIMEDOUT.
+     */
+    uint64_t timeouts;
+    /**
+     * Records that the callback of vuf_client_set_trace() did not get, because
+     * messages came faster than it took them.
+     */
+    uint64_t trace_dropped;
+    /**
+     * Longest time that a call waited for a reply, in nanoseconds; to its deadline
+     * where none came.
+     */
+    uint64_t longest_wait_ns;
+    /**
+     * The request that it was for (see vuf_request_name()); 0 if none yet. Where a
+     * barrier was waited for, the request before it.
+     */
+    uint32_t longest_wait_request;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
 };
 
 #ifdef __cplusplus
@@ -701,7 +1200,12 @@ const char *vuf_protocol_feature_name(uint32_t bit);
  * Tells which protocol features this library serves.
  *
  * Acknowledge with vuf_client_set_protocol_features() only bits that the
- * back-end offers, that you want, and that are set here.
+ * back-end offers, that you want, and that are set here. Some bind you to more
+ * than a new request: with VUF_PROTOCOL_F_STATUS DPDK waits for
+ * vuf_client_set_status(), with VUF_PROTOCOL_F_INFLIGHT_SHMFD libvhost-user for
+ * vuf_client_set_inflight_fd(), VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS rules postcopy
+ * out, and VUF_PROTOCOL_F_XEN_MMAP and VUF_PROTOCOL_F_GPA_ADDRESSES change what
+ * a memory region is.
  *
  * Returns a mask: bit n is set for VUF_PROTOCOL_F_* n. Never fails.
  */
@@ -791,8 +1295,8 @@ void vuf_client_free(struct vuf_client *client);
 
 /**
  * Ends the connection. Calls under way return -ECANCELED at once, as do later
- * ones, unless they are refused before anything would be sent. The client stays
- * and has to be freed.
+ * ones, unless an argument of theirs is refused. The client stays and has to be
+ * freed.
  *
  * May be called from any thread, and from a signal handler.
  *
@@ -869,7 +1373,11 @@ int vuf_client_get_protocol_features(struct vuf_client *client,
  *
  * Returns 0 once it is sent, otherwise
  *   -EINVAL               features has bits that were not offered, that the
- *                         library does not serve, or without what they need
+ *                         library does not serve, or without what they need:
+ *                         VUF_PROTOCOL_F_GET_VRING_BASE_INFLIGHT needs
+ *                         _INFLIGHT_SHMFD, _GET_VRING_BASE_SKIP_DRAIN both of
+ *                         these, _INBAND_NOTIFICATIONS _BACKEND_REQ and
+ *                         _REPLY_ACK
  *   VUF_E_STATE           vuf_client_get_protocol_features() was not called
  *   VUF_E_NOT_NEGOTIATED  VUF_F_PROTOCOL_FEATURES was not offered
  * or a common code.
@@ -940,13 +1448,16 @@ int vuf_client_get_max_mem_slots(struct vuf_client *client, uint64_t *slots);
  * n        1 to VUF_MAX_MEM_REGIONS
  *
  * Returns 0 once the back-end has taken over the table, otherwise
- *   -EINVAL     regions is NULL, n is out of range, or a region is not valid:
- *               size 0, an offset that is not page-aligned, an end (of guest
- *               or user addresses or in the file) beyond 64 bits, two that
- *               overlap, fd 0, a field that must be zero, or user_addr is not
- *               guest_addr with VUF_PROTOCOL_F_GPA_ADDRESSES
- *   -EBADF      a region's fd is negative or not open
- *   VUF_E_NACK  the back-end refused; the old table may be gone
+ *   -EINVAL      regions is NULL, n is out of range, or a region is not valid:
+ *                size 0, an offset that is not page-aligned, an end (of guest
+ *                or user addresses or in the file) beyond 64 bits, two that
+ *                overlap, fd 0, a field that must be zero, an unknown Xen flag
+ *                (without VUF_PROTOCOL_F_XEN_MMAP: any), or user_addr is not
+ *                guest_addr with VUF_PROTOCOL_F_GPA_ADDRESSES
+ *   -EBADF       a region's fd is negative or not open
+ *   VUF_E_STATE  vuf_client_postcopy_listen() was called: the table is sent with
+ *                vuf_client_postcopy_set_mem_table()
+ *   VUF_E_NACK   the back-end refused; the old table may be gone
  * or a common code.
  */
 int vuf_client_set_mem_table(struct vuf_client *client,
@@ -966,6 +1477,7 @@ int vuf_client_set_mem_table(struct vuf_client *client,
  *                         vuf_client_set_mem_table()
  *   -EBADF                the region's fd is negative or not open
  *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ *   VUF_E_STATE           the back-end listens for page faults
  *   VUF_E_NACK            the back-end refused, as when it has no slot left
  * or a common code.
  */
@@ -985,11 +1497,51 @@ int vuf_client_add_mem_region(struct vuf_client *client,
  *   -EINVAL               region is NULL or not valid, as for
  *                         vuf_client_set_mem_table()
  *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ *   VUF_E_STATE           the back-end listens for page faults
  *   VUF_E_NACK            the back-end refused, as when it knows no such region
  * or a common code.
  */
 int vuf_client_remove_mem_region(struct vuf_client *client,
                                  const struct vuf_mem_region *region);
+
+/**
+ * Lets the back-end use a translation of its IOMMU, or no longer (IOTLB_MSG).
+ *
+ * Needs VIRTIO_F_ACCESS_PLATFORM (bit 33) acknowledged with
+ * vuf_client_set_features(): ring and buffer addresses are then I/O virtual
+ * addresses. Before a ring is enabled its own memory has to be translated, or
+ * the back-end asks for it on its channel.
+ *
+ * iotlb  the entry; read during the call
+ *
+ * Returns 0 once the back-end has taken it over, otherwise
+ *   -EINVAL               iotlb is NULL, type or perm is unknown, size is 0, an
+ *                         end is beyond 64 bits, or a reserved field is not
+ *                         zero
+ *   VUF_E_NOT_NEGOTIATED  VIRTIO_F_ACCESS_PLATFORM was not acknowledged
+ *   VUF_E_NACK            the back-end refused
+ * or a common code.
+ */
+int vuf_client_send_iotlb(struct vuf_client *client,
+                          const struct vuf_iotlb *iotlb);
+
+/**
+ * The same without waiting: queues the message (IOTLB_MSG) and returns. The
+ * answer is taken when it comes; a refusal is counted and not told.
+ *
+ * The one function that sends and may be called from iotlb_miss in struct
+ * vuf_backend_ops.
+ *
+ * iotlb  as for vuf_client_send_iotlb()
+ *
+ * Returns 0, otherwise
+ *   -EINVAL               as for vuf_client_send_iotlb()
+ *   -EAGAIN               256 of these have no answer yet
+ *   VUF_E_NOT_NEGOTIATED  VIRTIO_F_ACCESS_PLATFORM was not acknowledged
+ * or a common code.
+ */
+int vuf_client_post_iotlb(struct vuf_client *client,
+                          const struct vuf_iotlb *iotlb);
 
 /**
  * Tells the back-end where to log the pages that it writes (SET_LOG_BASE).
@@ -1030,6 +1582,99 @@ int vuf_client_set_log_base(struct vuf_client *client,
  * or a common code.
  */
 int vuf_client_set_log_fd(struct vuf_client *client, int fd);
+
+/**
+ * Prepares a migration with postcopy (POSTCOPY_ADVISE).
+ *
+ * Needs VUF_PROTOCOL_F_PAGEFAULT, and VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS not
+ * acknowledged. On the destination, while memory is still being copied.
+ *
+ * fd  gets the back-end's userfaultfd, which reports its page faults: given
+ *     (yours to close, close-on-exec); -1 on failure
+ *
+ * Returns 0, otherwise
+ *   -EINVAL               fd is NULL
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ *   VUF_E_STATE           the back-end listens already, or
+ *                         VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS was acknowledged:
+ *                         back-ends fail later
+ *   VUF_E_NACK            the back-end has no userfaultfd
+ * or a common code.
+ */
+int vuf_client_postcopy_advise(struct vuf_client *client, int *fd);
+
+/**
+ * Begins a postcopy migration (POSTCOPY_LISTEN).
+ *
+ * Needs VUF_PROTOCOL_F_PAGEFAULT. After vuf_client_postcopy_advise(), and before
+ * any memory is shared on this connection. The memory table follows with
+ * vuf_client_postcopy_set_mem_table(). rust-vmm back-ends answer this and
+ * vuf_client_postcopy_end() only with VUF_PROTOCOL_F_REPLY_ACK.
+ *
+ * Returns 0 once the back-end listens, otherwise
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ *   VUF_E_STATE           vuf_client_postcopy_advise() has not been called,
+ *                         memory was shared already, or the back-end listens
+ *                         already
+ *   VUF_E_NACK            the back-end refused
+ * or a common code.
+ */
+int vuf_client_postcopy_listen(struct vuf_client *client);
+
+/**
+ * Tells the back-end which memory it may reach, and asks where it has mapped it
+ * (SET_MEM_TABLE).
+ *
+ * Once, after vuf_client_postcopy_listen(). The back-end reports page faults by
+ * its own addresses: once what they stand for is known to whoever serves the
+ * userfaultfd, call vuf_client_postcopy_ack_mem_table(), after which the back-end
+ * registers its memory there. Until that it takes nothing else, and every other
+ * request on this client is refused with VUF_E_STATE. Beware: libvhost-user 10.0
+ * answers with the user_addr that it was sent, wherever it maps the region.
+ *
+ * regions  array of n regions, as for vuf_client_set_mem_table()
+ * n        1 to VUF_MAX_MEM_REGIONS
+ * bases    gets n addresses: where each region begins in the back-end's own
+ *          address space
+ *
+ * Returns 0, otherwise
+ *   -EINVAL         bases is NULL, or as for vuf_client_set_mem_table()
+ *   -EBADF          a region's fd is negative or not open
+ *   VUF_E_STATE     not after vuf_client_postcopy_listen(), or a second time
+ *   VUF_E_PROTOCOL  the answer is not the table that was sent
+ * or a common code.
+ */
+int vuf_client_postcopy_set_mem_table(struct vuf_client *client,
+                                      const struct vuf_mem_region *regions,
+                                      size_t n,
+                                      uint64_t *bases);
+
+/**
+ * Says that page faults at the back-end's addresses will be served
+ * (SET_MEM_TABLE).
+ *
+ * Once, after vuf_client_postcopy_set_mem_table(). Rings may be started then.
+ *
+ * Returns 0 once it is sent, otherwise
+ *   VUF_E_STATE  not after vuf_client_postcopy_set_mem_table()
+ * or a common code.
+ */
+int vuf_client_postcopy_ack_mem_table(struct vuf_client *client);
+
+/**
+ * Ends a postcopy migration (POSTCOPY_END).
+ *
+ * Needs VUF_PROTOCOL_F_PAGEFAULT. Once all memory is there; close the
+ * userfaultfd afterwards.
+ *
+ * Returns 0 once the back-end has ended it, otherwise
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ *   VUF_E_STATE           not after vuf_client_postcopy_listen(), or before
+ *                         vuf_client_postcopy_ack_mem_table()
+ *   VUF_E_NACK            the back-end refused
+ * or a common code.
+ */
+int vuf_client_postcopy_end(struct vuf_client *client);
 
 /**
  * Tells the size of a ring (SET_VRING_NUM).
@@ -1117,6 +1762,47 @@ int vuf_client_get_vring_base(struct vuf_client *client,
                               uint32_t *base);
 
 /**
+ * Stops a ring at once and tells where it stood (GET_VRING_BASE_SKIP_DRAIN).
+ *
+ * Needs VUF_PROTOCOL_F_GET_VRING_BASE_SKIP_DRAIN. Like
+ * vuf_client_get_vring_base(), but nothing is finished first: what the back-end
+ * has taken stands in the in-flight buffer, for whoever serves the ring next.
+ *
+ * index  the ring: 0 to VUF_MAX_RING_INDEX, and below options.max_rings
+ * base   gets what vuf_client_set_vring_base() takes; of a packed ring as the
+ *        back-end sent it
+ *
+ * Returns 0, otherwise
+ *   -EINVAL               index is out of range, or base is NULL
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ *   VUF_E_PROTOCOL        the reply is for another ring or out of range
+ * or a common code.
+ */
+int vuf_client_get_vring_base_skip_drain(struct vuf_client *client,
+                                         uint32_t index,
+                                         uint32_t *base);
+
+/**
+ * Tells the byte order of a ring (SET_VRING_ENDIAN).
+ *
+ * Needs VUF_PROTOCOL_F_CROSS_ENDIAN. For a legacy driver whose byte order is not
+ * this machine's; with VIRTIO_F_VERSION_1 rings are little-endian anyway. While
+ * the ring is stopped.
+ *
+ * index   the ring: 0 to VUF_MAX_RING_INDEX, and below options.max_rings
+ * endian  VUF_VRING_LITTLE_ENDIAN or VUF_VRING_BIG_ENDIAN
+ *
+ * Returns 0, otherwise
+ *   -EINVAL               index is out of range, or endian is neither
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ *   VUF_E_NACK            the back-end refused
+ * or a common code.
+ */
+int vuf_client_set_vring_endian(struct vuf_client *client,
+                                uint32_t index,
+                                uint32_t endian);
+
+/**
  * Tells what the driver writes to notify the device, and starts the ring
  * (SET_VRING_KICK).
  *
@@ -1138,6 +1824,23 @@ int vuf_client_get_vring_base(struct vuf_client *client,
 int vuf_client_set_vring_kick(struct vuf_client *client,
                               uint32_t index,
                               int fd);
+
+/**
+ * Notifies the device by a message in place of a descriptor, and starts the
+ * ring (VRING_KICK).
+ *
+ * Needs VUF_PROTOCOL_F_INBAND_NOTIFICATIONS. For a ring whose
+ * vuf_client_set_vring_kick() got -1.
+ *
+ * index  the ring: 0 to VUF_MAX_RING_INDEX, and below options.max_rings
+ *
+ * Returns 0 once the back-end has seen it, otherwise
+ *   -EINVAL               index is out of range
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ *   VUF_E_NACK            the back-end refused
+ * or a common code.
+ */
+int vuf_client_vring_kick(struct vuf_client *client, uint32_t index);
 
 /**
  * Tells what the device writes to notify the driver (SET_VRING_CALL).
@@ -1356,6 +2059,74 @@ int vuf_client_set_device_state_fd(struct vuf_client *client,
 int vuf_client_check_device_state(struct vuf_client *client);
 
 /**
+ * Asks for the file of an object that the back-end shares (GET_SHARED_OBJECT).
+ *
+ * Needs VUF_PROTOCOL_F_SHARED_OBJECT. The back-end has announced the object on
+ * its channel.
+ *
+ * uuid  the object's 16 bytes, as they were announced; read during the call
+ * fd    gets the file: given (yours to close, close-on-exec); -1 on failure
+ *
+ * Returns 0, otherwise
+ *   -EINVAL               uuid or fd is NULL
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ *   VUF_E_NACK            the back-end has no such object
+ * or a common code.
+ */
+int vuf_client_get_shared_object(struct vuf_client *client,
+                                 const uint8_t *uuid,
+                                 int *fd);
+
+/**
+ * Resets the device (RESET_DEVICE).
+ *
+ * Needs VUF_PROTOCOL_F_RESET_DEVICE. Stop every ring with
+ * vuf_client_get_vring_base() first: not all back-ends do. Afterwards rings are
+ * disabled, and the virtio features count as not acknowledged: the way back
+ * begins with vuf_client_set_features(). Protocol features, owner and memory
+ * stay; an in-flight buffer has to be made anew, and the device's shared memory
+ * unmapped.
+ *
+ * Returns 0 once the back-end has done so, otherwise
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ *   VUF_E_NACK            the back-end refused
+ * or a common code.
+ */
+int vuf_client_reset_device(struct vuf_client *client);
+
+/**
+ * Tells the back-end the device status (SET_STATUS).
+ *
+ * Needs VUF_PROTOCOL_F_STATUS, and with it back-ends wait for it: DPDK starts
+ * no ring before DRIVER_OK. 0 resets the device.
+ *
+ * status  VIRTIO_CONFIG_S_* of the driver, 8 bits
+ *
+ * Returns 0 once the back-end has taken it over, otherwise
+ *   -EINVAL               status is above 255
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ *   VUF_E_NACK            the back-end refused
+ * or a common code.
+ */
+int vuf_client_set_status(struct vuf_client *client, uint32_t status);
+
+/**
+ * Asks the back-end for the device status (GET_STATUS).
+ *
+ * Needs VUF_PROTOCOL_F_STATUS. The back-end may have cleared FEATURES_OK, or
+ * set NEEDS_RESET.
+ *
+ * status  gets the 8 bits
+ *
+ * Returns 0, otherwise
+ *   -EINVAL               status is NULL
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ *   VUF_E_PROTOCOL        the answer is above 255
+ * or a common code.
+ */
+int vuf_client_get_status(struct vuf_client *client, uint32_t *status);
+
+/**
  * Asks which shared memory regions the device has (GET_SHMEM_CONFIG).
  *
  * Needs VUF_PROTOCOL_F_SHMEM. They do not change while the connection lives.
@@ -1371,6 +2142,210 @@ int vuf_client_check_device_state(struct vuf_client *client);
  */
 int vuf_client_get_shmem_config(struct vuf_client *client,
                                 struct vuf_shmem_config *config);
+
+/**
+ * Has a network device announce an address to its network (SEND_RARP).
+ *
+ * Needs VUF_PROTOCOL_F_RARP. After a migration, where the driver does not do so
+ * itself (VIRTIO_NET_F_GUEST_ANNOUNCE).
+ *
+ * mac  the address: its first octet in bits 0-7, its last one in bits 40-47
+ *
+ * Returns 0, otherwise
+ *   -EINVAL               mac has more than 48 bits
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ *   VUF_E_NACK            the back-end refused
+ * or a common code.
+ */
+int vuf_client_send_rarp(struct vuf_client *client, uint64_t mac);
+
+/**
+ * Tells a network device its largest frame (NET_SET_MTU).
+ *
+ * Needs VUF_PROTOCOL_F_MTU, and VIRTIO_NET_F_MTU (bit 3) acknowledged with
+ * vuf_client_set_features().
+ *
+ * mtu  the maximum transmission unit in bytes: 68 to 65535
+ *
+ * Returns 0, otherwise
+ *   -EINVAL               mtu is out of range
+ *   VUF_E_NOT_NEGOTIATED  one of the features was not acknowledged
+ *   VUF_E_NACK            the back-end refused
+ * or a common code.
+ */
+int vuf_client_net_set_mtu(struct vuf_client *client, uint32_t mtu);
+
+/**
+ * Gives a GPU back-end the socket to the display (GPU_SET_SOCKET).
+ *
+ * Needs no feature; only GPU back-ends know it. What is spoken there is the
+ * vhost-user-gpu protocol, which this library does not serve.
+ *
+ * fd  one end of a Unix stream socket pair; borrowed: the back-end gets a
+ *     duplicate. Close your copy of it afterwards.
+ *
+ * Returns 0, otherwise
+ *   -EBADF      fd is negative or not open
+ *   VUF_E_NACK  the back-end refused
+ * or a common code.
+ */
+int vuf_client_gpu_set_socket(struct vuf_client *client, int fd);
+
+/**
+ * Creates a session of a crypto device (CREATE_CRYPTO_SESSION).
+ *
+ * Needs VUF_PROTOCOL_F_CRYPTO_SESSION. The library wipes its own copies of the
+ * keys, with two exceptions: the back-end's answer may repeat them, and stays in
+ * buffers of the client until another answer takes its place or the client's
+ * memory is used again; and while the socket is full, what is to be sent waits
+ * in memory that is not wiped.
+ *
+ * session     what to create; read during the call
+ * session_id  gets the number of the session
+ *
+ * Returns 0, otherwise
+ *   -EINVAL               an argument is NULL, op_code creates no session, a
+ *                         key is longer than its room, the part that op_code
+ *                         does not choose or a reserved field is not zero, or
+ *                         session->size is not set
+ *   -E2BIG                session has fields that the library does not know
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ *   VUF_E_NACK            the back-end refused; the value in struct
+ *                         vuf_error_info is its negative answer
+ * or a common code.
+ */
+int vuf_client_create_crypto_session(struct vuf_client *client,
+                                     const struct vuf_crypto_session *session,
+                                     uint64_t *session_id);
+
+/**
+ * Ends a session of a crypto device (CLOSE_CRYPTO_SESSION).
+ *
+ * Needs VUF_PROTOCOL_F_CRYPTO_SESSION.
+ *
+ * session_id  as vuf_client_create_crypto_session() told it
+ *
+ * Returns 0, otherwise
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ *   VUF_E_NACK            the back-end refused, as when there is no such session
+ * or a common code.
+ */
+int vuf_client_close_crypto_session(struct vuf_client *client,
+                                    uint64_t session_id);
+
+/**
+ * Gives the back-end a channel on which it can ask (SET_BACKEND_REQ_FD), and
+ * serves it: the library makes a socket pair, sends one end, and reads and
+ * answers on the other.
+ *
+ * Needs VUF_PROTOCOL_F_BACKEND_REQ, and is for once on a connection. Where
+ * VUF_PROTOCOL_F_SHMEM was acknowledged, vuf_client_get_shmem_config() comes
+ * before: a mapping is refused whose region is not known.
+ *
+ * From here on every call on this client that waits for the back-end serves the
+ * channel meanwhile, so that a back-end which asks before it answers is not
+ * left waiting. For the rest of the time poll vuf_client_backend_fd() and call
+ * vuf_client_process_backend_requests().
+ *
+ * ops   the functions to call; read during the call. See struct vuf_backend_ops.
+ * user  passed to each of them
+ *
+ * Returns 0, otherwise
+ *   -EINVAL               ops is NULL, its size is not set, or shmem_map and
+ *                         shmem_unmap are not both there
+ *   -E2BIG                ops has fields that this version does not know
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ *   VUF_E_STATE           there is a channel already
+ *   VUF_E_NACK            the back-end refused
+ * or a common code.
+ */
+int vuf_client_open_backend_channel(struct vuf_client *client,
+                                    const struct vuf_backend_ops *ops,
+                                    void *user);
+
+/**
+ * Tells the file descriptor that is readable while
+ * vuf_client_process_backend_requests() has something to do; for polling only
+ * (level-triggered). It also becomes ready when another thread's call has
+ * taken in what the back-end asked, and when the channel has ended.
+ *
+ * Takes no lock; may be called from any thread.
+ *
+ * Returns the descriptor (borrowed, valid until the client is freed), or
+ * -EINVAL if client is NULL, VUF_E_STATE before
+ * vuf_client_open_backend_channel().
+ */
+int vuf_client_backend_fd(const struct vuf_client *client);
+
+/**
+ * Serves what the back-end has asked on its channel, without waiting, and calls
+ * the functions that only this call runs. It does a bounded part of the work
+ * (at most 64 requests and 64 functions); the descriptor stays readable while
+ * there is more.
+ *
+ * Returns 0 also when there was nothing to do. Once the channel has ended and
+ * nothing is left, it returns why, each time: take the descriptor out of your
+ * loop then.
+ *   -EINVAL              client is NULL
+ *   -ECANCELED           vuf_client_abort() was called
+ *   VUF_E_DISCONNECTED   the back-end closed the channel or the connection
+ *   VUF_E_PROTOCOL       it broke the protocol on the channel, which is closed;
+ *                        the connection goes on
+ *   VUF_E_POISONED       an earlier failure of the connection
+ *   VUF_E_STATE          there is no channel, or one of the functions in ops
+ *                        called this
+ */
+int vuf_client_process_backend_requests(struct vuf_client *client);
+
+/**
+ * Has a function called for every message on the connection and on the back-end's
+ * channel, in each direction.
+ *
+ * Messages come in order and one at a time, but on whichever thread is inside a
+ * call on this client. A request comes before its reply is waited for, so that
+ * the last one shows what a back-end hangs at; a message of the back-end comes
+ * before it is acted on. Nothing comes from vuf_client_abort() and
+ * vuf_client_free(). With no function set, tracing costs nothing.
+ *
+ * The function must never wait for a lock that any thread holds while it calls
+ * the library with this client, and of this client it may call only
+ * vuf_client_abort(), vuf_client_get_fd(), vuf_client_backend_fd() and
+ * vuf_client_get_counters(); others answer VUF_E_STATE. It takes its time from
+ * the deadline of the call that it runs in. When it is slower than the messages
+ * that other threads cause meanwhile, and more than 256 wait, the rest is left
+ * out and counted. Nothing may be thrown or jumped through the library.
+ *
+ * callback  called with user and a record, both the library's (borrowed); NULL
+ *           for none. Replaces the one set before, which is not running and will
+ *           not be called any more once this returns.
+ * user      passed to it
+ *
+ * Returns 0, otherwise
+ *   -EINVAL      client is NULL
+ *   VUF_E_STATE  called from the callback, or from a function of struct
+ *                vuf_backend_ops that the back-end waits for
+ */
+int vuf_client_set_trace(struct vuf_client *client,
+                         void (*callback)(void *user,
+                                          const struct vuf_trace_record *record),
+                         void *user);
+
+/**
+ * Tells what a client has done so far: messages, bytes, descriptors, refusals,
+ * and the longest wait. All numbers begin at 0 and only grow, also across
+ * failures; they are of one moment.
+ *
+ * Does not wait, sends nothing, and may be called from any thread, from the
+ * callback of vuf_client_set_trace(), and on a connection that has ended.
+ *
+ * counters  set counters->size before the call; the rest is filled in
+ *
+ * Returns 0, otherwise
+ *   -EINVAL  an argument is NULL, or the size is not set
+ *   -E2BIG   the size is above 65536
+ */
+int vuf_client_get_counters(const struct vuf_client *client,
+                            struct vuf_counters *counters);
 
 #ifdef __cplusplus
 }  // extern "C"

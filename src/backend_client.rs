@@ -4,23 +4,33 @@
 
 #![forbid(unsafe_code)]
 
+mod backend_requests;
+mod channel;
 mod checks;
+mod device;
+mod device_kinds;
+mod features;
+mod memory;
 mod negotiated;
 mod options;
+mod postcopy;
+mod shmem;
+mod vring;
 
-use crate::connection::{Connection, Expect, Outgoing, Reply, Timeouts};
+use crate::connection::{Connection, Counters, Expect, Outgoing, Reply, Timeouts, TraceSink};
 use crate::error::{Error, Kind, Phase, Result};
 use crate::message::{
-    self, Barrier, Bounds, ConfigHeader, DeviceState, Inflight, Log, MAX_CONFIG_SIZE,
-    MAX_MEM_REGIONS, MemRegion, MemTableHeader, NO_FD, ProtocolFeatures, Request, SHMEM_REGIONS,
-    ShmemConfig, SingleMemRegion, VringAddr, VringState,
+    self, Barrier, Bounds, CryptoAsym, CryptoSym, MemRegion, ProtocolFeatures, Request, RequestInfo,
 };
 use crate::socket::{self, Deadline, Role};
+use backend_requests::Desk;
 use negotiated::Negotiated;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+use std::sync::{Arc, OnceLock};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+pub use backend_requests::{BackendHandler, HostNotifier, Uuid};
 pub use options::{Adopted, Options, Timeout};
 
 /// A region of guest memory and the file that holds it.
@@ -41,6 +51,15 @@ pub enum Direction {
     Load,
 }
 
+/// Which kind of crypto session is created.
+#[derive(Debug, Clone, Copy)]
+pub enum CryptoKind<'a> {
+    /// With a cipher, a hash, or both.
+    Sym(&'a CryptoSym),
+    /// With an asymmetric algorithm.
+    Asym(&'a CryptoAsym),
+}
+
 /// A connection to a vhost-user back-end.
 ///
 /// Any thread may call any method; several may have a request outstanding at
@@ -50,12 +69,16 @@ pub struct BackendClient {
     connection: Connection,
     timeouts: Timeouts,
     max_rings: u32,
-    negotiated: Negotiated,
+    negotiated: Arc<Negotiated>,
+    /// Does what the back-end asks on its channel, once it has one.
+    desk: OnceLock<Arc<Desk>>,
 }
 
 /// A request about to be sent.
 struct Call<'a> {
     request: Request,
+    /// Its row of the table, or the form that it has now.
+    info: RequestInfo,
     body: &'a [u8],
     payload: &'a [u8],
     fds: &'a [BorrowedFd<'a>],
@@ -67,6 +90,7 @@ impl<'a> Call<'a> {
     fn new(request: Request, body: &'a [u8]) -> Self {
         Self {
             request,
+            info: *request.info(),
             body,
             payload: &[],
             fds: &[],
@@ -81,11 +105,20 @@ impl<'a> Call<'a> {
 }
 
 const NOTHING: &[u8] = &[];
+/// How many handlers one call of
+/// [`BackendClient::process_backend_requests`] runs at most.
+const MAX_DELIVERED: usize = 64;
 const ACK: Expect = Expect {
     size: Bounds { min: 8, max: 8 },
     fds: Bounds { min: 0, max: 0 },
     ack: true,
 };
+
+/// Nothing has been opened that could be served.
+pub(crate) fn no_channel() -> Error {
+    let text = "the back-end has no channel that this client serves";
+    Error::new(Kind::State, text)
+}
 
 fn decode<T: FromBytes + KnownLayout + Immutable>(reply: &Reply<'_>) -> Result<T> {
     T::read_from_bytes(reply.payload).map_err(|_| Error::protocol("the reply has the wrong size"))
@@ -134,7 +167,8 @@ impl BackendClient {
             connection: Connection::new(socket, &options.timeouts(), options.on_timeout),
             timeouts: options.timeouts(),
             max_rings: options.max_rings,
-            negotiated: Negotiated::new(options.adopt),
+            negotiated: Arc::new(Negotiated::new(options.adopt)),
+            desk: OnceLock::new(),
         }
     }
 
@@ -150,6 +184,27 @@ impl BackendClient {
     /// called from any thread and from a signal handler.
     pub fn abort(&self) {
         self.connection.abort();
+    }
+
+    // ---- seeing what happens ----
+
+    /// Has `sink` told of every message from now on, in order and one at a time,
+    /// on whichever thread is inside; `None` ends that. A request is told before
+    /// its reply is waited for.
+    ///
+    /// It may not wait for a lock that any thread holds while it calls this
+    /// client, and of this client it may call only what sends nothing; the rest
+    /// answers [`Kind::State`]. Messages that come faster than it takes them are
+    /// left out: [`TraceRecord::dropped`](crate::TraceRecord::dropped).
+    ///
+    /// Waits until the one before is not running any more.
+    pub fn set_trace(&self, sink: Option<TraceSink>) -> Result<()> {
+        self.connection.set_trace(sink)
+    }
+
+    /// What this client has done so far.
+    pub fn counters(&self) -> Counters {
+        self.connection.counters()
     }
 
     /// Takes no further request, after a bug in this library.
@@ -176,16 +231,12 @@ impl BackendClient {
 
     /// Sends what is answered by an acknowledgement, a barrier, or not at all.
     fn tell(&self, call: &Call<'_>) -> Result<()> {
-        let info = call.request.info();
-        let barrier = match info.reply {
-            message::Reply::Ack(barrier) => barrier,
-            message::Reply::Silent | message::Reply::Always(_) => Barrier::Never,
+        let agreed = || self.agreed(ProtocolFeatures::REPLY_ACK);
+        let (acked, barrier) = match call.info.reply {
+            message::Reply::Ack(barrier) => (agreed(), barrier),
+            message::Reply::Status => (true, Barrier::Never),
+            message::Reply::Silent | message::Reply::Always(_) => (false, Barrier::Never),
         };
-        let acked = matches!(info.reply, message::Reply::Ack(_))
-            && self
-                .negotiated
-                .protocol()
-                .contains(ProtocolFeatures::REPLY_ACK);
         let wait = match barrier {
             Barrier::Never => false,
             Barrier::Always => true,
@@ -201,7 +252,7 @@ impl BackendClient {
                     })
             } else if wait {
                 let features = Call::new(Request::GetFeatures, NOTHING);
-                let expect = Self::expect(Request::GetFeatures)?;
+                let expect = Self::expect(&features)?;
                 let barrier = Self::outgoing(&features, false);
                 self.connection
                     .send_with_barrier(&out, &barrier, expect, deadline)
@@ -214,18 +265,23 @@ impl BackendClient {
     /// Sends what is always answered with a reply of its own.
     fn ask<T>(&self, call: &Call<'_>, decode: impl FnOnce(Reply<'_>) -> Result<T>) -> Result<T> {
         self.checked(call, |deadline| {
-            let expect = Self::expect(call.request)?;
+            let expect = Self::expect(call)?;
             self.connection
                 .call(&Self::outgoing(call, false), expect, deadline, decode)
         })
     }
 
     fn checked<T>(&self, call: &Call<'_>, send: impl FnOnce(Deadline) -> Result<T>) -> Result<T> {
-        let info = call.request.info();
+        let info = &call.info;
         let timeout = call.timeout.or(self.timeouts.of(info.wait));
-        self.negotiated
-            .check(info)
+        let order = match call.request {
+            Request::SetMemTable => Ok(()), // has checks of its own
+            _ => self.negotiated.check_unconfirmed(),
+        };
+        order
+            .and_then(|()| self.negotiated.check(info))
             .and_then(|()| checks::fits_the_table(info, call.body, call.payload, call.fds))
+            .map_err(|error| self.or_ended(error))
             .and_then(|()| send(Deadline::after(timeout)))
             .map_err(|error| {
                 let error = error.of(call.request);
@@ -234,6 +290,15 @@ impl BackendClient {
                     None => error,
                 }
             })
+    }
+
+    /// Something that has not been agreed yet never will be on a connection that
+    /// has ended, which is then what the caller has to know.
+    fn or_ended(&self, error: Error) -> Error {
+        match error.kind {
+            Kind::NotNegotiated | Kind::State => self.connection.ended().unwrap_or(error),
+            _ => error,
+        }
     }
 
     fn outgoing<'a>(call: &Call<'a>, need_reply: bool) -> Outgoing<'a> {
@@ -246,8 +311,8 @@ impl BackendClient {
         }
     }
 
-    fn expect(request: Request) -> Result<Expect> {
-        let info = request.info();
+    fn expect(call: &Call<'_>) -> Result<Expect> {
+        let info = &call.info;
         match info.reply {
             message::Reply::Always(size) => Ok(Expect {
                 size,
@@ -265,420 +330,20 @@ impl BackendClient {
         self.ask(&Call::new(request, NOTHING), |reply| decode(&reply))
     }
 
-    /// Checks a ring index that goes into `request`.
-    fn ring(&self, request: Request, index: u32) -> Result<u8> {
-        checks::ring(index, self.max_rings).map_err(|error| error.of(request).ring(index))
+    fn agreed(&self, features: ProtocolFeatures) -> bool {
+        self.negotiated.protocol().contains(features)
     }
 
-    fn vring_state(&self, request: Request, index: u32, num: u32) -> Result<()> {
-        let ring = self.ring(request, index)?;
-        let body = VringState { index, num };
-        self.tell(&Call {
-            ring: Some(ring),
-            ..Call::new(request, body.as_bytes())
-        })
-    }
-
-    fn vring_fd(&self, request: Request, index: u32, fd: Option<BorrowedFd<'_>>) -> Result<()> {
-        let ring = self.ring(request, index)?;
-        let body = message::vring_fd(ring, fd.is_some());
-        self.tell(&Call {
-            ring: Some(ring),
-            ..Call::new(request, body.as_bytes()).fds(fd.as_slice())
-        })
-    }
-
-    // ---- features and ownership ----
-
-    /// GET_FEATURES: the virtio features that the back-end offers, with bit 30
-    /// where it speaks protocol features.
-    pub fn get_features(&self) -> Result<u64> {
-        let features = self.ask_u64(Request::GetFeatures)?;
-        self.negotiated.set_offered(features);
-        Ok(features)
-    }
-
-    /// SET_FEATURES: acknowledges virtio features. They must have been offered,
-    /// so GET_FEATURES comes first on each connection.
-    pub fn set_features(&self, features: u64) -> Result<()> {
+    /// What has to be true before `request` is looked at any further.
+    fn in_order(&self, request: Request, order: Result<()>) -> Result<()> {
         self.negotiated
-            .check_features(features)
-            .map_err(|error| error.of(Request::SetFeatures))?;
-        self.tell(&Call::new(Request::SetFeatures, features.as_bytes()))?;
-        self.negotiated.set_acked(features);
-        Ok(())
-    }
-
-    /// SET_OWNER: claims the session, once per connection.
-    pub fn set_owner(&self) -> Result<()> {
-        self.negotiated
-            .check_owner()
-            .map_err(|error| error.of(Request::SetOwner))?;
-        self.tell(&Call::new(Request::SetOwner, NOTHING))?;
-        self.negotiated.set_owner(true);
-        Ok(())
-    }
-
-    /// RESET_OWNER: deprecated; back-ends differ in how much they forget. The
-    /// virtio features have to be acknowledged again after it.
-    pub fn reset_owner(&self) -> Result<()> {
-        self.tell(&Call::new(Request::ResetOwner, NOTHING))?;
-        self.negotiated.reset();
-        Ok(())
-    }
-
-    /// GET_PROTOCOL_FEATURES: needs bit 30 offered.
-    pub fn get_protocol_features(&self) -> Result<u64> {
-        let features = self.ask_u64(Request::GetProtocolFeatures)?;
-        self.negotiated.set_offered_protocol(features);
-        Ok(features)
-    }
-
-    /// SET_PROTOCOL_FEATURES: acknowledges protocol features that were offered
-    /// and that this library serves ([`ProtocolFeatures::all`]).
-    pub fn set_protocol_features(&self, features: u64) -> Result<()> {
-        let request = Request::SetProtocolFeatures;
-        let features = self
-            .negotiated
             .check(request.info())
-            .and_then(|()| self.negotiated.check_protocol(features))
-            .map_err(|error| error.of(request))?;
-        self.tell(&Call::new(request, features.bits().as_bytes()))?;
-        self.negotiated.set_protocol(features);
-        Ok(())
+            .and(order)
+            .map_err(|error| self.or_ended(error).of(request))
     }
 
-    /// GET_QUEUE_NUM: how many queues the back-end supports. Some back-ends
-    /// count pairs.
-    pub fn get_queue_num(&self) -> Result<u64> {
-        self.ask_u64(Request::GetQueueNum)
-    }
-
-    // ---- memory ----
-
-    /// SET_MEM_TABLE: replaces all guest memory that the back-end may reach.
-    pub fn set_mem_table(&self, regions: &[SharedRegion<'_>]) -> Result<()> {
-        let request = Request::SetMemTable;
-        let gpa = self.gpa_addresses();
-        checks::regions(regions, gpa).map_err(|error| error.of(request))?;
-        let mut table = [MemRegion::new_zeroed(); MAX_MEM_REGIONS];
-        let mut fds = [self.connection.fd(); MAX_MEM_REGIONS];
-        for ((slot, fd), region) in table.iter_mut().zip(&mut fds).zip(regions) {
-            *slot = region.region;
-            *fd = region.fd;
-        }
-        let header = MemTableHeader {
-            nregions: u32::try_from(regions.len()).unwrap_or(u32::MAX),
-            padding: 0,
-        };
-        let table = table.get(..regions.len()).unwrap_or_default();
-        let fds = fds.get(..regions.len()).unwrap_or_default();
-        self.tell(&Call {
-            payload: table.as_bytes(),
-            ..Call::new(request, header.as_bytes()).fds(fds)
-        })
-        .map_err(|error| match error.kind {
-            Kind::Argument(_) => match fds.iter().position(|fd| !socket::is_open(*fd)) {
-                Some(index) => error.region(index),
-                None => error,
-            },
-            _ => error,
-        })
-    }
-
-    /// GET_MAX_MEM_SLOTS: how many regions the back-end can hold.
-    pub fn get_max_mem_slots(&self) -> Result<u64> {
-        self.ask_u64(Request::GetMaxMemSlots)
-    }
-
-    /// ADD_MEM_REG: shares one more region.
-    pub fn add_mem_region(&self, region: &SharedRegion<'_>) -> Result<()> {
-        let request = Request::AddMemReg;
-        checks::region(&region.region, self.gpa_addresses()).map_err(|e| e.of(request))?;
-        let body = SingleMemRegion {
-            padding: 0,
-            region: region.region,
-        };
-        self.tell(&Call::new(request, body.as_bytes()).fds(&[region.fd]))
-    }
-
-    /// REM_MEM_REG: takes a region away. The back-end finds it by guest address,
-    /// size and user address. Unmap only after this has returned.
-    pub fn remove_mem_region(&self, region: &MemRegion) -> Result<()> {
-        let request = Request::RemMemReg;
-        checks::region(region, self.gpa_addresses()).map_err(|e| e.of(request))?;
-        let body = SingleMemRegion {
-            padding: 0,
-            region: *region,
-        };
-        self.tell(&Call::new(request, body.as_bytes()))
-    }
-
-    fn gpa_addresses(&self) -> bool {
-        self.negotiated
-            .protocol()
-            .contains(ProtocolFeatures::GPA_ADDRESSES)
-    }
-
-    // ---- the dirty log ----
-
-    /// SET_LOG_BASE: where the back-end marks the pages that it writes. The one
-    /// reply is consumed; its content means nothing.
-    pub fn set_log_base(&self, log: &Log, fd: BorrowedFd<'_>) -> Result<()> {
-        let request = Request::SetLogBase;
-        checks::log(log).map_err(|error| error.of(request))?;
-        self.ask(&Call::new(request, log.as_bytes()).fds(&[fd]), |_| Ok(()))
-    }
-
-    /// SET_LOG_FD: an eventfd that the back-end writes when it has logged. The
-    /// rust-vmm back-ends do not know the request and hang up.
-    pub fn set_log_fd(&self, fd: BorrowedFd<'_>) -> Result<()> {
-        self.tell(&Call::new(Request::SetLogFd, NOTHING).fds(&[fd]))
-    }
-
-    // ---- rings ----
-
-    /// SET_VRING_NUM: the size of a ring in descriptors.
-    pub fn set_vring_num(&self, index: u32, num: u32) -> Result<()> {
-        let request = Request::SetVringNum;
-        checks::ring_size(num, self.negotiated.packed())
-            .map_err(|error| error.of(request).ring(index))?;
-        self.vring_state(request, index, num)
-    }
-
-    /// SET_VRING_ADDR: where a ring lies.
-    pub fn set_vring_addr(&self, addr: &VringAddr) -> Result<()> {
-        let request = Request::SetVringAddr;
-        let ring = self.ring(request, addr.index)?;
-        checks::ring_address(addr, self.negotiated.packed())
-            .map_err(|error| error.of(request).ring(addr.index))?;
-        self.tell(&Call {
-            ring: Some(ring),
-            ..Call::new(request, addr.as_bytes())
-        })
-    }
-
-    /// SET_VRING_BASE: where a ring goes on. Split: the next available index, in
-    /// 16 bits. Packed: bits 0-14 available index, 15 its wrap counter, 16-30
-    /// used index, 31 its wrap counter.
-    pub fn set_vring_base(&self, index: u32, base: u32) -> Result<()> {
-        let request = Request::SetVringBase;
-        if !self.negotiated.packed() && base > u32::from(u16::MAX) {
-            return Err(
-                Error::invalid("base has more than 16 bits, and the ring is split")
-                    .of(request)
-                    .ring(index),
-            );
-        }
-        self.vring_state(request, index, base)
-    }
-
-    /// GET_VRING_BASE: stops a ring and tells where it stood, in the form of
-    /// [`set_vring_base`](Self::set_vring_base). The back-end finishes the
-    /// requests that it has taken, so this may take as long as they do.
-    ///
-    /// Back-ends drop the kick and call descriptors of a stopped ring; send them
-    /// again before it is restarted.
-    pub fn get_vring_base(&self, index: u32, timeout: Timeout) -> Result<u32> {
-        let request = Request::GetVringBase;
-        let ring = self.ring(request, index)?;
-        let body = VringState { index, num: 0 };
-        let call = Call {
-            ring: Some(ring),
-            timeout,
-            ..Call::new(request, body.as_bytes())
-        };
-        let base = self.ask(&call, |reply| {
-            let state: VringState = decode(&reply)?;
-            if state.index != index {
-                let text = "the reply is for another ring";
-                return Err(Error::protocol(text).value(u64::from(state.index)));
-            }
-            self.negotiated.base(state.num)
-        })?;
-        self.negotiated.set_running(ring, false);
-        Ok(base)
-    }
-
-    /// SET_VRING_ENABLE: whether the back-end processes a ring. Needs bit 30
-    /// acknowledged; without it rings are enabled from the start.
-    pub fn set_vring_enable(&self, index: u32, enable: bool) -> Result<()> {
-        self.vring_state(Request::SetVringEnable, index, u32::from(enable))
-    }
-
-    /// SET_VRING_KICK: what the driver writes to notify the device; this starts
-    /// the ring. `None`: the back-end shall poll the ring, which few can: the
-    /// rust-vmm ones acknowledge it and never start the ring.
-    pub fn set_vring_kick(&self, index: u32, fd: Option<BorrowedFd<'_>>) -> Result<()> {
-        let request = Request::SetVringKick;
-        // Before it is known: a barrier too many does no harm.
-        self.negotiated
-            .set_running(self.ring(request, index)?, true);
-        self.vring_fd(request, index, fd)
-    }
-
-    /// SET_VRING_CALL: what the device writes to notify the driver. `None`: the
-    /// driver polls.
-    pub fn set_vring_call(&self, index: u32, fd: Option<BorrowedFd<'_>>) -> Result<()> {
-        self.vring_fd(Request::SetVringCall, index, fd)
-    }
-
-    /// SET_VRING_ERR: what the device writes when a ring is broken. `None`:
-    /// nothing.
-    pub fn set_vring_err(&self, index: u32, fd: Option<BorrowedFd<'_>>) -> Result<()> {
-        self.vring_fd(Request::SetVringErr, index, fd)
-    }
-
-    // ---- configuration space ----
-
-    /// GET_CONFIG: fills `buffer` from the device's configuration space. Read
-    /// from offset 0 for portability: libvhost-user and DPDK ignore the offset.
-    pub fn get_config(&self, offset: u32, flags: u32, buffer: &mut [u8]) -> Result<()> {
-        let request = Request::GetConfig;
-        let header =
-            checks::config(offset, flags, buffer.len()).map_err(|error| error.of(request))?;
-        // The rust-vmm back-ends want the room for the answer in the request.
-        let zeros = [0_u8; MAX_CONFIG_SIZE];
-        let call = Call {
-            payload: zeros.get(..buffer.len()).unwrap_or_default(),
-            ..Call::new(request, header.as_bytes())
-        };
-        self.ask(&call, |reply| {
-            if reply.payload.is_empty() {
-                return Err(Error::refused()); // as libvhost-user and DPDK do
-            }
-            let (answer, bytes) = ConfigHeader::read_from_prefix(reply.payload)
-                .map_err(|_| Error::protocol("the reply is shorter than its own header"))?;
-            if answer.size == 0 && bytes.is_empty() {
-                return Err(Error::refused()); // as the rust-vmm back-ends do
-            }
-            if answer.size != header.size || bytes.len() != buffer.len() {
-                let text = "the reply has another number of bytes than was asked for";
-                return Err(Error::protocol(text).value(u64::from(answer.size)));
-            }
-            buffer.copy_from_slice(bytes);
-            Ok(())
-        })
-    }
-
-    /// SET_CONFIG: writes to the device's configuration space.
-    pub fn set_config(&self, offset: u32, flags: u32, data: &[u8]) -> Result<()> {
-        let request = Request::SetConfig;
-        let header =
-            checks::config(offset, flags, data.len()).map_err(|error| error.of(request))?;
-        self.tell(&Call {
-            payload: data,
-            ..Call::new(request, header.as_bytes())
-        })
-    }
-
-    // ---- the back-end's own channel ----
-
-    /// SET_BACKEND_REQ_FD: the back-end's end of a socket pair, on which it
-    /// sends requests of its own. Close your copy of it afterwards, and serve
-    /// the other end also while calls are under way.
-    pub fn set_backend_req_fd(&self, fd: BorrowedFd<'_>) -> Result<()> {
-        self.tell(&Call::new(Request::SetBackendReqFd, NOTHING).fds(&[fd]))
-    }
-
-    // ---- in-flight I/O ----
-
-    /// GET_INFLIGHT_FD: has the back-end make the buffer in which it tracks
-    /// requests in flight. No descriptor comes back where it wants no buffer,
-    /// with `mmap_size` 0. Its layout depends on the virtio features, so
-    /// SET_FEATURES comes first.
-    pub fn get_inflight_fd(
-        &self,
-        num_queues: u16,
-        queue_size: u16,
-    ) -> Result<(Inflight, Option<OwnedFd>)> {
-        let request = Request::GetInflightFd;
-        let body = Inflight {
-            mmap_size: 0,
-            mmap_offset: 0,
-            num_queues,
-            queue_size,
-            padding: 0,
-        };
-        checks::inflight(&body).map_err(|error| error.of(request))?;
-        self.ask(&Call::new(request, body.as_bytes()), |mut reply| {
-            let answer: Inflight = decode(&reply)?;
-            match (answer.mmap_size, reply.fd.take()) {
-                // The rust-vmm back-ends send a descriptor even then.
-                (0, _) => Ok((answer, None)),
-                (_, None) => Err(Error::protocol("no file descriptor came with the buffer")),
-                (_, fd) => Ok((answer, fd)),
-            }
-        })
-    }
-
-    /// SET_INFLIGHT_FD: hands the buffer to the back-end, before any ring is
-    /// started.
-    pub fn set_inflight_fd(&self, inflight: &Inflight, fd: BorrowedFd<'_>) -> Result<()> {
-        let request = Request::SetInflightFd;
-        checks::inflight(inflight)
-            .and_then(|()| checks::inflight_buffer(inflight))
-            .map_err(|error| error.of(request))?;
-        self.tell(&Call::new(request, inflight.as_bytes()).fds(&[fd]))
-    }
-
-    // ---- device state ----
-
-    /// SET_DEVICE_STATE_FD: begins to save or load the state of a device whose
-    /// rings are all stopped. A descriptor that comes back replaces `fd`.
-    pub fn set_device_state_fd(
-        &self,
-        direction: Direction,
-        fd: BorrowedFd<'_>,
-    ) -> Result<Option<OwnedFd>> {
-        const FAILED: u64 = 0xff;
-        let body = DeviceState {
-            direction: match direction {
-                Direction::Save => 0,
-                Direction::Load => 1,
-            },
-            phase: 0,
-        };
-        let call = Call::new(Request::SetDeviceStateFd, body.as_bytes());
-        self.ask(&call.fds(&[fd]), |mut reply| {
-            let value: u64 = decode(&reply)?;
-            match (value & FAILED, value & NO_FD, reply.fd.take()) {
-                // Not all say then that there is no descriptor.
-                (1.., _, None) => Err(Error::nack(value)),
-                (0, 0, Some(fd)) if value == 0 => Ok(Some(fd)),
-                (0, NO_FD, None) if value == NO_FD => Ok(None),
-                _ => {
-                    let text = "the reply and the file descriptors with it do not match";
-                    Err(Error::protocol(text).value(value))
-                }
-            }
-        })
-    }
-
-    /// CHECK_DEVICE_STATE: whether the state went over whole, after the end of
-    /// its channel has been seen (save) or made (load).
-    pub fn check_device_state(&self) -> Result<()> {
-        match self.ask_u64(Request::CheckDeviceState)? {
-            0 => Ok(()),
-            value => Err(Error::nack(value).of(Request::CheckDeviceState)),
-        }
-    }
-
-    // ---- shared memory ----
-
-    /// GET_SHMEM_CONFIG: the sizes of the device's shared memory regions, by
-    /// `shmid`. They do not change while the connection lives.
-    pub fn get_shmem_config(&self) -> Result<ShmemConfig> {
-        self.ask(&Call::new(Request::GetShmemConfig, NOTHING), |reply| {
-            let mut config: ShmemConfig = decode(&reply)?;
-            if !usize::try_from(config.nregions).is_ok_and(|n| n <= SHMEM_REGIONS) {
-                let text = "there are more regions than there can be";
-                return Err(Error::protocol(text).value(u64::from(config.nregions)));
-            }
-            // The sizes are what counts, and not all back-ends count them.
-            let sizes = config.memory_sizes.iter().filter(|size| **size != 0);
-            config.nregions = u32::try_from(sizes.count()).unwrap_or_default();
-            Ok(config)
-        })
+    /// A request whose payload is a number.
+    fn tell_u64(&self, request: Request, value: u64) -> Result<()> {
+        self.tell(&Call::new(request, value.as_bytes()))
     }
 }

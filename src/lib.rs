@@ -10,7 +10,11 @@ mod error;
 pub mod ffi;
 pub mod message;
 mod socket;
+mod wiped;
 
-pub use backend_client::{Adopted, BackendClient, Direction, Options, SharedRegion, Timeout};
-pub use connection::OnTimeout;
+pub use backend_client::{
+    Adopted, BackendClient, BackendHandler, CryptoKind, Direction, HostNotifier, Options,
+    SharedRegion, Timeout, Uuid,
+};
+pub use connection::{Counters, OnTimeout, TraceRecord, TraceSink};
 pub use error::{Class, Error, Kind, Phase, Result, class_of, code};

@@ -6,6 +6,17 @@
 
 #![forbid(unsafe_code)]
 
+mod backend;
+mod fields;
+
+pub use backend::{
+    Answered, BackendGate, BackendRequest, BackendRequestInfo, MAX_BACKEND_PAYLOAD, ShmemArea,
+    VringArea,
+};
+
+pub use fields::{Flow, Socket};
+pub(crate) use fields::{Line, Payload};
+
 use bitflags::bitflags;
 use std::ffi::CStr;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -28,13 +39,23 @@ pub const MAX_RING_INDEX: u32 = 255;
 pub const MAX_RING_SIZE: u32 = 32768;
 /// Slots in the reply of GET_SHMEM_CONFIG, one for each `shmid`.
 pub const SHMEM_REGIONS: usize = 256;
+/// Bytes of a key of a cipher in CREATE_CRYPTO_SESSION.
+pub const MAX_CIPHER_KEY: usize = 64;
+/// Bytes of a key for authentication in CREATE_CRYPTO_SESSION.
+pub const MAX_AUTH_KEY: usize = 512;
+/// Bytes of an asymmetric key in CREATE_CRYPTO_SESSION.
+pub const MAX_ASYM_KEY: usize = 1024;
 
 /// Virtio feature bits (not masks) that mean something to the protocol itself.
 pub mod virtio {
+    /// The largest frame is told to a network device (VIRTIO_NET_F_MTU).
+    pub const NET_F_MTU: u32 = 3;
     /// Log all writes of the device to guest memory (live migration).
     pub const F_LOG_ALL: u32 = 26;
     /// The back-end speaks protocol features.
     pub const F_PROTOCOL_FEATURES: u32 = 30;
+    /// The device reaches memory through an IOMMU.
+    pub const F_ACCESS_PLATFORM: u32 = 33;
     /// The packed ring layout.
     pub const F_RING_PACKED: u32 = 34;
 
@@ -43,6 +64,7 @@ pub mod virtio {
         let name = match bit {
             F_LOG_ALL => c"VHOST_F_LOG_ALL",
             F_PROTOCOL_FEATURES => c"VHOST_USER_F_PROTOCOL_FEATURES",
+            F_ACCESS_PLATFORM => c"VIRTIO_F_ACCESS_PLATFORM",
             F_RING_PACKED => c"VIRTIO_F_RING_PACKED",
             _ => return None,
         };
@@ -61,10 +83,20 @@ bitflags! {
         const MQ = 1 << 0;
         /// The dirty log is shared memory.
         const LOG_SHMFD = 1 << 1;
+        /// SEND_RARP after a migration.
+        const RARP = 1 << 2;
         /// A request can ask to be acknowledged.
         const REPLY_ACK = 1 << 3;
+        /// The front-end tells the largest frame; gates NET_SET_MTU.
+        const MTU = 1 << 4;
         /// The back-end may send requests of its own.
         const BACKEND_REQ = 1 << 5;
+        /// Rings may have another byte order; gates SET_VRING_ENDIAN.
+        const CROSS_ENDIAN = 1 << 6;
+        /// Sessions of a crypto device.
+        const CRYPTO_SESSION = 1 << 7;
+        /// Postcopy migration.
+        const PAGEFAULT = 1 << 8;
         /// Configuration space travels over the socket.
         const CONFIG = 1 << 9;
         /// Back-end requests may carry file descriptors.
@@ -73,8 +105,18 @@ bitflags! {
         const HOST_NOTIFIER = 1 << 11;
         /// In-flight I/O is tracked in shared memory.
         const INFLIGHT_SHMFD = 1 << 12;
+        /// RESET_DEVICE.
+        const RESET_DEVICE = 1 << 13;
+        /// Notifications may be messages; gates VRING_KICK.
+        const INBAND_NOTIFICATIONS = 1 << 14;
         /// Memory regions are added and removed one by one.
         const CONFIGURE_MEM_SLOTS = 1 << 15;
+        /// The back-end knows the device status; gates SET_STATUS and GET_STATUS.
+        const STATUS = 1 << 16;
+        /// Memory regions say how Xen maps them.
+        const XEN_MMAP = 1 << 17;
+        /// Devices share objects; gates GET_SHARED_OBJECT.
+        const SHARED_OBJECT = 1 << 18;
         /// The internal state of the device can be saved and loaded.
         const DEVICE_STATE = 1 << 19;
         /// GET_VRING_BASE may leave requests in flight.
@@ -83,6 +125,8 @@ bitflags! {
         const GPA_ADDRESSES = 1 << 21;
         /// The device has shared memory regions.
         const SHMEM = 1 << 22;
+        /// GET_VRING_BASE_SKIP_DRAIN.
+        const GET_VRING_BASE_SKIP_DRAIN = 1 << 23;
     }
 }
 
@@ -97,6 +141,16 @@ impl Name {
             Ok(name) => Self(name),
             Err(_) => Self(c""), // the tests notice
         }
+    }
+
+    /// What is left without this at its beginning.
+    pub(crate) fn without(self, prefix: &CStr) -> Self {
+        let rest = self
+            .0
+            .to_bytes_with_nul()
+            .strip_prefix(prefix.to_bytes())
+            .and_then(|rest| CStr::from_bytes_with_nul(rest).ok());
+        Self(rest.unwrap_or(self.0))
     }
 
     /// For C.
@@ -158,11 +212,26 @@ pub fn protocol_feature_name(bit: u32) -> Option<Name> {
         .map(|(_, name)| *name)
 }
 
-/// Protocol features that make no sense without others: (bit, what it needs).
-pub const PROTOCOL_FEATURE_NEEDS: [(ProtocolFeatures, ProtocolFeatures); 1] = [(
-    ProtocolFeatures::GET_VRING_BASE_INFLIGHT,
-    ProtocolFeatures::INFLIGHT_SHMFD,
-)];
+/// Protocol features that cannot work without others: (bit, what it needs).
+///
+/// Not those that merely have no effect without others, as HOST_NOTIFIER and
+/// SHMEM without BACKEND_REQ: back-ends offer them so.
+pub const PROTOCOL_FEATURE_NEEDS: [(ProtocolFeatures, ProtocolFeatures); 3] = [
+    // The back-end is to close the connection otherwise.
+    (
+        ProtocolFeatures::INBAND_NOTIFICATIONS,
+        ProtocolFeatures::BACKEND_REQ.union(ProtocolFeatures::REPLY_ACK),
+    ),
+    // There would be nowhere to track what is left in flight.
+    (
+        ProtocolFeatures::GET_VRING_BASE_INFLIGHT,
+        ProtocolFeatures::INFLIGHT_SHMFD,
+    ),
+    (
+        ProtocolFeatures::GET_VRING_BASE_SKIP_DRAIN,
+        ProtocolFeatures::INFLIGHT_SHMFD.union(ProtocolFeatures::GET_VRING_BASE_INFLIGHT),
+    ),
+];
 
 /// What must have been agreed before a request may be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,6 +244,8 @@ pub enum Gate {
     Acked(u32),
     /// This protocol feature was acknowledged with SET_PROTOCOL_FEATURES.
     Protocol(ProtocolFeatures),
+    /// This protocol feature and this virtio feature bit were acknowledged.
+    Both(ProtocolFeatures, u32),
 }
 
 /// Inclusive bounds on a number of bytes or file descriptors.
@@ -225,6 +296,9 @@ pub enum Reply {
     /// the need-reply bit: libvhost-user would echo it and DPDK would answer a
     /// failure with an acknowledgement in place of the reply.
     Always(Bounds),
+    /// Always, with a u64, 0 for success. It carries the need-reply bit whatever
+    /// was agreed: some back-ends answer anyway, the others only then.
+    Status,
 }
 
 /// Which deadline a request has.
@@ -294,8 +368,22 @@ macro_rules! requests {
     };
 }
 
-use Gate::{Acked, Offered, Open, Protocol};
-use Reply::{Ack, Always, Silent};
+use Gate::{Acked, Both, Offered, Open, Protocol};
+use Reply::{Ack, Always, Silent, Status};
+
+/// SET_MEM_TABLE with regions of this size.
+const fn table(region: usize) -> Bounds {
+    let header = size_of::<MemTableHeader>();
+    between(
+        header.saturating_add(region),
+        header.saturating_add(MAX_MEM_REGIONS.saturating_mul(region)),
+    )
+}
+
+/// ADD_MEM_REG and REM_MEM_REG with a region of this size, after the padding.
+const fn region(region: usize) -> Bounds {
+    exactly(size_of::<u64>().saturating_add(region))
+}
 
 const NONE: Bounds = exactly(0);
 const ONE: Bounds = exactly(1);
@@ -306,11 +394,10 @@ const CONFIG: Bounds = between(
     size_of::<ConfigHeader>() + 1,
     size_of::<ConfigHeader>() + MAX_CONFIG_SIZE,
 );
-const TABLE: Bounds = between(
-    size_of::<MemTableHeader>() + size_of::<MemRegion>(),
-    size_of::<MemTableHeader>() + MAX_MEM_REGIONS * size_of::<MemRegion>(),
-);
-const REGION: Bounds = exactly(size_of::<SingleMemRegion>());
+const TABLE: Bounds = table(REGION_SIZE);
+const REGION: Bounds = region(REGION_SIZE);
+const CRYPTO: Bounds = exactly(size_of::<CryptoSession>());
+const UUID: Bounds = exactly(UUID_SIZE);
 const INFLIGHT: Bounds = exactly(size_of::<Inflight>());
 const F30: u32 = virtio::F_PROTOCOL_FEATURES;
 use ProtocolFeatures as P;
@@ -335,17 +422,70 @@ requests! {
     16 SetProtocolFeatures  "SET_PROTOCOL_FEATURES": Offered(F30),                      U64,           NONE => Silent,                         NONE,  Quick;
     17 GetQueueNum          "GET_QUEUE_NUM":         Protocol(P::MQ),                   NONE,          NONE => Always(U64),                    NONE,  Quick;
     18 SetVringEnable       "SET_VRING_ENABLE":      Acked(F30),                        STATE,         NONE => Ack(Barrier::Always),           NONE,  Slow;
+    19 SendRarp             "SEND_RARP":             Protocol(P::RARP),                 U64,           NONE => Ack(Barrier::Never),            NONE,  Quick;
+    20 NetSetMtu            "NET_SET_MTU":           Both(P::MTU, virtio::NET_F_MTU),   U64,           NONE => Ack(Barrier::Never),            NONE,  Quick;
     21 SetBackendReqFd      "SET_BACKEND_REQ_FD":    Protocol(P::BACKEND_REQ),          NONE,          ONE  => Ack(Barrier::Never),            NONE,  Quick;
+    22 IotlbMsg             "IOTLB_MSG":             Acked(virtio::F_ACCESS_PLATFORM),  exactly(size_of::<Iotlb>()), NONE => Status,          NONE,  Quick;
+    23 SetVringEndian       "SET_VRING_ENDIAN":      Protocol(P::CROSS_ENDIAN),         STATE,         NONE => Ack(Barrier::Never),            NONE,  Quick;
     24 GetConfig            "GET_CONFIG":            Protocol(P::CONFIG),               CONFIG,        NONE => Always(between(0, CONFIG.max)), NONE,  Quick;
     25 SetConfig            "SET_CONFIG":            Protocol(P::CONFIG),               CONFIG,        NONE => Ack(Barrier::Never),            NONE,  Quick;
+    26 CreateCryptoSession  "CREATE_CRYPTO_SESSION": Protocol(P::CRYPTO_SESSION),       CRYPTO,        NONE => Always(CRYPTO),                 NONE,  Slow;
+    27 CloseCryptoSession   "CLOSE_CRYPTO_SESSION":  Protocol(P::CRYPTO_SESSION),       U64,           NONE => Ack(Barrier::Never),            NONE,  Quick;
+    28 PostcopyAdvise       "POSTCOPY_ADVISE":       Protocol(P::PAGEFAULT),            NONE,          NONE => Always(NONE),                   MAYBE, Quick;
+    29 PostcopyListen       "POSTCOPY_LISTEN":       Protocol(P::PAGEFAULT),            NONE,          NONE => Status,                         NONE,  Quick;
+    30 PostcopyEnd          "POSTCOPY_END":          Protocol(P::PAGEFAULT),            NONE,          NONE => Status,                         NONE,  Slow;
     31 GetInflightFd        "GET_INFLIGHT_FD":       Protocol(P::INFLIGHT_SHMFD),       INFLIGHT,      NONE => Always(INFLIGHT),               MAYBE, Slow;
     32 SetInflightFd        "SET_INFLIGHT_FD":       Protocol(P::INFLIGHT_SHMFD),       INFLIGHT,      ONE  => Ack(Barrier::Never),            NONE,  Slow;
+    33 GpuSetSocket         "GPU_SET_SOCKET":        Open,                              NONE,          ONE  => Ack(Barrier::Never),            NONE,  Quick;
+    34 ResetDevice          "RESET_DEVICE":          Protocol(P::RESET_DEVICE),         NONE,          NONE => Ack(Barrier::Always),           NONE,  Slow;
+    35 VringKick            "VRING_KICK":            Protocol(P::INBAND_NOTIFICATIONS), STATE,         NONE => Ack(Barrier::Never),            NONE,  Quick;
     36 GetMaxMemSlots       "GET_MAX_MEM_SLOTS":     Protocol(P::CONFIGURE_MEM_SLOTS),  NONE,          NONE => Always(U64),                    NONE,  Quick;
     37 AddMemReg            "ADD_MEM_REG":           Protocol(P::CONFIGURE_MEM_SLOTS),  REGION,        ONE  => Ack(Barrier::Always),           NONE,  Slow;
     38 RemMemReg            "REM_MEM_REG":           Protocol(P::CONFIGURE_MEM_SLOTS),  REGION,        NONE => Ack(Barrier::Always),           NONE,  Slow;
+    39 SetStatus            "SET_STATUS":            Protocol(P::STATUS),               U64,           NONE => Ack(Barrier::Always),           NONE,  Quick;
+    40 GetStatus            "GET_STATUS":            Protocol(P::STATUS),               NONE,          NONE => Always(U64),                    NONE,  Quick;
+    41 GetSharedObject      "GET_SHARED_OBJECT":     Protocol(P::SHARED_OBJECT),        UUID,          NONE => Always(between(0, UUID_SIZE)),  MAYBE, Quick;
     42 SetDeviceStateFd     "SET_DEVICE_STATE_FD":   Protocol(P::DEVICE_STATE),         exactly(size_of::<DeviceState>()), ONE => Always(U64), MAYBE, Slow;
     43 CheckDeviceState     "CHECK_DEVICE_STATE":    Protocol(P::DEVICE_STATE),         NONE,          NONE => Always(U64),                    NONE,  Slow;
     44 GetShmemConfig       "GET_SHMEM_CONFIG":      Protocol(P::SHMEM),                NONE,          NONE => Always(exactly(size_of::<ShmemConfig>())), NONE, Quick;
+    45 GetVringBaseSkipDrain "GET_VRING_BASE_SKIP_DRAIN": Protocol(P::GET_VRING_BASE_SKIP_DRAIN), STATE, NONE => Always(STATE),              NONE,  Quick;
+}
+
+/// Requests that look otherwise once something was agreed or begun.
+impl Request {
+    /// SET_MEM_TABLE, ADD_MEM_REG and REM_MEM_REG after XEN_MMAP was
+    /// acknowledged; any other request as it always is.
+    pub const fn xen_info(self) -> RequestInfo {
+        const XEN: usize = size_of::<MemRegion>();
+        let info = *self.info();
+        let payload = match self {
+            Self::SetMemTable => table(XEN),
+            Self::AddMemReg | Self::RemMemReg => region(XEN),
+            _ => info.payload,
+        };
+        RequestInfo { payload, ..info }
+    }
+}
+
+impl RequestInfo {
+    /// SET_MEM_TABLE while the back-end listens for page faults: the answer is
+    /// the table with the back-end's own addresses.
+    pub const fn postcopy_table(self) -> Self {
+        Self {
+            reply: Always(self.payload),
+            ..self
+        }
+    }
+
+    /// SET_MEM_TABLE that says that these addresses are known: a u64 of 0.
+    pub const fn postcopy_ack(self) -> Self {
+        Self {
+            payload: U64,
+            fds_out: NONE,
+            reply: Silent,
+            ..self
+        }
+    }
 }
 
 /// Flags of the header: the version in the two lowest bits, then these.
@@ -400,8 +540,14 @@ pub struct VringAddr {
     pub log: u64,
 }
 
-/// "Memory region description".
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+/// Bytes of a region on the wire without XEN_MMAP: all but what Xen wants.
+pub const REGION_SIZE: usize = std::mem::offset_of!(MemRegion, xen_mmap_flags);
+
+/// "Memory region description". The last two fields are on the wire only where
+/// XEN_MMAP was acknowledged, and 0 otherwise.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct MemRegion {
     /// Guest physical address.
@@ -412,6 +558,30 @@ pub struct MemRegion {
     pub user_addr: u64,
     /// Offset in the file.
     pub mmap_offset: u64,
+    /// How Xen maps it; see [`xen`].
+    pub xen_mmap_flags: u32,
+    /// The Xen domain that it belongs to.
+    pub xen_domid: u32,
+}
+
+impl MemRegion {
+    /// One that begins with these bytes; what is not there is 0.
+    pub(crate) fn from_prefix(bytes: &[u8]) -> Self {
+        let mut region = Self::default();
+        let places = region.as_mut_bytes().iter_mut();
+        places.zip(bytes).for_each(|(to, from)| *to = *from);
+        region
+    }
+}
+
+/// Flags of a region with XEN_MMAP.
+pub mod xen {
+    /// Mapped by a foreign domain.
+    pub const FOREIGN: u32 = 1;
+    /// Mapped by grant references.
+    pub const GRANT: u32 = 1 << 1;
+    /// Not mapped in advance.
+    pub const NO_ADVANCE_MAP: u32 = 1 << 8;
 }
 
 /// What comes before the regions of SET_MEM_TABLE.
@@ -422,16 +592,6 @@ pub struct MemTableHeader {
     pub nregions: u32,
     /// Zero.
     pub padding: u32,
-}
-
-/// "Single memory region description": ADD_MEM_REG and REM_MEM_REG.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct SingleMemRegion {
-    /// Zero.
-    pub padding: u64,
-    /// The region.
-    pub region: MemRegion,
 }
 
 /// "Log description".
@@ -494,6 +654,130 @@ pub struct ShmemConfig {
     pub memory_sizes: [u64; SHMEM_REGIONS],
 }
 
+/// "An IOTLB message".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Iotlb {
+    /// I/O virtual address.
+    pub iova: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Address in the number space of the regions.
+    pub user_addr: u64,
+    /// 1 to read, 2 to write, 3 both.
+    pub perm: u8,
+    /// See [`iotlb`].
+    pub kind: u8,
+    /// Zero.
+    pub padding: [u8; 6],
+}
+
+/// Types of an IOTLB message that a front-end sends.
+pub mod iotlb {
+    /// The back-end needs a translation.
+    pub const MISS: u8 = 1;
+    /// The back-end may use this translation.
+    pub const UPDATE: u8 = 2;
+    /// It may no longer use translations of this range.
+    pub const INVALIDATE: u8 = 3;
+    /// The back-end was denied an access.
+    pub const ACCESS_FAIL: u8 = 4;
+}
+
+/// Bytes of a UUID.
+pub const UUID_SIZE: usize = 16;
+
+/// Bytes in which sessions of both kinds lie.
+const CRYPTO_UNION: usize = size_of::<CryptoAsym>();
+
+/// A session of a crypto device: what CREATE_CRYPTO_SESSION sends and is answered.
+#[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CryptoSession {
+    /// What is to be created (virtio specification, "Crypto Device").
+    pub op_code: u64,
+    /// A [`CryptoSym`] and zeros, or a [`CryptoAsym`].
+    pub body: [u8; CRYPTO_UNION],
+    /// In the answer: the session, or a negative error.
+    pub session_id: i64,
+}
+
+/// A session with a cipher, a hash, or both.
+#[derive(Clone, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CryptoSym {
+    /// `VIRTIO_CRYPTO_CIPHER_*`
+    pub cipher_alg: u32,
+    /// Bytes of [`key`](Self::key).
+    pub key_len: u32,
+    /// `VIRTIO_CRYPTO_HASH_*` or `VIRTIO_CRYPTO_MAC_*`
+    pub hash_alg: u32,
+    /// Bytes of the result of the hash.
+    pub hash_result_len: u32,
+    /// Bytes of [`auth_key`](Self::auth_key).
+    pub auth_key_len: u32,
+    /// Bytes of additional authenticated data.
+    pub add_len: u32,
+    /// `VIRTIO_CRYPTO_SYM_OP_*`
+    pub op_type: u8,
+    /// `VIRTIO_CRYPTO_OP_ENCRYPT` or `VIRTIO_CRYPTO_OP_DECRYPT`
+    pub direction: u8,
+    /// `VIRTIO_CRYPTO_SYM_HASH_MODE_*`
+    pub hash_mode: u8,
+    /// `VIRTIO_CRYPTO_SYM_ALG_CHAIN_ORDER_*`
+    pub alg_chain_order: u8,
+    /// Zero.
+    pub padding: u32,
+    /// Where QEMU has pointers, which mean nothing to anybody else. Zero.
+    pub pointers: [u64; 2],
+    /// The key of the cipher, and zeros.
+    pub key: [u8; MAX_CIPHER_KEY],
+    /// The key for authentication, and zeros.
+    pub auth_key: [u8; MAX_AUTH_KEY],
+}
+
+/// A session with an asymmetric algorithm.
+#[derive(Clone, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CryptoAsym {
+    /// `VIRTIO_CRYPTO_AKCIPHER_*`
+    pub algo: u32,
+    /// `VIRTIO_CRYPTO_AKCIPHER_KEY_TYPE_*`
+    pub key_type: u32,
+    /// Bytes of [`key`](Self::key).
+    pub key_len: u32,
+    /// Zero.
+    pub padding: u32,
+    /// Where QEMU has a pointer. Zero.
+    pub pointer: u64,
+    /// `VIRTIO_CRYPTO_RSA_*_PADDING`
+    pub padding_algo: u32,
+    /// `VIRTIO_CRYPTO_RSA_*`, the hash.
+    pub hash_algo: u32,
+    /// The key, and zeros.
+    pub key: [u8; MAX_ASYM_KEY],
+}
+
+/// Operation codes that create a session (virtio specification, "Crypto Device").
+pub mod crypto {
+    /// Those of [`CryptoSym`](super::CryptoSym): cipher, hash, MAC, AEAD.
+    pub const CREATE_SYM: [u64; 4] = [0x0002, 0x0102, 0x0202, 0x0302];
+    /// Those of [`CryptoAsym`](super::CryptoAsym).
+    pub const CREATE_ASYM: [u64; 1] = [0x0404];
+}
+
+/// Shows no keys.
+macro_rules! without_keys {
+    ($($name:ident)*) => {$(
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($name)).finish_non_exhaustive()
+            }
+        }
+    )*};
+}
+without_keys! { CryptoSession CryptoSym CryptoAsym }
+
 /// The payload of SET_VRING_KICK, SET_VRING_CALL and SET_VRING_ERR.
 pub fn vring_fd(index: u8, has_fd: bool) -> u64 {
     u64::from(index) | if has_fd { 0 } else { NO_FD }
@@ -511,14 +795,19 @@ mod tests {
         assert_eq!(size_of::<Header>(), HEADER_SIZE);
         assert_eq!(size_of::<VringState>(), 8);
         assert_eq!(size_of::<VringAddr>(), 40);
-        assert_eq!(size_of::<MemRegion>(), 32);
+        assert_eq!(REGION_SIZE, 32);
+        assert_eq!(size_of::<MemRegion>(), 40);
         assert_eq!(size_of::<MemTableHeader>(), 8);
-        assert_eq!(size_of::<SingleMemRegion>(), 40);
         assert_eq!(size_of::<Log>(), 16);
         assert_eq!(size_of::<ConfigHeader>(), 12);
         assert_eq!(size_of::<Inflight>(), 24);
         assert_eq!(size_of::<DeviceState>(), 8);
         assert_eq!(size_of::<ShmemConfig>(), 2056);
+        assert_eq!(size_of::<Iotlb>(), 32);
+        assert_eq!(size_of::<CryptoSym>(), 48 + 64 + 512);
+        assert_eq!(size_of::<CryptoAsym>(), 32 + 1024);
+        assert_eq!(size_of::<CryptoSession>(), 1072);
+        assert_eq!(std::mem::offset_of!(CryptoSession, session_id), 1064);
         assert_eq!(std::mem::offset_of!(VringAddr, used), 16);
         assert_eq!(std::mem::offset_of!(VringAddr, available), 24);
     }
@@ -542,6 +831,28 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn other_forms_differ_only_in_what_they_must() {
+        let (plain, larger) = (Request::SetMemTable.info(), Request::SetMemTable.xen_info());
+        assert_eq!((plain.payload.min, plain.payload.max), (40, 264));
+        assert_eq!((larger.payload.min, larger.payload.max), (48, 328));
+        for request in [Request::AddMemReg, Request::RemMemReg] {
+            assert_eq!(request.info().payload, exactly(40));
+            assert_eq!(request.xen_info().payload, exactly(48));
+            assert_eq!(request.xen_info().fds_out, request.info().fds_out);
+        }
+        let same = Request::GetFeatures;
+        assert_eq!(same.xen_info().payload, same.info().payload);
+        let table = larger.postcopy_table();
+        assert_eq!(table.reply, Reply::Always(larger.payload));
+        assert_eq!(table.fds_out, plain.fds_out);
+        let ack = table.postcopy_ack();
+        assert_eq!(
+            (ack.payload, ack.fds_out, ack.reply),
+            (U64, NONE, Reply::Silent)
+        );
     }
 
     #[test]

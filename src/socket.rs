@@ -8,9 +8,11 @@ use crate::error::{Error, Result};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{
     AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, accept4, connect, getpeername,
-    getsockname, getsockopt, setsockopt, shutdown, socket, sockopt,
+    getsockname, getsockopt, setsockopt, shutdown, socket, socketpair, sockopt,
 };
 use nix::sys::time::TimeVal;
 use std::io::IoSlice;
@@ -215,7 +217,17 @@ fn poll_timeout(deadline: Deadline) -> PollTimeout {
     }
 }
 
-/// What [`wait`] found.
+/// A descriptor to wait for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Watch<'fd> {
+    pub(crate) fd: BorrowedFd<'fd>,
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+    /// An end of reading is waited for even where nothing is to be read.
+    pub(crate) end: bool,
+}
+
+/// What [`wait`] found about a descriptor.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Ready {
     /// Bytes, an end of the stream or an error can be read.
@@ -224,34 +236,103 @@ pub(crate) struct Ready {
     pub(crate) writable: bool,
 }
 
-/// Waits until the descriptor is ready as wanted or the deadline passes. A
+/// Waits until one of the descriptors is ready as wanted or the deadline passes. A
 /// signal ends the wait early, with nothing ready.
-pub(crate) fn wait(
-    fd: BorrowedFd<'_>,
-    read: bool,
-    write: bool,
+pub(crate) fn wait<const N: usize>(
+    watched: [Watch<'_>; N],
     deadline: Deadline,
-) -> nix::Result<Ready> {
-    // Whatever else is waited for, an end of reading ends it.
-    let mut events = PollFlags::from_bits_retain(libc::POLLRDHUP);
-    events.set(PollFlags::POLLIN, read);
-    events.set(PollFlags::POLLOUT, write);
-    let mut fds = [PollFd::new(fd, events)];
+) -> nix::Result<[Ready; N]> {
+    let mut fds = watched.map(|watch| {
+        let mut events = PollFlags::empty();
+        if watch.end {
+            events |= PollFlags::from_bits_retain(libc::POLLRDHUP);
+        }
+        events.set(PollFlags::POLLIN, watch.read);
+        events.set(PollFlags::POLLOUT, watch.write);
+        PollFd::new(watch.fd, events)
+    });
     match nix::poll::poll(&mut fds, poll_timeout(deadline)) {
         Ok(_) => {}
-        Err(Errno::EINTR) => return Ok(Ready::default()),
+        Err(Errno::EINTR) => return Ok([Ready::default(); N]),
         Err(errno) => return Err(errno),
     }
     let broken = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;
-    let found = fds
-        .iter()
+    Ok(fds.map(|fd| {
         // nix does not know the end of reading, and gives nothing then.
-        .map(|fd| fd.revents().unwrap_or(broken))
-        .fold(PollFlags::empty(), |all, flags| all | flags);
-    Ok(Ready {
-        readable: found.intersects(PollFlags::POLLIN | broken),
-        writable: found.intersects(PollFlags::POLLOUT | broken),
-    })
+        let found = fd.revents().unwrap_or(broken);
+        Ready {
+            readable: found.intersects(PollFlags::POLLIN | broken),
+            writable: found.intersects(PollFlags::POLLOUT | broken),
+        }
+    }))
+}
+
+/// Two ends of a connection, both close-on-exec.
+pub(crate) fn pair() -> nix::Result<(OwnedFd, OwnedFd)> {
+    socketpair(
+        AddressFamily::Unix,
+        SockType::Stream,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+}
+
+/// What wakes a thread that waits for a socket.
+#[derive(Debug)]
+pub(crate) struct Bell(EventFd);
+
+impl Bell {
+    pub(crate) fn new() -> nix::Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        EventFd::from_value_and_flags(0, flags).map(Self)
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Everybody who waits wakes, until [`silence`](Self::silence).
+    pub(crate) fn ring(&self) {
+        // It fails only if it is ringing already.
+        let _ = self.0.write(1);
+    }
+
+    pub(crate) fn silence(&self) {
+        // It fails only if it is silent already.
+        let _ = self.0.read();
+    }
+}
+
+/// One descriptor that is ready when others are.
+#[derive(Debug)]
+pub(crate) struct Pollable(Epoll);
+
+impl Pollable {
+    pub(crate) fn new() -> nix::Result<Self> {
+        Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map(Self)
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.0.0.as_fd()
+    }
+
+    /// It is ready when this descriptor is as wanted. One of which nothing is
+    /// wanted is left out: its end would make it ready for ever.
+    pub(crate) fn watch(&self, watch: Watch<'_>) -> nix::Result<()> {
+        let mut events = EpollFlags::empty();
+        events.set(EpollFlags::EPOLLIN, watch.read);
+        events.set(EpollFlags::EPOLLOUT, watch.write);
+        let mut event = EpollEvent::new(events, 0);
+        let result = match events.is_empty() {
+            true => self.0.delete(watch.fd),
+            false => self.0.modify(watch.fd, &mut event),
+        };
+        match (result, events.is_empty()) {
+            (Err(Errno::ENOENT), true) => Ok(()),
+            (Err(Errno::ENOENT), false) => self.0.add(watch.fd, event),
+            (result, _) => result,
+        }
+    }
 }
 
 /// Reads nothing more: whoever waits for the socket wakes, here and now. The
@@ -308,19 +389,22 @@ pub(crate) fn connect_to(
     )
     .map_err(failed)?;
     loop {
+        // One attempt is made after the deadline: this process may have been
+        // stopped while room was made.
+        let last = deadline.passed();
         // A full backlog makes connect wait for room, and it cannot be polled
         // for; the send timeout bounds that wait.
         set_timeout(fd.as_fd(), sockopt::SendTimeout, deadline.remaining()).map_err(failed)?;
         match connect(fd.as_raw_fd(), &address) {
             Ok(()) => return Ok(fd),
-            Err(Errno::EINTR | Errno::EAGAIN) if !deadline.passed() => {}
+            Err(Errno::EINTR | Errno::EAGAIN) if !last => {}
             Err(Errno::EINTR | Errno::EAGAIN) => {
                 return Err(timed_out(
                     "the back-end did not accept the connection: its backlog is full, is it in use?",
                 ));
             }
             Err(Errno::ENOENT | Errno::ECONNREFUSED) if wait_for_socket => {
-                if deadline.passed() {
+                if last {
                     return Err(timed_out("nobody listens on the socket yet"));
                 }
                 pause(deadline.no_later_than(CONNECT_SLICE)).map_err(failed)?;
@@ -345,15 +429,22 @@ fn pause(deadline: Deadline) -> nix::Result<()> {
 pub(crate) fn accept_from(listener: BorrowedFd<'_>, deadline: Deadline) -> Result<OwnedFd> {
     let failed = |errno| Error::os(errno, "cannot accept a connection");
     loop {
-        let ready = wait(listener, true, false, deadline).map_err(failed)?;
-        if ready.readable {
+        let last = deadline.passed(); // as in connect_to()
+        let watch = Watch {
+            fd: listener,
+            read: true,
+            write: false,
+            end: false,
+        };
+        let [ready] = wait([watch], deadline).map_err(failed)?;
+        if ready.readable || last {
             match accept_briefly(listener) {
                 Ok(fd) => return Ok(fd),
                 Err(Errno::EINTR | Errno::EAGAIN | Errno::ECONNABORTED) => {}
                 Err(errno) => return Err(failed(errno)),
             }
         }
-        if deadline.passed() {
+        if last {
             return Err(timed_out("no back-end connected to the listening socket"));
         }
     }

@@ -13,11 +13,12 @@
 mod common;
 
 use common::{
-    Answer, CASES, Case, FEATURES, PATIENCE, Peer, adopted, no_fd_leak, patient, protocol,
-    ready_for,
+    Answer, CASES, Case, FEATURES, PATIENCE, Peer, adopted, lead_back_to, no_fd_leak, patient,
+    protocol, ready_for,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::Arc;
 use std::thread;
 use std::thread::LocalKey;
 use vhost_user_frontend::message::{Barrier, Request};
@@ -139,9 +140,7 @@ fn costs(reply_ack: bool) -> impl Iterator<Item = (&'static Case, Cost)> {
     CASES.iter().map(move |case| {
         let (client, peer) = ready_for(case.request, reply_ack, patient());
         answered(&client, &peer, case, reply_ack);
-        if case.request == Request::SetOwner {
-            answered(&client, &peer, Case::of(Request::ResetOwner), reply_ack);
-        }
+        lead_back_to(case.request, reply_ack, &client, &peer);
         (case, answered(&client, &peer, case, reply_ack))
     })
 }
@@ -166,7 +165,7 @@ fn each_message_is_one_sendmsg_and_each_answer_one_recvmsg() {
         for (case, cost) in costs(reply_ack) {
             let (sends, receives) = match case.answer {
                 Answer::Nothing => (1, 0),
-                Answer::Own(..) => (1, 1),
+                Answer::Own(..) | Answer::Status => (1, 1),
                 Answer::Ack(_) if reply_ack => (1, 1),
                 Answer::Ack(Barrier::Never) => (1, 0),
                 Answer::Ack(_) => (2, 1),
@@ -228,4 +227,37 @@ fn ten_round_trips_are_ten_sendmsg_and_ten_recvmsg() {
         polls: 0,
     };
     assert_eq!(cost, expected);
+}
+
+/// Nothing is traced, never or no longer: it costs what it did before.
+#[test]
+fn a_trace_that_is_off_costs_nothing() {
+    let _leak = no_fd_leak();
+    for reply_ack in [false, true] {
+        for case in CASES {
+            let (client, peer) = ready_for(case.request, reply_ack, patient());
+            answered(&client, &peer, case, reply_ack);
+            lead_back_to(case.request, reply_ack, &client, &peer);
+            let never = answered(&client, &peer, case, reply_ack);
+            client.set_trace(Some(Arc::new(|_| {}))).unwrap();
+            lead_back_to(case.request, reply_ack, &client, &peer);
+            let on = answered(&client, &peer, case, reply_ack);
+            client.set_trace(None).unwrap();
+            lead_back_to(case.request, reply_ack, &client, &peer);
+            let off = answered(&client, &peer, case, reply_ack);
+            let context = format!("{:?}, REPLY_ACK {reply_ack}", case.request);
+            assert_eq!((never.allocations, off), (0, never), "{context}");
+            // Which shows that it was on; it makes no system call of its own.
+            assert!(on.allocations > 0, "{context}");
+            let without = Cost {
+                allocations: 0,
+                ..on
+            };
+            assert_eq!(without, never, "{context}");
+            assert_eq!(
+                cost_of(|| assert!(client.counters().timeouts == 0)).allocations,
+                0
+            );
+        }
+    }
 }

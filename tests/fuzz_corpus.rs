@@ -74,6 +74,11 @@ fn replies() {
 }
 
 #[test]
+fn channel() {
+    replay(fuzz::channel, "channel");
+}
+
+#[test]
 fn c_api() {
     replay(fuzz::c_api, "c_api");
 }

@@ -15,8 +15,8 @@ mod common;
 
 use common::{
     AT_ONCE, Answer, CASES, Case, Descriptor, FEATURES, PACKED, Peer, REPLY, adopted, both,
-    connected, connected_on, file, handshake, hex, identity, message, no_fd_leak, open_fds,
-    patient, protocol, ready_for,
+    connected, connected_on, file, handshake, hex, identity, message, no_fd_leak, only_once,
+    open_fds, patient, protocol, ready_for,
 };
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -73,6 +73,7 @@ impl Exchange {
                     let fds = usize::from(descriptor == Descriptor::With);
                     all.push(of(By::Own, id, hex(payload), fds));
                 }
+                Answer::Status => all.push(of(By::Ack, id, vec![0; 8], 0)),
                 Answer::Ack(barrier) => {
                     all.push(of(By::Ack, id, vec![0; 8], 0));
                     if barrier != Barrier::Never {
@@ -89,9 +90,13 @@ impl Exchange {
         self.by == By::Own && self.case.request == request
     }
 
-    /// Its answer may have any size: SET_LOG_BASE.
-    fn any_size(&self) -> bool {
-        self.is(Request::SetLogBase)
+    /// Up to which size its answer may have any.
+    fn any_size(&self) -> Option<usize> {
+        match self.case.request {
+            Request::SetLogBase => Some(4096),
+            Request::GetSharedObject => Some(16),
+            _ => None,
+        }
     }
 
     fn connect(&self, options: Options) -> (BackendClient, Peer) {
@@ -191,7 +196,7 @@ fn wrong_code(exchange: &Exchange, code: u32) -> Option<Broken> {
 /// A payload of another size. In GET_CONFIG the sizes that are possible for some
 /// request are compared with the size that the answer names.
 fn resized(exchange: &Exchange, size: usize) -> Option<Broken> {
-    if exchange.any_size() && size <= 4096 {
+    if exchange.any_size().is_some_and(|most| size <= most) {
         return None;
     }
     let named = exchange.is(Request::GetConfig) && size <= 268;
@@ -208,7 +213,10 @@ fn resized(exchange: &Exchange, size: usize) -> Option<Broken> {
 
 fn with_fds(exchange: &Exchange, fds: usize) -> Option<Broken> {
     let most = match exchange.case.request {
-        Request::GetInflightFd | Request::SetDeviceStateFd => 1,
+        Request::GetInflightFd
+        | Request::SetDeviceStateFd
+        | Request::PostcopyAdvise
+        | Request::GetSharedObject => 1,
         _ => 0,
     };
     (fds > most).then(|| Broken {
@@ -235,7 +243,9 @@ const SPOILERS: &[(&str, Spoil)] = &[
         _ => resized(e, 0),
     }),
     ("one byte", |e| resized(e, 1)),
-    ("a byte too few", |e| resized(e, e.payload.len() - 1)),
+    ("a byte too few", |e| {
+        resized(e, e.payload.len().checked_sub(1)?)
+    }),
     ("a byte too many", |e| resized(e, e.payload.len() + 1)),
     ("more than fits any reply", |e| resized(e, 4097)),
     ("a size beyond all memory", |e| {
@@ -397,7 +407,8 @@ fn an_answer_in_two_pieces_is_put_together() {
     let pause = Duration::from_millis(2);
     for exchange in &Exchange::all() {
         let length = exchange.reply().len();
-        for split in [1, 11, 12, 13, length - 1] {
+        let splits = [1, 11, 12, 13, length - 1].into_iter();
+        for split in splits.filter(|split| *split < length) {
             let (client, peer) = exchange.connect(patient());
             let answer = || {
                 exchange.receive(&peer);
@@ -446,9 +457,7 @@ fn a_surplus_answer_ends_the_connection_before_the_next_request() {
         let result = exchange.run(&client, &peer, &exchange.reply(), exchange.fds);
         result.unwrap_or_else(|error| panic!("{context}: {error}"));
         peer.send(&exchange.reply(), &vec![file(7); exchange.fds]);
-        // The owner is not set a second time.
-        let once = exchange.case.request == Request::SetOwner;
-        let next = if once {
+        let next = if only_once(exchange.case.request) {
             Case::of(Request::GetFeatures)
         } else {
             exchange.case
@@ -579,6 +588,13 @@ fn a_reply_that_means_no_is_a_refusal() {
         (Request::SetDeviceStateFd, "0101000000000000", 0x101),
         (Request::SetDeviceStateFd, "ff01000000000000", 0x1ff),
         (Request::SetDeviceStateFd, "0100000000000000", 1), // without the no-descriptor bit
+        (Request::PostcopyAdvise, "", 0),
+        (Request::GetSharedObject, "", 0),
+        (
+            Request::GetSharedObject,
+            "101112131415161718191a1b1c1d1e1f",
+            0,
+        ),
     ];
     for (request, payload, value) in table {
         let exchanges = Exchange::all();
@@ -586,9 +602,30 @@ fn a_reply_that_means_no_is_a_refusal() {
         let (client, peer) = exchange.connect(patient());
         let bytes = exchange.with_payload(&hex(payload));
         let result = exchange.run(&client, &peer, &bytes, 0);
-        // An empty answer to GET_CONFIG says no without a value.
-        let value = (request != Request::GetConfig).then_some(value);
+        // An empty answer to GET_CONFIG says no without a value, as does a
+        // descriptor that is missing.
+        let has_value = matches!(
+            request,
+            Request::CheckDeviceState | Request::SetDeviceStateFd
+        );
+        let value = has_value.then_some(value);
         assert_refused(request, result, value, &client, &peer);
+    }
+}
+
+#[test]
+fn a_negative_session_is_a_refusal_with_its_value() {
+    let _leak = no_fd_leak();
+    let exchanges = Exchange::all();
+    let request = Request::CreateCryptoSession;
+    let exchange = exchanges.iter().find(|e| e.is(request)).unwrap();
+    for id in [-1, -22, i64::MIN] {
+        let mut payload = exchange.payload.clone();
+        payload[1064..].copy_from_slice(&id.to_ne_bytes());
+        let (client, peer) = exchange.connect(patient());
+        let result = exchange.run(&client, &peer, &exchange.with_payload(&payload), 0);
+        let value = u64::from_ne_bytes(id.to_ne_bytes());
+        assert_refused(request, result, Some(value), &client, &peer);
     }
 }
 
@@ -609,6 +646,21 @@ fn a_reply_that_contradicts_itself_poisons_the_connection() {
             0,
             Some(0x1_1234),
         ),
+        (
+            Request::GetVringBaseSkipDrain,
+            "04000000 34120000",
+            0,
+            Some(4),
+        ),
+        (
+            Request::GetVringBaseSkipDrain,
+            "03000000 34120100",
+            0,
+            Some(0x1_1234),
+        ),
+        // More than 8 bits.
+        (Request::GetStatus, "0001000000000000", 0, Some(0x100)),
+        (Request::GetStatus, "00000000000000ff", 0, Some(0xff << 56)),
         // Fewer bytes than the size in the answer, and more; another size.
         (
             Request::GetConfig,
@@ -862,7 +914,11 @@ fn received_descriptors_close_on_exec() {
     let exchanges = Exchange::all();
     let inflight: Fetch = |client| client.get_inflight_fd(2, 256).map(|(_, fd)| fd);
     let state: Fetch = |client| client.set_device_state_fd(Direction::Save, file(0));
+    let faults: Fetch = |client| client.postcopy_advise().map(Some);
+    let object: Fetch = |client| client.get_shared_object(&[1; 16]).map(Some);
     let table = [
+        (Request::PostcopyAdvise, faults),
+        (Request::GetSharedObject, object),
         (Request::GetInflightFd, inflight),
         (Request::SetDeviceStateFd, state),
     ];

@@ -13,20 +13,21 @@
 mod common;
 
 use common::{
-    AT_ONCE, Answer, BRIEF, CASES, Case, Descriptor, FEATURES, PATIENCE, Peer, REPLY, adopted,
-    after, both, file, hex, message, no_fd_leak, patient, protocol,
+    Answer, BRIEF, CASES, Call, Case, Descriptor, FEATURES, PATIENCE, Peer, REPLY, adopted, after,
+    both, drain, file, fill, hex, message, no_fd_leak, patient, protocol, ready_for, start,
+    wait_until,
 };
-use libc::{c_int, c_void, pid_t, siginfo_t};
+use libc::{c_int, c_void, siginfo_t};
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, getsockopt, recv, send, setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, getsockopt, recv, setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 use std::fmt::Debug;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::mpsc;
-use std::thread::{self, Scope, ScopedJoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 use vhost_user_frontend::message::Request;
 use vhost_user_frontend::{
@@ -58,87 +59,15 @@ fn base_reply(ring: u32, base: u32) -> Vec<u8> {
     message(Request::GetVringBase.id(), REPLY, &payload)
 }
 
-/// Fills the client's socket with SET_VRING_NUM until it takes no more, past the
-/// client. Returns how many there are.
-fn fill(client: &BackendClient) -> usize {
-    let bytes = hex(Case::of(Request::SetVringNum).wire);
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    let socket = client.read_notifier().as_raw_fd();
-    let mut count = 0;
-    while send(socket, &bytes, flags) == Ok(bytes.len()) {
-        count += 1;
-    }
-    count
-}
-
-fn drain(peer: &Peer, count: usize) {
-    for _ in 0..count {
-        peer.expect(Request::SetVringNum);
-    }
-}
-
 fn fails_with<T: Debug>(result: Result<T>, kind: Kind, context: &str) -> Error {
     let error = result.expect_err(context);
     assert_eq!(error.kind, kind, "{context}: {error}");
     error
 }
 
-// ---- threads that can be watched, and stopped for a while ----
-
-/// What happens soon, or the test fails.
-fn wait_until(what: &str, longest: Duration, mut happened: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !happened() {
-        assert!(start.elapsed() < longest, "{what}: not after {longest:?}");
-        thread::sleep(MILLISECOND);
-    }
-}
-
-/// A call on a thread of its own.
-struct Call<'scope, T> {
-    thread: pid_t,
-    handle: ScopedJoinHandle<'scope, T>,
-}
-
-fn start<'scope, T: Send + 'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    call: impl FnOnce() -> T + Send + 'scope,
-) -> Call<'scope, T> {
-    let (sender, receiver) = mpsc::channel();
-    let handle = scope.spawn(move || {
-        // SAFETY: it takes no argument and cannot fail.
-        sender.send(unsafe { libc::gettid() }).unwrap();
-        call()
-    });
-    Call {
-        thread: receiver.recv().unwrap(),
-        handle,
-    }
-}
+// ---- threads that are stopped for a while ----
 
 impl<T> Call<'_, T> {
-    /// Returns when the call waits for something in the kernel.
-    fn settle(&self) {
-        let path = format!("/proc/self/task/{}/stat", self.thread);
-        let mut looks = 0;
-        wait_until("the call waits", PATIENCE, || {
-            let text = std::fs::read_to_string(&path).expect("the call is under way");
-            let (_, after_name) = text.rsplit_once(')').unwrap();
-            // More than a moment's wait for a lock.
-            looks = match after_name.trim_start().starts_with('S') {
-                true => looks + 1,
-                false => 0,
-            };
-            looks == 3
-        });
-    }
-
-    /// What the call returns, which it does without further waiting.
-    fn at_once(self) -> T {
-        wait_until("the call returns", AT_ONCE, || self.handle.is_finished());
-        self.handle.join().unwrap()
-    }
-
     /// Stops the thread where it is: a system call in which it waits returns
     /// EINTR when the thread goes on. `None` if the call has returned.
     fn hold(&self) -> Option<Held> {
@@ -146,12 +75,8 @@ impl<T> Call<'_, T> {
         IS_HELD.store(false, SeqCst);
         HOLD.store(true, SeqCst);
         let held = Held;
-        // SAFETY: it takes no argument and cannot fail.
-        let process = unsafe { libc::getpid() };
-        // SAFETY: tgkill takes numbers only.
-        let result =
-            unsafe { libc::syscall(libc::SYS_tgkill, process, self.thread, libc::SIGUSR1) };
-        let gone = || self.handle.is_finished() || result != 0;
+        let sent = self.signal(libc::SIGUSR1);
+        let gone = || self.handle.is_finished() || !sent;
         wait_until("the thread stops", PATIENCE, || {
             IS_HELD.load(SeqCst) || gone()
         });
@@ -318,6 +243,68 @@ fn a_message_that_a_new_request_finds_ends_every_wait_at_once() {
         fails_with(queued.at_once(), Kind::Protocol, "in the queue");
         fails_with(found, Kind::Protocol, "the new one");
     });
+}
+
+// ---- a lock of the caller's ----
+
+#[test]
+fn a_lock_that_callers_hold_around_each_call_is_never_in_the_way() {
+    const THREADS: usize = 4;
+    const ANSWERS: u32 = 200;
+    let _leak = no_fd_leak();
+    for reply_ack in [false, true] {
+        let (client, peer) = adopted(FEATURES, protocol(reply_ack), unbounded());
+        let lock = Mutex::new(());
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let calls: Vec<_> = (0..THREADS)
+                .map(|_| {
+                    start(scope, || {
+                        loop {
+                            let _held = lock.lock().unwrap();
+                            if let Err(error) = client.get_features() {
+                                return error;
+                            }
+                            if let Err(error) = client.set_vring_enable(0, true) {
+                                return error;
+                            }
+                        }
+                    })
+                })
+                .collect();
+            // It does not take the lock.
+            let looks = start(scope, || {
+                let mut looks = 0_u64;
+                while !over.load(SeqCst) {
+                    assert_eq!(client.acked_features(), FEATURES);
+                    assert_eq!(client.acked_protocol_features(), protocol(reply_ack));
+                    assert!(client.read_notifier().as_raw_fd() >= 0);
+                    looks += 1;
+                }
+                looks
+            });
+            for _ in 0..ANSWERS {
+                let request = peer.receive();
+                match request.code {
+                    1 => peer.ack(Request::GetFeatures, FEATURES),
+                    _ if reply_ack => peer.ack(Request::SetVringEnable, 0),
+                    _ => {} // a barrier comes
+                }
+            }
+            // One waits with the lock in its hands, the others for the lock.
+            peer.receive();
+            for call in &calls {
+                call.settle();
+            }
+            assert!(lock.try_lock().is_err());
+            over.store(true, SeqCst);
+            assert!(looks.at_once() > 0);
+            client.abort();
+            for call in calls {
+                fails_with(Err::<(), _>(call.at_once()), Kind::Canceled, "a call");
+            }
+        });
+    }
 }
 
 // ---- the last look ----
@@ -537,7 +524,7 @@ fn a_descriptor_that_finds_no_place_is_not_the_fault_of_the_back_end() {
             continue;
         };
         let context = format!("{:?}", case.request);
-        let (client, peer) = plain(patient());
+        let (client, peer) = ready_for(case.request, false, patient());
         let reply = message(case.request.id(), REPLY, &hex(payload));
         let answer = || {
             peer.expect(case.request);

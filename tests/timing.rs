@@ -1,4 +1,5 @@
-//! Deadlines, abort, and many threads on one client.
+//! Deadlines, also of connecting, abort, and many threads on one client. How each
+//! request waits is in `every_request.rs`.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -13,18 +14,21 @@ mod common;
 
 use common::{
     AT_ONCE, Answer, BRIEF, CASES, Case, FEATURES, Message, PATIENCE, Peer, REPLY, adopted, after,
-    both, connected_on, cpu_time, file, hex, identity, message, no_fd_leak, open_fds, patient,
-    protocol, ready_for,
+    both, connected_on, cpu_time, drain, file, fill, hex, identity, message, no_fd_leak, open_fds,
+    patient, protocol, protocol_for, ready_for,
 };
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, send};
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, listen, socket,
+};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
-use vhost_user_frontend::message::{Barrier, ProtocolFeatures, Request};
+use vhost_user_frontend::message::{ProtocolFeatures, Request};
 use vhost_user_frontend::{
     Adopted, BackendClient, Class, Kind, OnTimeout, Options, Phase, Result, Timeout, code,
 };
@@ -54,48 +58,6 @@ fn assert_timed_out(result: Result<()>, phase: Phase, context: &str) {
 }
 
 // ---- deadlines ----
-
-#[test]
-fn a_silent_peer_costs_the_deadline_of_the_class_and_no_more() {
-    let _leak = no_fd_leak();
-    let brief = Timeout::After(BRIEF);
-    for case in CASES {
-        use Request as R;
-        let mut options = patient();
-        *match case.request {
-            R::GetVringBase => &mut options.drain,
-            R::SetMemTable
-            | R::SetLogBase
-            | R::SetVringEnable
-            | R::GetInflightFd
-            | R::SetInflightFd
-            | R::AddMemReg
-            | R::RemMemReg
-            | R::SetDeviceStateFd
-            | R::CheckDeviceState => &mut options.slow,
-            _ => &mut options.quick,
-        } = brief;
-        // With and without acknowledgement, if there is something to wait for.
-        let waits = match case.answer {
-            Answer::Own(..) => vec![(true, Phase::Reply)],
-            Answer::Nothing => vec![],
-            Answer::Ack(Barrier::Never) => vec![(true, Phase::Reply)],
-            Answer::Ack(_) => vec![(true, Phase::Reply), (false, Phase::Barrier)],
-        };
-        for (reply_ack, phase) in waits {
-            let context = format!("{:?}, REPLY_ACK {reply_ack}", case.request);
-            let (client, _peer) = ready_for(case.request, reply_ack, options);
-            let start = Instant::now();
-            let result = (case.call)(&client);
-            let took = start.elapsed();
-            assert!(
-                took >= BRIEF && took < BRIEF + AT_ONCE,
-                "{context}: {took:?}"
-            );
-            assert_timed_out(result, phase, &context);
-        }
-    }
-}
 
 #[test]
 fn a_short_deadline_of_one_class_does_not_cut_another_short() {
@@ -145,39 +107,6 @@ fn a_call_without_a_deadline_outlasts_those_with_one() {
     };
     let (base, ()) = both(|| client.get_vring_base(5, Timeout::Never), answer);
     assert_eq!(base.unwrap(), 77);
-}
-
-#[test]
-fn bytes_that_trickle_in_do_not_move_the_deadline() {
-    let _leak = no_fd_leak();
-    let case = Case::of(Request::GetShmemConfig);
-    let Answer::Own(payload, _) = case.answer else {
-        panic!("it has a reply");
-    };
-    let reply = message(case.request.id(), REPLY, &hex(payload));
-    let options = Options {
-        quick: Timeout::After(SHORT),
-        ..patient()
-    };
-    let (client, peer) = with_reply_ack(options);
-    let start = Instant::now();
-    let (result, ()) = both(
-        || {
-            let result = (case.call)(&client);
-            (result, start.elapsed())
-        },
-        || {
-            peer.expect(case.request);
-            // All of it would take 10 s.
-            for byte in reply.iter().take(200) {
-                peer.send(&[*byte], &[]);
-                thread::sleep(Duration::from_millis(5));
-            }
-        },
-    );
-    let (result, took) = result;
-    assert_timed_out(result, Phase::Reply, "a trickle");
-    assert!(took >= SHORT && took < SHORT + AT_ONCE, "{took:?}");
 }
 
 #[test]
@@ -231,37 +160,137 @@ fn waiting_takes_no_processor_time() {
     }
 }
 
+// ---- connecting ----
+
+/// A path for a socket, in a directory of its own.
+struct Place {
+    directory: PathBuf,
+    socket: PathBuf,
+}
+
+fn place(name: &str) -> Place {
+    let name = format!("vuf.{}.{name}", std::process::id());
+    let directory = std::env::temp_dir().join(name);
+    std::fs::create_dir(&directory).unwrap();
+    let socket = directory.join("socket");
+    Place { directory, socket }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// A socket that is bound, and does not listen yet.
+fn bound(path: &Path) -> OwnedFd {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+    bind(socket.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+    socket
+}
+
+fn assert_connect_is_bounded(path: &Path, wait_for_socket: bool, context: &str) {
+    let options = Options {
+        connect: Timeout::After(BRIEF),
+        wait_for_socket,
+        ..patient()
+    };
+    let (begin, before) = (Instant::now(), cpu_time());
+    let result = BackendClient::connect(path, &options).map(drop);
+    let (took, used) = (begin.elapsed(), cpu_time() - before);
+    assert_timed_out(result, Phase::Connect, context);
+    assert!(
+        took >= BRIEF && took < BRIEF + AT_ONCE,
+        "{context}: {took:?}"
+    );
+    assert!(used < BRIEF / 3, "{context}: {used:?} of processor time");
+}
+
+#[test]
+fn connecting_takes_no_longer_than_its_deadline() {
+    let _leak = no_fd_leak();
+    let place = place("bounded");
+    assert_connect_is_bounded(&place.socket, true, "there is no socket");
+    let listener = bound(&place.socket);
+    assert_connect_is_bounded(&place.socket, true, "nobody listens");
+    listen(&listener, Backlog::new(0).unwrap()).unwrap();
+    let _waiting = UnixStream::connect(&place.socket).unwrap();
+    for wait_for_socket in [false, true] {
+        assert_connect_is_bounded(&place.socket, wait_for_socket, "the backlog is full");
+    }
+}
+
+#[test]
+fn connecting_fails_at_once_unless_it_is_to_wait() {
+    let _leak = no_fd_leak();
+    let place = place("at-once");
+    let refused = |errno| {
+        let begin = Instant::now();
+        let error = BackendClient::connect(&place.socket, &patient()).unwrap_err();
+        assert_eq!(error.kind, Kind::Os(errno), "{error}");
+        assert!(begin.elapsed() < AT_ONCE, "{error}");
+    };
+    refused(Errno::ENOENT);
+    let _listener = bound(&place.socket);
+    refused(Errno::ECONNREFUSED);
+}
+
+#[test]
+fn connecting_waits_for_a_socket_and_for_room() {
+    let _leak = no_fd_leak();
+    let place = place("waits");
+    let options = Options {
+        wait_for_socket: true,
+        connect: Timeout::After(PATIENCE),
+        ..patient()
+    };
+    let serve = || {
+        thread::sleep(BRIEF / 2);
+        let listener = bound(&place.socket);
+        thread::sleep(BRIEF / 2);
+        listen(&listener, Backlog::new(0).unwrap()).unwrap();
+        listener
+    };
+    let connect = || BackendClient::connect(&place.socket, &options);
+    let (client, listener) = both(connect, serve);
+    let first = client.unwrap();
+    let listener = UnixListener::from(listener);
+    let make_room = || {
+        thread::sleep(BRIEF);
+        listener.accept().unwrap().0
+    };
+    let (client, _accepted) = both(connect, make_room);
+    drop((client.unwrap(), first));
+}
+
+#[test]
+fn a_back_end_that_never_accepts_is_silent() {
+    let _leak = no_fd_leak();
+    let place = place("silent");
+    let _listener = UnixListener::bind(&place.socket).unwrap();
+    let options = Options {
+        quick: Timeout::After(BRIEF),
+        ..patient()
+    };
+    let client = BackendClient::connect(&place.socket, &options).unwrap();
+    let begin = Instant::now();
+    assert_timed_out(client.get_features().map(drop), Phase::Reply, "nobody");
+    let took = begin.elapsed();
+    assert!(took >= BRIEF && took < BRIEF + AT_ONCE, "{took:?}");
+}
+
 // ---- a full socket ----
-
-/// Fills the client's socket with SET_VRING_NUM until it takes no more, past the
-/// client. Returns how many there are.
-fn fill(client: &BackendClient) -> usize {
-    let bytes = hex(Case::of(Request::SetVringNum).wire);
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    let mut count = 0;
-    loop {
-        match send(client.read_notifier().as_raw_fd(), &bytes, flags) {
-            Ok(sent) => assert_eq!(sent, bytes.len()),
-            Err(errno) => {
-                assert_eq!(errno, Errno::EAGAIN);
-                return count;
-            }
-        }
-        count += 1;
-    }
-}
-
-fn drain(peer: &Peer, count: usize) {
-    for _ in 0..count {
-        peer.expect(Request::SetVringNum);
-    }
-}
 
 #[test]
 fn a_request_that_never_fitted_into_the_socket_harms_nothing() {
     let _leak = no_fd_leak();
     for on_timeout in [OnTimeout::Poison, OnTimeout::Keep] {
         for case in CASES {
+            // They follow an answer to another one, which there is no time for.
+            if matches!(case.request, Request::PostcopyListen | Request::PostcopyEnd) {
+                continue;
+            }
             let context = format!("{:?}, {on_timeout:?}", case.request);
             let brief = after(10);
             let options = Options {
@@ -274,7 +303,7 @@ fn a_request_that_never_fitted_into_the_socket_harms_nothing() {
             // Without acknowledgements, so that barriers are in it too.
             let adopt = Adopted {
                 features: FEATURES,
-                protocol_features: protocol(false).bits(),
+                protocol_features: protocol_for(case.request, false).bits(),
             };
             let (ours, theirs) = UnixStream::pair().unwrap();
             let options = Options {

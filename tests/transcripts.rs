@@ -15,15 +15,16 @@ mod common;
 
 use common::{
     Answer, CASES, Case, Descriptor, FEATURES, PACKED, Peer, REPLY, adopted, both, connected, file,
-    files, handshake, hex, identity, message, patient, protocol,
+    files, handshake, hex, identity, lead_to, message, patient, protocol, protocol_for,
 };
 use nix::sys::socket::MsgFlags;
 use std::os::fd::{AsFd, BorrowedFd};
 use vhost_user_frontend::message::{
-    Barrier, Inflight, Log, MemRegion, ProtocolFeatures, Request, VringAddr,
+    Barrier, CryptoAsym, CryptoSym, Gate, Inflight, Iotlb, Log, MemRegion, ProtocolFeatures,
+    Request, VringAddr, protocol_feature_name,
 };
 use vhost_user_frontend::{
-    BackendClient, Direction, Kind, Options, Result, SharedRegion, Timeout, code,
+    BackendClient, CryptoKind, Direction, Kind, Options, Result, SharedRegion, Timeout, code,
 };
 
 /// Receives with one read what must be this message, with these descriptors.
@@ -37,7 +38,12 @@ fn expect_bytes(peer: &Peer, bytes: &[u8], fds: &[BorrowedFd<'_>], context: &str
 
 /// A client on which everything was agreed, message by message.
 fn negotiated(request: Request, reply_ack: bool, running: bool) -> (BackendClient, Peer) {
-    let (client, peer) = handshake(FEATURES, protocol(reply_ack), patient());
+    let protocol = protocol_for(request, reply_ack);
+    let (client, peer) = match request {
+        Request::VringKick if !reply_ack => adopted(FEATURES, protocol, patient()),
+        _ => handshake(FEATURES, protocol, patient()),
+    };
+    lead_to(request, reply_ack, &client, &peer);
     if running && request != Request::SetOwner {
         both(
             || client.set_vring_kick(3, Some(file(0))).unwrap(),
@@ -54,7 +60,11 @@ fn check_transcript(case: &Case, reply_ack: bool, running: bool) {
     );
     let (client, peer) = negotiated(case.request, reply_ack, running);
     let mut bytes = hex(case.wire);
-    let acked = reply_ack && matches!(case.answer, Answer::Ack(_));
+    let acked = match case.answer {
+        Answer::Ack(_) => reply_ack,
+        Answer::Status => true,
+        Answer::Own(..) | Answer::Nothing => false,
+    };
     if acked {
         bytes[4] = 0x09;
     }
@@ -73,7 +83,7 @@ fn check_transcript(case: &Case, reply_ack: bool, running: bool) {
                     };
                     peer.send(&message(case.request.id(), REPLY, &hex(payload)), fds);
                 }
-                Answer::Ack(_) if acked => peer.ack(case.request, 0),
+                Answer::Ack(_) | Answer::Status if acked => peer.ack(case.request, 0),
                 Answer::Ack(barrier) => {
                     let wanted = match barrier {
                         Barrier::Never => false,
@@ -86,7 +96,7 @@ fn check_transcript(case: &Case, reply_ack: bool, running: bool) {
                         peer.ack(Request::GetFeatures, FEATURES);
                     }
                 }
-                Answer::Nothing => {}
+                Answer::Nothing | Answer::Status => {}
             }
         },
     );
@@ -158,6 +168,7 @@ fn region(index: u64) -> MemRegion {
         size: 0x1000,
         user_addr: index << 40,
         mmap_offset: index << 12,
+        ..MemRegion::default()
     }
 }
 
@@ -224,6 +235,46 @@ fn arguments_at_their_limits_are_encoded() {
             fds: 8,
         },
         Variant {
+            name: "a little-endian ring",
+            call: |client| client.set_vring_endian(0xff, 0),
+            wire: "17000000 01000000 08000000  ff000000 00000000",
+            fds: 0,
+        },
+        Variant {
+            name: "the least MTU",
+            call: |client| client.net_set_mtu(68),
+            wire: "14000000 01000000 08000000  4400000000000000",
+            fds: 0,
+        },
+        Variant {
+            name: "the largest MTU",
+            call: |client| client.net_set_mtu(65535),
+            wire: "14000000 01000000 08000000  ffff000000000000",
+            fds: 0,
+        },
+        Variant {
+            name: "a whole status",
+            call: |client| client.set_status(0xff),
+            wire: "27000000 01000000 08000000  ff00000000000000",
+            fds: 0,
+        },
+        Variant {
+            name: "the whole of an address space is invalidated",
+            call: |client| {
+                client.send_iotlb(&Iotlb {
+                    iova: 1,
+                    size: u64::MAX,
+                    user_addr: u64::MAX,
+                    perm: 0,
+                    kind: 3,
+                    padding: [0; 6],
+                })
+            },
+            wire: "16000000 09000000 20000000  0100000000000000 ffffffffffffffff ffffffffffffffff
+                   00 03 000000000000",
+            fds: 0,
+        },
+        Variant {
             name: "the last byte of the configuration space",
             call: |client| client.set_config(0xfff, 0, &[0x5a]),
             wire: "19000000 01000000 0d000000  ff0f0000 01000000 00000000 5a",
@@ -239,8 +290,11 @@ fn arguments_at_their_limits_are_encoded() {
             || {
                 expect_bytes(&peer, &bytes, &fds, variant.name);
                 let code = u32::from(bytes[0]);
-                // SET_MEM_TABLE, SET_VRING_CALL, SET_VRING_ENABLE.
-                if [5, 13, 18].contains(&code) {
+                if code == Request::IotlbMsg.id() {
+                    peer.ack(Request::IotlbMsg, 0);
+                }
+                // SET_MEM_TABLE, SET_VRING_CALL, SET_VRING_ENABLE, SET_STATUS.
+                if [5, 13, 18, 39].contains(&code) {
                     peer.expect(Request::GetFeatures);
                     peer.ack(Request::GetFeatures, FEATURES);
                 }
@@ -489,6 +543,48 @@ fn arguments_that_back_ends_choke_on_never_reach_the_wire() {
         available: 0x3000,
         log: 0,
     };
+    const IOTLB: Iotlb = Iotlb {
+        iova: 0x1000,
+        size: 0x1000,
+        user_addr: 0x2000,
+        perm: 1,
+        kind: 2,
+        padding: [0; 6],
+    };
+    const SYM: CryptoSym = CryptoSym {
+        cipher_alg: 0,
+        key_len: 0,
+        hash_alg: 0,
+        hash_result_len: 0,
+        auth_key_len: 0,
+        add_len: 0,
+        op_type: 0,
+        direction: 0,
+        hash_mode: 0,
+        alg_chain_order: 0,
+        padding: 0,
+        pointers: [0; 2],
+        key: [0; 64],
+        auth_key: [0; 512],
+    };
+    const ASYM: CryptoAsym = CryptoAsym {
+        algo: 0,
+        key_type: 0,
+        key_len: 0,
+        padding: 0,
+        pointer: 0,
+        padding_algo: 0,
+        hash_algo: 0,
+        key: [0; 1024],
+    };
+    fn create(client: &BackendClient, op_code: u64, session: CryptoSym) -> Result<()> {
+        let kind = CryptoKind::Sym(&session);
+        client.create_crypto_session(op_code, kind).map(drop)
+    }
+    fn create_asym(client: &BackendClient, op_code: u64, session: CryptoAsym) -> Result<()> {
+        let kind = CryptoKind::Asym(&session);
+        client.create_crypto_session(op_code, kind).map(drop)
+    }
     fn table(client: &BackendClient, regions: &[MemRegion]) -> Result<()> {
         let shared: Vec<_> = regions
             .iter()
@@ -601,14 +697,130 @@ fn arguments_that_back_ends_choke_on_never_reach_the_wire() {
         (
             "protocol features that are not served",
             -libc::EINVAL,
-            |c| c.set_protocol_features(1 << 8),
+            |c| c.set_protocol_features(1 << 24),
         ),
         (
             "a protocol feature without what it needs",
             -libc::EINVAL,
             |c| c.set_protocol_features(1 << 20),
         ),
+        (
+            "in-band notifications without their channel",
+            -libc::EINVAL,
+            |c| c.set_protocol_features(1 << 14 | 1 << 3),
+        ),
+        (
+            "in-band notifications without acknowledgements",
+            -libc::EINVAL,
+            |c| c.set_protocol_features(1 << 14 | 1 << 5),
+        ),
+        ("skipping a drain without a buffer", -libc::EINVAL, |c| {
+            c.set_protocol_features(1 << 23 | 1 << 20)
+        }),
         ("a second owner", code::STATE, |c| c.set_owner()),
+        ("too small an MTU", -libc::EINVAL, |c| c.net_set_mtu(67)),
+        ("too large an MTU", -libc::EINVAL, |c| c.net_set_mtu(65536)),
+        ("no byte order", -libc::EINVAL, |c| c.set_vring_endian(0, 2)),
+        (
+            "the byte order of a ring beyond 8 bits",
+            -libc::EINVAL,
+            |c| c.set_vring_endian(256, 0),
+        ),
+        ("notifying a ring beyond 8 bits", -libc::EINVAL, |c| {
+            c.vring_kick(256)
+        }),
+        ("leaving a ring beyond 8 bits", -libc::EINVAL, |c| {
+            c.get_vring_base_skip_drain(256).map(drop)
+        }),
+        ("a status of 9 bits", -libc::EINVAL, |c| c.set_status(0x100)),
+        ("an IOTLB miss", -libc::EINVAL, |c| {
+            c.send_iotlb(&Iotlb { kind: 1, ..IOTLB })
+        }),
+        ("an access failure", -libc::EINVAL, |c| {
+            c.send_iotlb(&Iotlb { kind: 4, ..IOTLB })
+        }),
+        ("a translation for nobody", -libc::EINVAL, |c| {
+            c.send_iotlb(&Iotlb { perm: 0, ..IOTLB })
+        }),
+        ("an unknown permission", -libc::EINVAL, |c| {
+            c.send_iotlb(&Iotlb { perm: 4, ..IOTLB })
+        }),
+        ("an unknown permission to end", -libc::EINVAL, |c| {
+            c.send_iotlb(&Iotlb {
+                perm: 4,
+                kind: 3,
+                ..IOTLB
+            })
+        }),
+        ("an empty translation", -libc::EINVAL, |c| {
+            c.send_iotlb(&Iotlb { size: 0, ..IOTLB })
+        }),
+        ("a translation that wraps", -libc::EINVAL, |c| {
+            c.send_iotlb(&Iotlb {
+                iova: u64::MAX - 0xffe,
+                ..IOTLB
+            })
+        }),
+        ("a translation to what wraps", -libc::EINVAL, |c| {
+            c.send_iotlb(&Iotlb {
+                user_addr: u64::MAX - 0xffe,
+                ..IOTLB
+            })
+        }),
+        ("an IOTLB padding that says something", -libc::EINVAL, |c| {
+            c.send_iotlb(&Iotlb {
+                padding: [0, 0, 0, 0, 0, 1],
+                ..IOTLB
+            })
+        }),
+        ("an operation that creates nothing", -libc::EINVAL, |c| {
+            create(c, 3, SYM)
+        }),
+        (
+            "a symmetric session of the other kind",
+            -libc::EINVAL,
+            |c| create(c, 0x404, SYM),
+        ),
+        (
+            "an asymmetric session of the other kind",
+            -libc::EINVAL,
+            |c| create_asym(c, 2, ASYM),
+        ),
+        ("a key too long", -libc::EINVAL, |c| {
+            create(c, 2, CryptoSym { key_len: 65, ..SYM })
+        }),
+        ("an authentication key too long", -libc::EINVAL, |c| {
+            let session = CryptoSym {
+                auth_key_len: 513,
+                ..SYM
+            };
+            create(c, 2, session)
+        }),
+        ("a key longer than it says", -libc::EINVAL, |c| {
+            let session = CryptoSym {
+                key_len: 63,
+                key: [1; 64],
+                ..SYM
+            };
+            create(c, 2, session)
+        }),
+        ("a pointer in a session", -libc::EINVAL, |c| {
+            let session = CryptoSym {
+                pointers: [0, 1],
+                ..SYM
+            };
+            create(c, 2, session)
+        }),
+        ("a pointer in an asymmetric session", -libc::EINVAL, |c| {
+            create_asym(c, 0x404, CryptoAsym { pointer: 1, ..ASYM })
+        }),
+        ("an asymmetric key too long", -libc::EINVAL, |c| {
+            let session = CryptoAsym {
+                key_len: 1025,
+                ..ASYM
+            };
+            create_asym(c, 0x404, session)
+        }),
     ];
     for (name, code, call) in REFUSED {
         let (client, peer) = adopted(FEATURES, protocol(true), patient());
@@ -655,10 +867,11 @@ fn a_request_whose_feature_was_not_agreed_never_reaches_the_wire() {
                     | R::SetVringCall
                     | R::SetVringErr
                     | R::SetProtocolFeatures
+                    | R::GpuSetSocket
             )
         })
         .collect();
-    assert_eq!(gated.len(), 15);
+    assert_eq!(gated.len(), 30);
     for case in gated {
         let (client, peer) = adopted(1 << 32, ProtocolFeatures::empty(), patient());
         let error = (case.call)(&client).expect_err("it must be refused");
@@ -666,6 +879,147 @@ fn a_request_whose_feature_was_not_agreed_never_reaches_the_wire() {
         assert_eq!(error.code(), code::NOT_NEGOTIATED);
         assert_eq!(error.request, Some(case.request));
         peer.expect_silence();
+    }
+}
+
+#[test]
+fn a_closed_gate_names_the_bit_that_is_missing() {
+    let refused = |case: &Case, features, protocol: ProtocolFeatures, text: &str| {
+        let (client, peer) = adopted(features, protocol, patient());
+        let error = (case.call)(&client).expect_err("it must be refused");
+        assert_eq!(error.kind, Kind::NotNegotiated, "{error}");
+        assert!(error.to_string().contains(text), "{error}: no {text}");
+        peer.expect_silence();
+    };
+    for case in CASES {
+        let agreed = protocol_for(case.request, true);
+        let virtio = |bit: u32| {
+            let text = format!("virtio feature bit {bit} ");
+            refused(case, FEATURES & !(1 << bit), agreed, &text);
+        };
+        let protocol = |feature: ProtocolFeatures| {
+            let bit = feature.bits().trailing_zeros();
+            let name = protocol_feature_name(bit).unwrap();
+            let text = format!("{name} (bit {bit}) has not been acknowledged");
+            refused(case, FEATURES, agreed - feature, &text);
+        };
+        match case.request.info().gate {
+            Gate::Open | Gate::Offered(_) => {}
+            Gate::Acked(bit) => virtio(bit),
+            Gate::Protocol(feature) => protocol(feature),
+            Gate::Both(feature, bit) => {
+                protocol(feature);
+                virtio(bit);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_has_no_effect_alone_may_be_acknowledged_alone() {
+    // Back-ends offer HOST_NOTIFIER, SHMEM and BACKEND_SEND_FD so.
+    for feature in [10, 11, 22] {
+        let (client, peer) = adopted(FEATURES, protocol(true), patient());
+        client.set_protocol_features(1 << feature).unwrap();
+        peer.expect(Request::SetProtocolFeatures);
+    }
+}
+
+#[test]
+fn resetting_the_device_forgets_the_features_only() {
+    let (client, peer) = adopted(FEATURES, protocol(true), patient());
+    let reset = Case::of(Request::ResetDevice);
+    let answer = || common::answer(&peer, reset, true, false);
+    both(|| client.reset_device(), answer).0.unwrap();
+    assert_eq!(client.acked_features(), 0);
+    assert_eq!(client.acked_protocol_features(), protocol(true));
+    let error = client.set_vring_enable(0, true).unwrap_err();
+    assert_eq!(error.kind, Kind::NotNegotiated, "{error}");
+    let error = client.set_owner().unwrap_err();
+    assert_eq!(error.kind, Kind::State, "{error}");
+    peer.expect_silence();
+    // A refused one forgets nothing.
+    let (client, peer) = adopted(FEATURES, protocol(true), patient());
+    let refuse = || {
+        peer.expect(Request::ResetDevice);
+        peer.ack(Request::ResetDevice, 1);
+    };
+    both(|| client.reset_device(), refuse).0.unwrap_err();
+    assert_eq!(client.acked_features(), FEATURES);
+}
+
+#[test]
+fn a_message_that_notifies_starts_the_ring() {
+    let protocol = protocol(false) | ProtocolFeatures::INBAND_NOTIFICATIONS;
+    let (client, peer) = adopted(FEATURES, protocol, patient());
+    let stop = || {
+        peer.expect(Request::GetVringBaseSkipDrain);
+        peer.reply(Request::GetVringBaseSkipDrain, &hex("03000000 00000000"));
+    };
+    both(|| client.get_vring_base_skip_drain(3), stop)
+        .0
+        .unwrap();
+    client.set_vring_call(3, Some(file(0))).unwrap(); // no barrier: it has stopped
+    peer.expect(Request::SetVringCall);
+    client.vring_kick(3).unwrap();
+    peer.expect(Request::VringKick);
+    peer.expect_silence();
+    let barrier = || {
+        peer.expect(Request::SetVringCall);
+        peer.expect(Request::GetFeatures);
+        peer.ack(Request::GetFeatures, FEATURES);
+    };
+    both(|| client.set_vring_call(3, None), barrier).0.unwrap();
+}
+
+#[test]
+fn a_base_without_a_drain_is_never_completed() {
+    let request = Request::GetVringBaseSkipDrain;
+    for protocol in [ProtocolFeatures::GET_VRING_BASE_SKIP_DRAIN, protocol(true)] {
+        let call = |client: &BackendClient| client.get_vring_base_skip_drain(3);
+        let reply = "03000000 34920000";
+        let result = answered(FEATURES | PACKED, protocol, request, reply, &[], call);
+        assert_eq!(result.unwrap(), 0x9234);
+    }
+}
+
+#[test]
+fn an_asymmetric_session_has_a_key_of_its_own() {
+    let mut session = CryptoAsym {
+        algo: 1,
+        key_type: 2,
+        key_len: 1024,
+        padding: 0,
+        pointer: 0,
+        padding_algo: 3,
+        hash_algo: 4,
+        key: [0x5a; 1024],
+    };
+    session.key[1023] = 0xa5;
+    let (client, peer) = adopted(FEATURES, protocol(true), patient());
+    let call = || client.create_crypto_session(0x404, CryptoKind::Asym(&session));
+    let answer = || {
+        let got = peer.expect(Request::CreateCryptoSession);
+        assert_eq!((got.flags, got.payload.len()), (1, 1072));
+        let head = hex("0404000000000000 01000000 02000000 00040000 00000000
+                        0000000000000000 03000000 04000000");
+        assert_eq!(got.payload[..40], head);
+        assert_eq!(got.payload[40..1064], session.key);
+        assert_eq!(got.payload[1064..], [0; 8]);
+        peer.reply(Request::CreateCryptoSession, &vec![0; 1072]);
+    };
+    assert_eq!(both(call, answer).0.unwrap(), 0);
+    assert!(!format!("{session:?}").contains("90"), "a key is shown");
+}
+
+#[test]
+fn a_shared_object_may_come_with_any_body() {
+    for payload in ["", "00", "ffffffffffffffffffffffffffffffff"] {
+        let call = |client: &BackendClient| client.get_shared_object(&[1; 16]);
+        let request = Request::GetSharedObject;
+        let fds = [file(7)];
+        let result = answered(FEATURES, protocol(true), request, payload, &fds, call);
+        assert_eq!(identity(result.unwrap().as_fd()), identity(file(7)));
     }
 }
 

@@ -4,8 +4,9 @@
 use super::SharedRegion;
 use crate::error::{Error, Result};
 use crate::message::{
-    ConfigHeader, Inflight, Log, MAX_CONFIG_END, MAX_CONFIG_SIZE, MAX_MEM_REGIONS, MAX_RING_INDEX,
-    MAX_RING_SIZE, MemRegion, RequestInfo, VringAddr,
+    ConfigHeader, CryptoAsym, CryptoSym, Inflight, Iotlb, Log, MAX_CONFIG_END, MAX_CONFIG_SIZE,
+    MAX_MEM_REGIONS, MAX_RING_INDEX, MAX_RING_SIZE, MemRegion, ProtocolFeatures, RequestInfo,
+    VringAddr, crypto, iotlb, xen,
 };
 use std::os::fd::BorrowedFd;
 
@@ -81,8 +82,9 @@ fn aligned(value: u64, alignment: u64) -> bool {
     value.checked_rem(alignment) == Some(0)
 }
 
-/// One region. With `gpa`, user addresses must be guest addresses.
-pub(super) fn region(region: &MemRegion, gpa: bool) -> Result<()> {
+/// One region, with these features. GPA_ADDRESSES: user addresses must be guest
+/// addresses. XEN_MMAP: it may say how Xen maps it.
+pub(super) fn region(region: &MemRegion, features: ProtocolFeatures) -> Result<()> {
     if region.size == 0 {
         return Err(Error::invalid("size of the region is 0"));
     }
@@ -104,7 +106,19 @@ pub(super) fn region(region: &MemRegion, gpa: bool) -> Result<()> {
             )));
         }
     }
-    if gpa && region.user_addr != region.guest_addr {
+    if features.contains(ProtocolFeatures::XEN_MMAP) {
+        let unknown = region.xen_mmap_flags & !(xen::FOREIGN | xen::GRANT | xen::NO_ADVANCE_MAP);
+        if unknown != 0 {
+            return Err(Error::invalid(format!(
+                "xen_mmap_flags has unknown bits: {unknown:#x}"
+            )));
+        }
+    } else if region.xen_mmap_flags != 0 || region.xen_domid != 0 {
+        return Err(Error::invalid(
+            "xen_mmap_flags or xen_domid is not 0, and XEN_MMAP has not been acknowledged",
+        ));
+    }
+    if features.contains(ProtocolFeatures::GPA_ADDRESSES) && region.user_addr != region.guest_addr {
         return Err(Error::invalid(
             "user_addr is not guest_addr, and GPA_ADDRESSES has been acknowledged",
         ));
@@ -113,7 +127,7 @@ pub(super) fn region(region: &MemRegion, gpa: bool) -> Result<()> {
 }
 
 /// A whole table.
-pub(super) fn regions(regions: &[SharedRegion<'_>], gpa: bool) -> Result<()> {
+pub(super) fn regions(regions: &[SharedRegion<'_>], features: ProtocolFeatures) -> Result<()> {
     if regions.is_empty() || regions.len() > MAX_MEM_REGIONS {
         return Err(Error::invalid(format!(
             "there are {} regions, not 1 to {MAX_MEM_REGIONS}",
@@ -124,7 +138,7 @@ pub(super) fn regions(regions: &[SharedRegion<'_>], gpa: bool) -> Result<()> {
         a < b.saturating_add(b_size) && b < a.saturating_add(a_size)
     };
     for (index, this) in regions.iter().map(|shared| &shared.region).enumerate() {
-        region(this, gpa).map_err(|error| error.region(index))?;
+        region(this, features).map_err(|error| error.region(index))?;
         for other in regions.iter().take(index).map(|shared| &shared.region) {
             if overlap(this.guest_addr, other.guest_addr, this.size, other.size)
                 || overlap(this.user_addr, other.user_addr, this.size, other.size)
@@ -172,6 +186,107 @@ pub(super) fn config(offset: u32, flags: u32, len: usize) -> Result<ConfigHeader
         size,
         flags,
     })
+}
+
+/// A translation, or the end of one.
+pub(super) fn iotlb(entry: &Iotlb) -> Result<()> {
+    let update = entry.kind == iotlb::UPDATE;
+    if !update && entry.kind != iotlb::INVALIDATE {
+        return Err(Error::invalid(format!(
+            "type is {}, neither an update nor an invalidation",
+            entry.kind
+        )));
+    }
+    if entry.perm > 3 || (update && entry.perm == 0) {
+        return Err(Error::invalid(format!("perm is {}", entry.perm)));
+    }
+    let Some(last) = entry.size.checked_sub(1) else {
+        return Err(Error::invalid("size is 0"));
+    };
+    if entry.padding != [0; 6] {
+        return Err(Error::invalid("a reserved field is not zero"));
+    }
+    let starts = [("iova", entry.iova), ("user_addr", entry.user_addr)];
+    let counts = if update { 2 } else { 1 };
+    for (name, start) in starts.into_iter().take(counts) {
+        if start.checked_add(last).is_none() {
+            return Err(Error::invalid(format!(
+                "{name} + size - 1 does not fit into 64 bits"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What fits into a frame: the least is that of IPv4, the most that of the field.
+pub(super) fn mtu(mtu: u32) -> Result<()> {
+    if !(68..=65535).contains(&mtu) {
+        return Err(Error::invalid(format!("mtu is {mtu}, not 68 to 65535")));
+    }
+    Ok(())
+}
+
+pub(super) fn endian(endian: u32) -> Result<()> {
+    if endian > 1 {
+        return Err(Error::invalid(format!(
+            "endian is {endian}, neither little (0) nor big (1)"
+        )));
+    }
+    Ok(())
+}
+
+pub(super) fn status(status: u32) -> Result<()> {
+    if status > 0xff {
+        return Err(Error::invalid(format!(
+            "status is {status:#x}, and it has 8 bits"
+        )));
+    }
+    Ok(())
+}
+
+/// Bytes of a key that are there.
+fn key(name: &str, length: u32, key: &[u8]) -> Result<()> {
+    let rest = usize::try_from(length)
+        .ok()
+        .and_then(|length| key.get(length..))
+        .ok_or_else(|| {
+            Error::invalid(format!(
+                "{name}_len is {length}, and {name} has {} bytes",
+                key.len()
+            ))
+        })?;
+    match rest.iter().all(|byte| *byte == 0) {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "{name} goes on after the {length} bytes of {name}_len"
+        ))),
+    }
+}
+
+fn creates(op_code: u64, known: &[u64]) -> Result<()> {
+    match known.contains(&op_code) {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "op_code is {op_code:#x}, which does not create such a session"
+        ))),
+    }
+}
+
+pub(super) fn symmetric(op_code: u64, session: &CryptoSym) -> Result<()> {
+    creates(op_code, &crypto::CREATE_SYM)?;
+    if session.padding != 0 || session.pointers != [0; 2] {
+        return Err(Error::invalid("a reserved field is not zero"));
+    }
+    key("key", session.key_len, &session.key)?;
+    key("auth_key", session.auth_key_len, &session.auth_key)
+}
+
+pub(super) fn asymmetric(op_code: u64, session: &CryptoAsym) -> Result<()> {
+    creates(op_code, &crypto::CREATE_ASYM)?;
+    if session.padding != 0 || session.pointer != 0 {
+        return Err(Error::invalid("a reserved field is not zero"));
+    }
+    key("key", session.key_len, &session.key)
 }
 
 pub(super) fn inflight(inflight: &Inflight) -> Result<()> {

@@ -6,10 +6,11 @@
 use super::options::Adopted;
 use crate::error::{Error, Kind, Result};
 use crate::message::{
-    Gate, Name, PROTOCOL_FEATURE_NEEDS, ProtocolFeatures, RequestInfo, protocol_feature_name,
-    virtio,
+    Gate, Name, PROTOCOL_FEATURE_NEEDS, ProtocolFeatures, RequestInfo, SHMEM_REGIONS,
+    protocol_feature_name, virtio,
 };
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
 
 /// A value that is unknown until the back-end has told.
 #[derive(Debug, Default)]
@@ -29,6 +30,42 @@ impl Known {
     }
 }
 
+/// How far a postcopy migration has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Postcopy {
+    /// There is none.
+    Off,
+    /// POSTCOPY_ADVISE was answered.
+    Advised,
+    /// POSTCOPY_LISTEN was answered; the memory table comes next.
+    Listening,
+    /// The table is on its way or was answered; the back-end waits for the word
+    /// that its addresses are known, and would take anything else for that.
+    Unconfirmed,
+    /// The table stands.
+    Confirmed,
+}
+
+impl Postcopy {
+    const ALL: [Self; 5] = [
+        Self::Off,
+        Self::Advised,
+        Self::Listening,
+        Self::Unconfirmed,
+        Self::Confirmed,
+    ];
+
+    fn number(self) -> u8 {
+        match self {
+            Self::Off => 0,
+            Self::Advised => 1,
+            Self::Listening => 2,
+            Self::Unconfirmed => 3,
+            Self::Confirmed => 4,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Negotiated {
     offered: Known,
@@ -40,6 +77,12 @@ pub(super) struct Negotiated {
     adopted: AtomicBool,
     /// One bit for each ring.
     running: [AtomicU64; 4],
+    /// The sizes of the device's shared memory regions, once they are known.
+    shmem: OnceLock<Box<[u64; SHMEM_REGIONS]>>,
+    /// A number of [`Postcopy`].
+    postcopy: AtomicU8,
+    /// Memory has been shared on this connection.
+    memory: AtomicBool,
 }
 
 /// The names of the bits of a mask, for a text: "MQ (bit 0), bit 63".
@@ -89,13 +132,17 @@ impl Negotiated {
                     "the back-end does not offer virtio feature bit {bit}"
                 ))
             }
-            Gate::Acked(bit) if self.acked() & mask(bit) == 0 => missing(format!(
-                "virtio feature bit {bit} has not been acknowledged with SET_FEATURES"
-            )),
-            Gate::Protocol(feature) if !self.protocol().contains(feature) => missing(format!(
-                "protocol feature {} has not been acknowledged with SET_PROTOCOL_FEATURES",
-                names(feature.bits(), protocol_feature_name)
-            )),
+            Gate::Protocol(feature) | Gate::Both(feature, _)
+                if !self.protocol().contains(feature) =>
+            {
+                missing(format!(
+                    "protocol feature {} has not been acknowledged with SET_PROTOCOL_FEATURES",
+                    names(feature.bits(), protocol_feature_name)
+                ))
+            }
+            Gate::Acked(bit) | Gate::Both(_, bit) if self.acked() & mask(bit) == 0 => missing(
+                format!("virtio feature bit {bit} has not been acknowledged with SET_FEATURES"),
+            ),
             _ => Ok(()),
         }
     }
@@ -204,6 +251,106 @@ impl Negotiated {
         self.set_acked(0);
     }
 
+    /// They do not change while the connection lives.
+    pub(super) fn set_shmem(&self, sizes: &[u64; SHMEM_REGIONS]) {
+        self.shmem.get_or_init(|| Box::new(*sizes));
+    }
+
+    /// The size of a shared memory region; 0 where it is not known.
+    pub(super) fn shmem_size(&self, shmid: u8) -> u64 {
+        let sizes = self.shmem.get();
+        let size = sizes.and_then(|sizes| sizes.get(usize::from(shmid)));
+        size.copied().unwrap_or_default()
+    }
+
+    /// After RESET_DEVICE: the features are to be acknowledged again. Whether
+    /// rings have stopped differs among back-ends.
+    pub(super) fn reset_device(&self) {
+        self.set_acked(0);
+    }
+
+    // ---- memory ----
+
+    pub(super) fn set_memory(&self) {
+        self.memory.store(true, SeqCst);
+    }
+
+    fn postcopy(&self) -> Postcopy {
+        let number = self.postcopy.load(SeqCst);
+        let known = Postcopy::ALL.into_iter().find(|at| at.number() == number);
+        known.unwrap_or(Postcopy::Off)
+    }
+
+    pub(super) fn set_postcopy(&self, at: Postcopy) {
+        self.postcopy.store(at.number(), SeqCst);
+    }
+
+    /// Goes on with a postcopy migration if it is there, else not.
+    pub(super) fn step_postcopy(&self, from: Postcopy, to: Postcopy) -> bool {
+        self.postcopy
+            .compare_exchange(from.number(), to.number(), SeqCst, SeqCst)
+            .is_ok()
+    }
+
+    /// Whether anything but the word about the memory table may be sent.
+    pub(super) fn check_unconfirmed(&self) -> Result<()> {
+        match self.postcopy() {
+            Postcopy::Unconfirmed => Err(Error::new(
+                Kind::State,
+                "the back-end waits to be told that its addresses of the memory table are known",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether memory may be shared, or taken away, in the ordinary way.
+    pub(super) fn check_memory(&self) -> Result<()> {
+        match self.postcopy() {
+            Postcopy::Off | Postcopy::Advised => Ok(()),
+            _ => Err(Error::new(
+                Kind::State,
+                "the back-end listens for page faults: the table is sent with postcopy_set_mem_table",
+            )),
+        }
+    }
+
+    pub(super) fn check_advise(&self) -> Result<()> {
+        let wrong = |text: &'static str| Err(Error::new(Kind::State, text));
+        match self.postcopy() {
+            // DPDK hangs up on the regions that follow, libvhost-user exits.
+            _ if self
+                .protocol()
+                .contains(ProtocolFeatures::CONFIGURE_MEM_SLOTS) =>
+            {
+                wrong("postcopy does not work with CONFIGURE_MEM_SLOTS, which was acknowledged")
+            }
+            Postcopy::Off | Postcopy::Advised => Ok(()),
+            _ => wrong("the back-end listens already"),
+        }
+    }
+
+    pub(super) fn check_listen(&self) -> Result<()> {
+        let wrong = |text: &'static str| Err(Error::new(Kind::State, text));
+        match self.postcopy() {
+            Postcopy::Off => wrong("POSTCOPY_ADVISE comes first"),
+            // Back-ends fail where there are regions.
+            Postcopy::Advised if self.memory.load(SeqCst) => {
+                wrong("memory has been shared on this connection already")
+            }
+            Postcopy::Advised => self.check_advise(),
+            _ => wrong("the back-end listens already"),
+        }
+    }
+
+    pub(super) fn check_end(&self) -> Result<()> {
+        match self.postcopy() {
+            Postcopy::Off | Postcopy::Advised => {
+                Err(Error::new(Kind::State, "POSTCOPY_LISTEN comes first"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     // ---- rings ----
 
     pub(super) fn set_running(&self, ring: u8, running: bool) {
@@ -227,17 +374,19 @@ impl Negotiated {
         }
     }
 
-    /// A base as the back-end sent it, as it is meant.
-    pub(super) fn base(&self, num: u32) -> Result<u32> {
+    /// A base as the back-end sent it, as it is meant. `drained`: the back-end was
+    /// to finish what it had taken.
+    pub(super) fn base(&self, num: u32, drained: bool) -> Result<u32> {
         let (low, high) = (num & 0xffff, num & !0xffff);
         match (self.packed(), high) {
             // DPDK and vhost-user-backend keep 16 bits. All that was taken has
             // been used, so the used half equals the available half, unless the
             // back-end may stop with requests in flight.
             (true, 0)
-                if !self
-                    .protocol()
-                    .contains(ProtocolFeatures::GET_VRING_BASE_INFLIGHT) =>
+                if drained
+                    && !self
+                        .protocol()
+                        .contains(ProtocolFeatures::GET_VRING_BASE_INFLIGHT) =>
             {
                 Ok(low | low.wrapping_shl(16))
             }

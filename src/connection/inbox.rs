@@ -1,15 +1,17 @@
-//! Bytes and descriptors that arrived, until they make whole replies.
+//! Bytes and descriptors that arrived, until they make whole messages.
 
 use crate::error::{Error, Phase, Result};
-use crate::message::{HEADER_SIZE, Header, MAX_REPLY_PAYLOAD, flags};
+use crate::message::{HEADER_SIZE, Header, MAX_REPLY_PAYLOAD};
 use crate::socket::{self, MAX_FDS_RECEIVED};
 use nix::errno::Errno;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use zerocopy::FromBytes;
 
-const CAPACITY: usize = HEADER_SIZE + MAX_REPLY_PAYLOAD;
+/// Largest payload for which there is room.
+pub(super) const MAX_PAYLOAD: usize = MAX_REPLY_PAYLOAD;
+const CAPACITY: usize = HEADER_SIZE + MAX_PAYLOAD;
 
-/// A fixed buffer: one read usually brings one whole reply. Who holds the inbox
+/// A fixed buffer: one read usually brings one whole message. Who holds the inbox
 /// is the one who reads.
 #[derive(Debug)]
 pub(super) struct Inbox {
@@ -24,6 +26,8 @@ pub(super) struct Inbox {
     consumed: u64,
     /// The stream broke the protocol in a way seen while reading.
     broken: Option<Error>,
+    /// Bytes and descriptors read since [`take_traffic`](Self::take_traffic).
+    traffic: (usize, usize),
 }
 
 /// What a [`fill`](Inbox::fill) did.
@@ -45,6 +49,7 @@ impl Inbox {
             fds: [const { None }; MAX_FDS_RECEIVED],
             consumed: 0,
             broken: None,
+            traffic: (0, 0),
         })
     }
 
@@ -55,7 +60,9 @@ impl Inbox {
         let room = self.bytes.get_mut(self.end..).unwrap_or_default();
         let fds = &mut self.fds;
         let mut surplus = false;
+        let mut came = 0_usize;
         let received = socket::receive(socket, room, wait, |fd| {
+            came = came.saturating_add(1);
             // The position is filled in below, when the length is known.
             match fds.iter_mut().find(|place| place.is_none()) {
                 Some(place) => *place = Some((u64::MAX, fd)),
@@ -68,6 +75,8 @@ impl Inbox {
             Err(errno) => return Err(errno),
         };
         self.end = self.end.saturating_add(received.bytes);
+        self.traffic.0 = self.traffic.0.saturating_add(received.bytes);
+        self.traffic.1 = self.traffic.1.saturating_add(came);
         // The kernel never lets one read cross a message that carried
         // descriptors: they belong to the message in which the read ended.
         let position = self
@@ -82,7 +91,7 @@ impl Inbox {
             self.broken.get_or_insert_with(|| Error::protocol(text));
         } else if received.truncated {
             // There was room for them here, but not in the table of this process.
-            let text = "cannot take a file descriptor of the reply";
+            let text = "cannot take a file descriptor of the back-end";
             let error = Error::os(Errno::EMFILE, text).during(Phase::Reply);
             self.broken.get_or_insert(error);
         }
@@ -114,6 +123,29 @@ impl Inbox {
         self.start == self.end && self.fds.iter().all(Option::is_none)
     }
 
+    /// What has been read since this was asked last.
+    pub(super) fn take_traffic(&mut self) -> (usize, usize) {
+        std::mem::take(&mut self.traffic)
+    }
+
+    /// As much as there is of the payload of the message that `header` begins.
+    pub(super) fn arrived(&self, header: Header) -> &[u8] {
+        let unread = self.bytes.get(self.start..self.end).unwrap_or_default();
+        let rest = unread.get(HEADER_SIZE..).unwrap_or_default();
+        let size = usize::try_from(header.size).unwrap_or(usize::MAX);
+        rest.get(..size).unwrap_or(rest)
+    }
+
+    /// Whether there is a message that needs no further read.
+    pub(super) fn holds_message(&self) -> bool {
+        let unread = self.bytes.get(self.start..self.end).unwrap_or_default();
+        Header::read_from_prefix(unread).is_ok_and(|(header, rest)| {
+            let size = usize::try_from(header.size).unwrap_or(usize::MAX);
+            // One that never fits is for the next look at the header to refuse.
+            rest.len() >= size || size > MAX_PAYLOAD
+        })
+    }
+
     /// The header of the next message, as soon as it is there.
     pub(super) fn header(&mut self) -> Result<Option<Header>> {
         if let Some(error) = self.broken.take() {
@@ -123,17 +155,6 @@ impl Inbox {
         let Ok((header, _)) = Header::read_from_prefix(unread) else {
             return Ok(None);
         };
-        if header.flags & flags::VERSION_MASK != flags::VERSION {
-            return Err(
-                Error::protocol("the reply has a wrong version").value(u64::from(header.flags))
-            );
-        }
-        // An echoed need-reply bit is what libvhost-user sends.
-        let known = flags::VERSION_MASK | flags::REPLY | flags::NEED_REPLY;
-        if header.flags & flags::REPLY == 0 || header.flags & !known != 0 {
-            return Err(Error::protocol("the message is not flagged as a reply")
-                .value(u64::from(header.flags)));
-        }
         Ok(Some(header))
     }
 

@@ -7,9 +7,10 @@
 //! is the one that the next reply must belong to.
 
 use super::inbox::{Filled, Inbox};
+use super::trace::{Ledger, count};
 use super::{Expect, Outgoing};
 use crate::error::{Error, Kind, Phase, Result};
-use crate::message::{HEADER_SIZE, Header, Request, flags};
+use crate::message::{HEADER_SIZE, Header, Payload, Request, flags};
 use crate::socket;
 use nix::errno::Errno;
 use std::collections::VecDeque;
@@ -17,7 +18,8 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use zerocopy::IntoBytes;
+use std::time::Instant;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Names a request under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,12 @@ struct Slot {
     queued: bool,
     /// Somebody waits for the outcome. Otherwise a late reply is dropped.
     wanted: bool,
+    /// Nobody ever did.
+    posted: bool,
+    /// When it was taken, and the request for whose sake: the one before it, if
+    /// it is a barrier.
+    since: Instant,
+    on_behalf: Request,
     failed: Option<Error>,
     payload: Vec<u8>,
     fd: Option<OwnedFd>,
@@ -86,6 +94,7 @@ pub(super) struct Machine {
     pub(super) throttled: bool,
     /// Payload buffers kept for reuse, so that no request allocates.
     spare: Vec<Vec<u8>>,
+    pub(super) ledger: Ledger,
 }
 
 impl Machine {
@@ -101,6 +110,7 @@ impl Machine {
             next: 0,
             throttled: false,
             spare: Vec::new(),
+            ledger: Ledger::default(),
         }
     }
 
@@ -123,8 +133,19 @@ impl Machine {
     }
 
     /// How many requests were given up whose replies may still come.
+    pub(super) fn given_up(&self) -> usize {
+        let given_up = |slot: &&Slot| !slot.wanted && !slot.posted;
+        self.slots.iter().filter(given_up).count()
+    }
+
+    /// The same, and those that were posted.
     pub(super) fn unanswered(&self) -> usize {
         self.slots.iter().filter(|slot| !slot.wanted).count()
+    }
+
+    /// Whether somebody waits for an outcome that may still come.
+    pub(super) fn under_way(&self) -> bool {
+        self.slots.iter().any(|slot| slot.wanted && !slot.done())
     }
 
     pub(super) fn done(&self, ticket: Ticket) -> bool {
@@ -132,6 +153,14 @@ impl Machine {
             .iter()
             .find(|slot| slot.ticket == ticket)
             .is_none_or(Slot::done)
+    }
+
+    /// What a further request would be told, if none is taken any more.
+    pub(super) fn ended(&self) -> Option<Error> {
+        if self.aborted.load(Ordering::SeqCst) {
+            return Some(self.hung_up());
+        }
+        self.latch.as_ref().map(latched)
     }
 
     /// Hands the inbox to the one who reads. There is only one, so it is there;
@@ -154,11 +183,8 @@ impl Machine {
         out: &Outgoing<'_>,
         expect: Option<Expect>,
     ) -> Result<Ticket> {
-        if self.aborted.load(Ordering::SeqCst) {
-            return Err(self.hung_up());
-        }
-        if let Some(cause) = &self.latch {
-            return Err(latched(cause));
+        if let Some(error) = self.ended() {
+            return Err(error);
         }
         self.check_idle(socket)?;
         let size = out.body.len().saturating_add(out.payload.len());
@@ -173,11 +199,22 @@ impl Machine {
             match socket::send(socket, &parts.map(IoSlice::new), out.fds) {
                 Ok(sent) => sent,
                 Err(errno) if must_wait(errno, &mut self.throttled) => 0,
-                Err(errno) => return Err(self.send_failed(errno)),
+                Err(errno) => {
+                    let error = self.send_failed(errno).of(out.request);
+                    // Answers that came before may still be read.
+                    if matches!(error.kind, Kind::Disconnected | Kind::Canceled) {
+                        self.latch(&error);
+                    }
+                    return Err(error);
+                }
             }
         } else {
             0
         };
+        if sent > 0 {
+            let payload = Payload(out.body, out.payload);
+            self.ledger.sending(header, payload, sent, out.fds.len());
+        }
         let queued = sent < whole;
         let ticket = Ticket(self.next);
         if queued {
@@ -202,11 +239,20 @@ impl Machine {
             expect,
             queued,
             wanted: true,
+            posted: false,
+            since: Instant::now(),
+            on_behalf: out.request,
             failed: None,
             payload,
             fd: None,
         });
         Ok(ticket)
+    }
+
+    /// The request was sent only to know that `first` has been processed.
+    pub(super) fn is_barrier(&mut self, ticket: Ticket, first: Request) {
+        count(&mut self.ledger.counters.barriers);
+        self.settle(ticket, |slot| slot.on_behalf = first);
     }
 
     /// With nothing outstanding there must be nothing to read: a surplus reply
@@ -238,7 +284,16 @@ impl Machine {
                 socket::send(socket, &[IoSlice::new(rest)], &[])
             };
             match result {
-                Ok(sent) => frame.sent = frame.sent.saturating_add(sent),
+                Ok(sent) => {
+                    match Header::read_from_prefix(&frame.bytes) {
+                        Ok((header, payload)) if frame.sent == 0 && sent > 0 => {
+                            let payload = Payload(payload, &[]);
+                            self.ledger.sending(header, payload, sent, frame.fds.len());
+                        }
+                        _ => self.ledger.counters.sent(sent, 0),
+                    }
+                    frame.sent = frame.sent.saturating_add(sent);
+                }
                 Err(errno) if must_wait(errno, &mut self.throttled) => return,
                 Err(errno) if frame.sent == 0 => {
                     let ticket = frame.ticket;
@@ -315,6 +370,8 @@ impl Machine {
 
     /// Takes the inbox back after a read, and settles what it answers.
     pub(super) fn received(&mut self, mut inbox: Box<Inbox>, filled: nix::Result<Filled>) {
+        let (bytes, fds) = inbox.take_traffic();
+        self.ledger.counters.received(bytes, fds);
         let parsed = match self.lost {
             true => {
                 inbox.discard();
@@ -341,38 +398,17 @@ impl Machine {
 
     fn parse(&mut self, inbox: &mut Inbox) -> Result<()> {
         while let Some(header) = inbox.header()? {
-            let Some(slot) = self
-                .slots
-                .iter_mut()
-                .find(|slot| slot.expect.is_some() && !slot.queued)
-            else {
-                return Err(Error::protocol("the back-end sent a reply to no request")
-                    .value(u64::from(header.request)));
+            let mut slots = self.slots.iter_mut();
+            let oldest = slots.find(|slot| slot.expect.is_some() && !slot.queued);
+            let asked = oldest.as_ref().map(|slot| slot.request);
+            let (slot, expect) = match check_header(&header, oldest) {
+                Ok(found) => found,
+                Err(error) => {
+                    let payload = Payload(inbox.arrived(header), &[]);
+                    self.ledger.receiving(header, payload, 0, asked);
+                    return Err(error);
+                }
             };
-            let Some(expect) = slot.expect else { continue };
-            let wrong = |text: String, value: u32| {
-                Err(Error::protocol(text)
-                    .of(slot.request)
-                    .value(u64::from(value)))
-            };
-            if header.request != slot.request.id() {
-                return wrong(
-                    format!(
-                        "the back-end answered request {}, which is not the oldest one",
-                        header.request
-                    ),
-                    header.request,
-                );
-            }
-            if !usize::try_from(header.size).is_ok_and(|size| expect.size.contain(size)) {
-                return wrong(
-                    format!(
-                        "the reply has {} bytes of payload, allowed are {} to {}",
-                        header.size, expect.size.min, expect.size.max
-                    ),
-                    header.size,
-                );
-            }
             let mut fds = 0_usize;
             let fd = &mut slot.fd;
             let Some(payload) = inbox.payload(header, |received| {
@@ -381,6 +417,8 @@ impl Machine {
             }) else {
                 return Ok(()); // the rest has not arrived yet
             };
+            self.ledger
+                .receiving(header, Payload(payload, &[]), fds, asked);
             if !expect.fds.contain(fds) {
                 slot.fd = None;
                 return Err(Error::protocol(format!(
@@ -393,7 +431,13 @@ impl Machine {
             slot.expect = None;
             let zero = payload.iter().all(|byte| *byte == 0);
             self.last_acked = (expect.ack && zero).then_some(slot.request);
+            let counters = &mut self.ledger.counters;
+            count(&mut counters.replies_received);
+            if slot.posted && !zero {
+                count(&mut counters.posted_refused);
+            }
             if slot.wanted {
+                counters.waited(slot.since.elapsed(), slot.on_behalf);
                 slot.payload.clear();
                 slot.payload.extend_from_slice(payload);
             }
@@ -483,11 +527,24 @@ impl Machine {
             self.settle(ticket, |slot| slot.wanted = false);
             return Abandoned::CutShort;
         }
+        let slot = self.slots.iter().find(|slot| slot.ticket == ticket);
+        if let Some(slot) = slot.filter(|slot| slot.expect.is_some()) {
+            let counters = &mut self.ledger.counters;
+            counters.waited(slot.since.elapsed(), slot.on_behalf);
+        }
         self.settle(ticket, |slot| {
             slot.wanted = false;
             slot.fd = None;
         });
         Abandoned::Unanswered
+    }
+
+    /// Nobody waits for the outcome of a request that goes on.
+    pub(super) fn disown(&mut self, ticket: Ticket) {
+        self.settle(ticket, |slot| {
+            slot.wanted = false;
+            slot.posted = true;
+        });
     }
 
     /// Takes no further request, for this reason. Those under way go on.
@@ -527,6 +584,56 @@ pub(super) enum Abandoned {
     Unsent,
     CutShort,
     Unanswered,
+}
+
+/// The request that a reply with this header answers, and what it may be like.
+fn check_header<'a>(
+    header: &Header,
+    oldest: Option<&'a mut Slot>,
+) -> Result<(&'a mut Slot, Expect)> {
+    check_flags(header)?;
+    let Some((slot, expect)) = oldest.and_then(|slot| slot.expect.map(|expect| (slot, expect)))
+    else {
+        let error = Error::protocol("the back-end sent a reply to no request");
+        return Err(error.value(u64::from(header.request)));
+    };
+    let wrong = |text: String, value: u32| {
+        Err(Error::protocol(text)
+            .of(slot.request)
+            .value(u64::from(value)))
+    };
+    if header.request != slot.request.id() {
+        return wrong(
+            format!(
+                "the back-end answered request {}, which is not the oldest one",
+                header.request
+            ),
+            header.request,
+        );
+    }
+    if !usize::try_from(header.size).is_ok_and(|size| expect.size.contain(size)) {
+        return wrong(
+            format!(
+                "the reply has {} bytes of payload, allowed are {} to {}",
+                header.size, expect.size.min, expect.size.max
+            ),
+            header.size,
+        );
+    }
+    Ok((slot, expect))
+}
+
+fn check_flags(header: &Header) -> Result<()> {
+    let value = u64::from(header.flags);
+    if header.flags & flags::VERSION_MASK != flags::VERSION {
+        return Err(Error::protocol("the reply has a wrong version").value(value));
+    }
+    // An echoed need-reply bit is what libvhost-user sends.
+    let known = flags::VERSION_MASK | flags::REPLY | flags::NEED_REPLY;
+    if header.flags & flags::REPLY == 0 || header.flags & !known != 0 {
+        return Err(Error::protocol("the message is not flagged as a reply").value(value));
+    }
+    Ok(())
 }
 
 fn duplicates(fds: &[BorrowedFd<'_>]) -> Result<Vec<OwnedFd>> {

@@ -11,7 +11,7 @@ use std::os::fd::BorrowedFd;
 use std::os::raw::{c_char, c_int};
 use std::path::Path;
 use std::time::Duration;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// Largest struct with a size that makes sense to look at.
 const MAX_STRUCT_SIZE: usize = 1 << 16;
@@ -107,12 +107,12 @@ impl Args {
 
     /// A buffer to fill, which C need not have initialised.
     #[allow(clippy::mut_from_ref, reason = "the memory is the caller's, not ours")]
-    pub(super) fn buffer(
+    pub(super) fn buffer<T>(
         &self,
-        pointer: *mut u8,
+        pointer: *mut T,
         n: usize,
         name: &str,
-    ) -> Result<&mut [MaybeUninit<u8>]> {
+    ) -> Result<&mut [MaybeUninit<T>]> {
         match length(pointer, n, name)? {
             0 => Ok(&mut []),
             // SAFETY: promised when this was made; not null, and of a possible length.
@@ -127,8 +127,45 @@ impl Args {
         pointer: *const T,
         name: &str,
     ) -> Result<T> {
-        let size = *self.input(pointer.cast::<usize>(), name)?;
         let mut known = T::new_zeroed();
+        self.extensible_into(pointer, name, &mut known)?;
+        Ok(known)
+    }
+
+    /// The same into what is all zeros, for what must not be copied about.
+    pub(super) fn extensible_into<T: FromBytes + IntoBytes>(
+        &self,
+        pointer: *const T,
+        name: &str,
+        known: &mut T,
+    ) -> Result<()> {
+        let head = self.known_part(pointer, name)?;
+        if let Some(place) = known.as_mut_bytes().get_mut(..head.len()) {
+            place.copy_from_slice(head);
+        }
+        Ok(())
+    }
+
+    /// The same for a struct that holds pointers, which nothing can check.
+    ///
+    /// # Safety
+    /// What the caller put into the struct is a valid T.
+    pub(super) unsafe fn extensible_pointers<T: FromZeros>(
+        &self,
+        pointer: *const T,
+        name: &str,
+    ) -> Result<T> {
+        let head = self.known_part(pointer, name)?;
+        let mut known = T::new_zeroed();
+        let place = (&raw mut known).cast::<u8>();
+        // SAFETY: `head` is at most as long as T, and does not overlap it.
+        unsafe { std::ptr::copy_nonoverlapping(head.as_ptr(), place, head.len()) };
+        Ok(known)
+    }
+
+    /// Of a struct that begins with its size, the bytes that are known here.
+    fn known_part<T>(&self, pointer: *const T, name: &str) -> Result<&[u8]> {
+        let size = *self.input(pointer.cast::<usize>(), name)?;
         check_size(size, name)?;
         let bytes = self.array(pointer.cast::<u8>(), size, name)?;
         let (head, tail) = bytes.split_at(bytes.len().min(size_of::<T>()));
@@ -138,10 +175,7 @@ impl Args {
                 format!("{name} has fields that this version of the library does not know"),
             ));
         }
-        if let Some(place) = known.as_mut_bytes().get_mut(..head.len()) {
-            place.copy_from_slice(head);
-        }
-        Ok(known)
+        Ok(head)
     }
 
     /// The size of a result struct that begins with it, checked before the call

@@ -197,8 +197,8 @@ pub unsafe extern "C" fn vuf_client_free(client: *mut vuf_client) {
 }
 
 /// Ends the connection. Calls under way return -ECANCELED at once, as do later
-/// ones, unless they are refused before anything would be sent. The client stays
-/// and has to be freed.
+/// ones, unless an argument of theirs is refused. The client stays and has to be
+/// freed.
 ///
 /// May be called from any thread, and from a signal handler.
 ///
@@ -361,7 +361,11 @@ pub unsafe extern "C" fn vuf_client_get_protocol_features(
 ///
 /// Returns 0 once it is sent, otherwise
 ///   -EINVAL               features has bits that were not offered, that the
-///                         library does not serve, or without what they need
+///                         library does not serve, or without what they need:
+///                         VUF_PROTOCOL_F_GET_VRING_BASE_INFLIGHT needs
+///                         _INFLIGHT_SHMFD, _GET_VRING_BASE_SKIP_DRAIN both of
+///                         these, _INBAND_NOTIFICATIONS _BACKEND_REQ and
+///                         _REPLY_ACK
 ///   VUF_E_STATE           vuf_client_get_protocol_features() was not called
 ///   VUF_E_NOT_NEGOTIATED  VUF_F_PROTOCOL_FEATURES was not offered
 /// or a common code.

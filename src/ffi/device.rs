@@ -1,12 +1,12 @@
-//! What belongs to the device as a whole: configuration space, in-flight I/O,
-//! state, shared memory, and the back-end's own channel.
+//! What belongs to the device as a whole: configuration space, status, in-flight
+//! I/O, state, shared memory and objects, and the back-end's own channel.
 
 use super::args::{self, Args};
 use super::handle;
 use super::types::*;
 use crate::backend_client::Direction;
 use crate::error::Error;
-use crate::message::{Inflight, MAX_CONFIG_SIZE, Request};
+use crate::message::{Inflight, MAX_CONFIG_SIZE, Request, UUID_SIZE};
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::raw::{c_int, c_void};
 
@@ -132,13 +132,13 @@ pub unsafe extern "C" fn vuf_client_set_backend_req_fd(
 ///
 /// # Safety
 /// `out` is null or points to room for an int.
-unsafe fn no_fd_yet(out: *mut c_int) {
+pub(super) unsafe fn no_fd_yet(out: *mut c_int) {
     // SAFETY: passed on from the caller. What is wrong with it is said later.
     let _ = unsafe { Args::new() }.fd_output(out, "out").map(drop);
 }
 
 /// Writes a descriptor that may be there.
-fn give(out: &mut c_int, fd: Option<OwnedFd>) {
+pub(super) fn give(out: &mut c_int, fd: Option<OwnedFd>) {
     *out = fd.map_or(-1, OwnedFd::into_raw_fd);
 }
 
@@ -312,6 +312,121 @@ pub unsafe extern "C" fn vuf_client_check_device_state(client: *mut vuf_client) 
     unsafe {
         handle::with_client(client, Request::CheckDeviceState, |client, _| {
             client.check_device_state()
+        })
+    }
+}
+
+/// Asks for the file of an object that the back-end shares (GET_SHARED_OBJECT).
+///
+/// Needs VUF_PROTOCOL_F_SHARED_OBJECT. The back-end has announced the object on
+/// its channel.
+///
+/// uuid  the object's 16 bytes, as they were announced; read during the call
+/// fd    gets the file: given (yours to close, close-on-exec); -1 on failure
+///
+/// Returns 0, otherwise
+///   -EINVAL               uuid or fd is NULL
+///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+///   VUF_E_NACK            the back-end has no such object
+/// or a common code.
+///
+/// # Safety
+/// `client` is null or a client that has not been freed; `uuid` is null or points
+/// to 16 bytes; `fd` is null or points to room.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vuf_client_get_shared_object(
+    client: *mut vuf_client,
+    uuid: *const u8,
+    fd: *mut c_int,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { no_fd_yet(fd) };
+    // SAFETY: the caller's promise.
+    unsafe {
+        handle::with_client(client, Request::GetSharedObject, |client, c| {
+            let fd = c.fd_output(fd, "fd")?;
+            let uuid = c.input(uuid.cast::<[u8; UUID_SIZE]>(), "uuid")?;
+            give(fd, Some(client.get_shared_object(uuid)?));
+            Ok(())
+        })
+    }
+}
+
+/// Resets the device (RESET_DEVICE).
+///
+/// Needs VUF_PROTOCOL_F_RESET_DEVICE. Stop every ring with
+/// vuf_client_get_vring_base() first: not all back-ends do. Afterwards rings are
+/// disabled, and the virtio features count as not acknowledged: the way back
+/// begins with vuf_client_set_features(). Protocol features, owner and memory
+/// stay; an in-flight buffer has to be made anew, and the device's shared memory
+/// unmapped.
+///
+/// Returns 0 once the back-end has done so, otherwise
+///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+///   VUF_E_NACK            the back-end refused
+/// or a common code.
+///
+/// # Safety
+/// `client` is null or a client that has not been freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vuf_client_reset_device(client: *mut vuf_client) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        handle::with_client(client, Request::ResetDevice, |client, _| {
+            client.reset_device()
+        })
+    }
+}
+
+/// Tells the back-end the device status (SET_STATUS).
+///
+/// Needs VUF_PROTOCOL_F_STATUS, and with it back-ends wait for it: DPDK starts
+/// no ring before DRIVER_OK. 0 resets the device.
+///
+/// status  VIRTIO_CONFIG_S_* of the driver, 8 bits
+///
+/// Returns 0 once the back-end has taken it over, otherwise
+///   -EINVAL               status is above 255
+///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+///   VUF_E_NACK            the back-end refused
+/// or a common code.
+///
+/// # Safety
+/// `client` is null or a client that has not been freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vuf_client_set_status(client: *mut vuf_client, status: u32) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        handle::with_client(client, Request::SetStatus, |client, _| {
+            client.set_status(status)
+        })
+    }
+}
+
+/// Asks the back-end for the device status (GET_STATUS).
+///
+/// Needs VUF_PROTOCOL_F_STATUS. The back-end may have cleared FEATURES_OK, or
+/// set NEEDS_RESET.
+///
+/// status  gets the 8 bits
+///
+/// Returns 0, otherwise
+///   -EINVAL               status is NULL
+///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+///   VUF_E_PROTOCOL        the answer is above 255
+/// or a common code.
+///
+/// # Safety
+/// `client` is null or a client that has not been freed; `status` is null or
+/// points to room.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vuf_client_get_status(client: *mut vuf_client, status: *mut u32) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        handle::with_client(client, Request::GetStatus, |client, c| {
+            let status = c.output(status, "status")?;
+            status.write(client.get_status()?);
+            Ok(())
         })
     }
 }

@@ -140,7 +140,12 @@ pub extern "C" fn vuf_protocol_feature_name(bit: u32) -> *const c_char {
 /// Tells which protocol features this library serves.
 ///
 /// Acknowledge with vuf_client_set_protocol_features() only bits that the
-/// back-end offers, that you want, and that are set here.
+/// back-end offers, that you want, and that are set here. Some bind you to more
+/// than a new request: with VUF_PROTOCOL_F_STATUS DPDK waits for
+/// vuf_client_set_status(), with VUF_PROTOCOL_F_INFLIGHT_SHMFD libvhost-user for
+/// vuf_client_set_inflight_fd(), VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS rules postcopy
+/// out, and VUF_PROTOCOL_F_XEN_MMAP and VUF_PROTOCOL_F_GPA_ADDRESSES change what
+/// a memory region is.
 ///
 /// Returns a mask: bit n is set for VUF_PROTOCOL_F_* n. Never fails.
 #[unsafe(no_mangle)]

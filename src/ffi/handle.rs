@@ -6,6 +6,7 @@ use super::types::vuf_client;
 use crate::backend_client::BackendClient;
 use crate::error::{Error, Kind, Result};
 use crate::message::Request;
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 /// In [`Handle::inside`]: the handle is being freed.
@@ -51,6 +52,49 @@ impl Drop for Inside<'_> {
         if self.0.inside.fetch_sub(1, SeqCst) == FREEING.wrapping_add(1) {
             futex(inside, libc::FUTEX_WAKE, u32::MAX >> 1);
         }
+    }
+}
+
+/// A call that this thread is in, and the call from inside which it came: through
+/// one of the caller's functions.
+struct Frame {
+    handle: *const Handle,
+    outer: *const Frame,
+}
+
+thread_local! {
+    static INNERMOST: Cell<*const Frame> = const { Cell::new(std::ptr::null()) };
+}
+
+impl Frame {
+    /// Runs `body` as a call on this handle.
+    fn run<T>(handle: &Handle, body: impl FnOnce() -> T) -> T {
+        struct Leave(*const Frame);
+        impl Drop for Leave {
+            fn drop(&mut self) {
+                INNERMOST.set(self.0);
+            }
+        }
+        let frame = Self {
+            handle,
+            outer: INNERMOST.get(),
+        };
+        INNERMOST.set(&raw const frame);
+        let _leave = Leave(frame.outer);
+        body()
+    }
+
+    /// Whether this thread is in a call on this handle.
+    fn within(handle: &Handle) -> bool {
+        let mut next = INNERMOST.get();
+        // SAFETY: null, or on this thread's stack in `run`, which has not returned.
+        while let Some(frame) = unsafe { next.as_ref() } {
+            if std::ptr::eq(frame.handle, handle) {
+                return true;
+            }
+            next = frame.outer;
+        }
+        false
     }
 }
 
@@ -121,7 +165,7 @@ pub(super) unsafe fn with_client(
         let client = &inside.0.client;
         // SAFETY: passed on from the caller.
         let args = unsafe { Args::new() };
-        catch(|| body(client, &args))
+        catch(|| Frame::run(inside.0, || body(client, &args)))
             .unwrap_or_else(|panic| {
                 client.poison(&panic);
                 Err(panic)
@@ -157,6 +201,10 @@ pub(super) unsafe fn free(client: *mut vuf_client) {
         let mut inside = handle.inside.fetch_or(FREEING, SeqCst) | FREEING;
         if inside != FREEING {
             handle.client.abort();
+            // It is inside itself, and would wait for ever. Not freed, rather.
+            if Frame::within(handle) {
+                return;
+            }
         }
         while inside != FREEING {
             futex(&raw const handle.inside, libc::FUTEX_WAIT, inside);

@@ -3,15 +3,13 @@
 use super::args::{self, Args};
 use super::handle;
 use super::types::*;
-use crate::backend_client::SharedRegion;
+use crate::backend_client::{BackendClient, SharedRegion};
 use crate::error::{Error, Result};
-use crate::message::{Log, MAX_MEM_REGIONS, MemRegion, Request};
+use crate::message::{Iotlb, Log, MAX_MEM_REGIONS, MemRegion, Request};
 use std::os::raw::c_int;
 
 fn wire(region: &vuf_mem_region) -> Result<MemRegion> {
     let zero = [
-        u64::from(region.xen_mmap_flags),
-        u64::from(region.xen_domid),
         u64::from(region.reserved0),
         region.reserved[0],
         region.reserved[1],
@@ -22,7 +20,34 @@ fn wire(region: &vuf_mem_region) -> Result<MemRegion> {
         size: region.size,
         user_addr: region.user_addr,
         mmap_offset: region.mmap_offset,
+        xen_mmap_flags: region.xen_mmap_flags,
+        xen_domid: region.xen_domid,
     })
+}
+
+/// Runs `send` with the regions of an array.
+pub(super) fn with_regions(
+    client: &BackendClient,
+    c: &Args,
+    regions: *const vuf_mem_region,
+    n: usize,
+    send: impl FnOnce(&[SharedRegion<'_>]) -> Result<()>,
+) -> Result<()> {
+    if n > MAX_MEM_REGIONS {
+        return Err(Error::invalid(format!(
+            "n is {n}, not 1 to {MAX_MEM_REGIONS}"
+        )));
+    }
+    let nothing = SharedRegion {
+        region: MemRegion::default(),
+        fd: client.read_notifier(),
+    };
+    let mut table = [nothing; MAX_MEM_REGIONS];
+    let given = c.array(regions, n, "regions")?;
+    for (index, (slot, region)) in table.iter_mut().zip(given).enumerate() {
+        *slot = shared(c, region).map_err(|error| error.region(index))?;
+    }
+    send(table.get(..given.len()).unwrap_or_default())
 }
 
 fn shared<'c>(c: &'c Args, region: &vuf_mem_region) -> Result<SharedRegion<'c>> {
@@ -44,13 +69,16 @@ fn shared<'c>(c: &'c Args, region: &vuf_mem_region) -> Result<SharedRegion<'c>> 
 /// n        1 to VUF_MAX_MEM_REGIONS
 ///
 /// Returns 0 once the back-end has taken over the table, otherwise
-///   -EINVAL     regions is NULL, n is out of range, or a region is not valid:
-///               size 0, an offset that is not page-aligned, an end (of guest
-///               or user addresses or in the file) beyond 64 bits, two that
-///               overlap, fd 0, a field that must be zero, or user_addr is not
-///               guest_addr with VUF_PROTOCOL_F_GPA_ADDRESSES
-///   -EBADF      a region's fd is negative or not open
-///   VUF_E_NACK  the back-end refused; the old table may be gone
+///   -EINVAL      regions is NULL, n is out of range, or a region is not valid:
+///                size 0, an offset that is not page-aligned, an end (of guest
+///                or user addresses or in the file) beyond 64 bits, two that
+///                overlap, fd 0, a field that must be zero, an unknown Xen flag
+///                (without VUF_PROTOCOL_F_XEN_MMAP: any), or user_addr is not
+///                guest_addr with VUF_PROTOCOL_F_GPA_ADDRESSES
+///   -EBADF       a region's fd is negative or not open
+///   VUF_E_STATE  vuf_client_postcopy_listen() was called: the table is sent with
+///                vuf_client_postcopy_set_mem_table()
+///   VUF_E_NACK   the back-end refused; the old table may be gone
 /// or a common code.
 ///
 /// # Safety
@@ -65,26 +93,9 @@ pub unsafe extern "C" fn vuf_client_set_mem_table(
     // SAFETY: the caller's promise.
     unsafe {
         handle::with_client(client, Request::SetMemTable, |client, c| {
-            if n > MAX_MEM_REGIONS {
-                return Err(Error::invalid(format!(
-                    "n is {n}, not 1 to {MAX_MEM_REGIONS}"
-                )));
-            }
-            let nothing = SharedRegion {
-                region: MemRegion {
-                    guest_addr: 0,
-                    size: 0,
-                    user_addr: 0,
-                    mmap_offset: 0,
-                },
-                fd: client.read_notifier(),
-            };
-            let mut table = [nothing; MAX_MEM_REGIONS];
-            let given = c.array(regions, n, "regions")?;
-            for (index, (slot, region)) in table.iter_mut().zip(given).enumerate() {
-                *slot = shared(c, region).map_err(|error| error.region(index))?;
-            }
-            client.set_mem_table(table.get(..given.len()).unwrap_or_default())
+            with_regions(client, c, regions, n, |regions| {
+                client.set_mem_table(regions)
+            })
         })
     }
 }
@@ -101,6 +112,7 @@ pub unsafe extern "C" fn vuf_client_set_mem_table(
 ///                         vuf_client_set_mem_table()
 ///   -EBADF                the region's fd is negative or not open
 ///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+///   VUF_E_STATE           the back-end listens for page faults
 ///   VUF_E_NACK            the back-end refused, as when it has no slot left
 /// or a common code.
 ///
@@ -132,6 +144,7 @@ pub unsafe extern "C" fn vuf_client_add_mem_region(
 ///   -EINVAL               region is NULL or not valid, as for
 ///                         vuf_client_set_mem_table()
 ///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+///   VUF_E_STATE           the back-end listens for page faults
 ///   VUF_E_NACK            the back-end refused, as when it knows no such region
 /// or a common code.
 ///
@@ -148,6 +161,80 @@ pub unsafe extern "C" fn vuf_client_remove_mem_region(
         handle::with_client(client, Request::RemMemReg, |client, c| {
             client.remove_mem_region(&wire(c.input(region, "region")?)?)
         })
+    }
+}
+
+/// Lets the back-end use a translation of its IOMMU, or no longer (IOTLB_MSG).
+///
+/// Needs VIRTIO_F_ACCESS_PLATFORM (bit 33) acknowledged with
+/// vuf_client_set_features(): ring and buffer addresses are then I/O virtual
+/// addresses. Before a ring is enabled its own memory has to be translated, or
+/// the back-end asks for it on its channel.
+///
+/// iotlb  the entry; read during the call
+///
+/// Returns 0 once the back-end has taken it over, otherwise
+///   -EINVAL               iotlb is NULL, type or perm is unknown, size is 0, an
+///                         end is beyond 64 bits, or a reserved field is not
+///                         zero
+///   VUF_E_NOT_NEGOTIATED  VIRTIO_F_ACCESS_PLATFORM was not acknowledged
+///   VUF_E_NACK            the back-end refused
+/// or a common code.
+///
+/// # Safety
+/// `client` is null or a client that has not been freed; `iotlb` is null or
+/// points to a struct.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vuf_client_send_iotlb(
+    client: *mut vuf_client,
+    iotlb: *const vuf_iotlb,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        handle::with_client(client, Request::IotlbMsg, |client, c| {
+            client.send_iotlb(&translation(c.input(iotlb, "iotlb")?))
+        })
+    }
+}
+
+/// The same without waiting: queues the message (IOTLB_MSG) and returns. The
+/// answer is taken when it comes; a refusal is counted and not told.
+///
+/// The one function that sends and may be called from iotlb_miss in struct
+/// vuf_backend_ops.
+///
+/// iotlb  as for vuf_client_send_iotlb()
+///
+/// Returns 0, otherwise
+///   -EINVAL               as for vuf_client_send_iotlb()
+///   -EAGAIN               256 of these have no answer yet
+///   VUF_E_NOT_NEGOTIATED  VIRTIO_F_ACCESS_PLATFORM was not acknowledged
+/// or a common code.
+///
+/// # Safety
+/// `client` is null or a client that has not been freed; `iotlb` is null or
+/// points to a struct.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vuf_client_post_iotlb(
+    client: *mut vuf_client,
+    iotlb: *const vuf_iotlb,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        handle::with_client(client, Request::IotlbMsg, |client, c| {
+            client.post_iotlb(&translation(c.input(iotlb, "iotlb")?))
+        })
+    }
+}
+
+fn translation(iotlb: &vuf_iotlb) -> Iotlb {
+    Iotlb {
+        iova: iotlb.iova,
+        size: iotlb.size,
+        user_addr: iotlb.user_addr,
+        perm: iotlb.perm,
+        kind: iotlb.r#type,
+        padding: iotlb.reserved,
     }
 }
 

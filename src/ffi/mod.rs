@@ -9,9 +9,13 @@ mod args;
 mod boundary;
 mod handle;
 
+pub mod backend;
 pub mod client;
 pub mod device;
+pub mod device_kinds;
 pub mod error;
 pub mod memory;
+pub mod postcopy;
+pub mod trace;
 pub mod types;
 pub mod vring;

@@ -4,8 +4,8 @@
 
 use crate::error::{Class, Phase, code};
 use crate::message;
-use std::os::raw::c_int;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use std::os::raw::{c_char, c_int, c_void};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 // ---- version ----
 
@@ -83,6 +83,13 @@ pub const VUF_MAX_CONFIG_SIZE: u32 = 256;
 /// Number of sizes in struct vuf_shmem_config, one for each shmid.
 pub const VUF_SHMEM_REGIONS: usize = 256;
 
+/// Bytes of a cipher's key in struct vuf_crypto_sym.
+pub const VUF_MAX_CIPHER_KEY: usize = 64;
+/// Bytes of a key for authentication in struct vuf_crypto_sym.
+pub const VUF_MAX_AUTH_KEY: usize = 512;
+/// Bytes of a key in struct vuf_crypto_asym.
+pub const VUF_MAX_ASYM_KEY: usize = 1024;
+
 // ---- virtio feature bits (bit numbers) that the protocol itself knows ----
 
 /// VHOST_F_LOG_ALL: the back-end logs all its writes to guest memory.
@@ -145,6 +152,28 @@ pub const VUF_PROTOCOL_F_GET_VRING_BASE_SKIP_DRAIN: u32 = 23;
 
 /// In struct vuf_vring_addr: log writes to the used ring (VHOST_VRING_F_LOG).
 pub const VUF_VRING_F_LOG: u32 = 1;
+/// In the flags of struct vuf_shmem_area: the mapping may be written.
+pub const VUF_SHMEM_WRITABLE: u64 = 1;
+/// For vuf_client_set_vring_endian().
+pub const VUF_VRING_LITTLE_ENDIAN: u32 = 0;
+/// For vuf_client_set_vring_endian().
+pub const VUF_VRING_BIG_ENDIAN: u32 = 1;
+/// In struct vuf_mem_region: mapped by a foreign domain.
+pub const VUF_XEN_MMAP_FOREIGN: u32 = 1;
+/// In struct vuf_mem_region: mapped by grant references.
+pub const VUF_XEN_MMAP_GRANT: u32 = 2;
+/// In struct vuf_mem_region: not mapped in advance.
+pub const VUF_XEN_MMAP_NO_ADVANCE_MAP: u32 = 256;
+/// In struct vuf_iotlb: a translation that the back-end may use.
+pub const VUF_IOTLB_UPDATE: u8 = 2;
+/// In struct vuf_iotlb: a range whose translations it may no longer use.
+pub const VUF_IOTLB_INVALIDATE: u8 = 3;
+/// In struct vuf_iotlb: the back-end may read.
+pub const VUF_ACCESS_RO: u8 = 1;
+/// In struct vuf_iotlb: the back-end may write.
+pub const VUF_ACCESS_WO: u8 = 2;
+/// In struct vuf_iotlb: the back-end may read and write.
+pub const VUF_ACCESS_RW: u8 = 3;
 /// In struct vuf_client_options: the features were agreed before.
 pub const VUF_CLIENT_ADOPT: u32 = 1;
 /// In struct vuf_client_options: vuf_client_connect() waits for a socket that is
@@ -225,9 +254,10 @@ pub struct vuf_mem_region {
     /// Borrowed: the back-end gets a duplicate. 0 is refused, so that a zeroed
     /// struct does not send standard input away.
     pub fd: c_int,
-    /// Zero (for VUF_PROTOCOL_F_XEN_MMAP, not served yet).
+    /// With VUF_PROTOCOL_F_XEN_MMAP acknowledged: VUF_XEN_MMAP_*. Otherwise zero.
     pub xen_mmap_flags: u32,
-    /// Zero (for VUF_PROTOCOL_F_XEN_MMAP, not served yet).
+    /// With VUF_PROTOCOL_F_XEN_MMAP acknowledged: the domain that the region
+    /// belongs to. Otherwise zero.
     pub xen_domid: u32,
     /// Zero.
     pub reserved0: u32,
@@ -255,6 +285,109 @@ pub struct vuf_vring_addr {
     /// ring are logged.
     pub log: u64,
 }
+
+/// A translation of the back-end's IOMMU, or the end of some ("An IOTLB
+/// message").
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct vuf_iotlb {
+    /// I/O virtual address.
+    pub iova: u64,
+    /// Size in bytes, not 0.
+    pub size: u64,
+    /// For an update: where it is, in the number space of
+    /// vuf_mem_region.user_addr; with VUF_PROTOCOL_F_GPA_ADDRESSES a guest
+    /// physical address.
+    pub user_addr: u64,
+    /// VUF_ACCESS_*; may be 0 to invalidate.
+    pub perm: u8,
+    /// VUF_IOTLB_UPDATE or VUF_IOTLB_INVALIDATE.
+    pub r#type: u8,
+    /// Zero.
+    pub reserved: [u8; 6],
+}
+
+/// A crypto session with a cipher, a hash, or both. The numbers are those of
+/// <linux/virtio_crypto.h>.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct vuf_crypto_sym {
+    /// VIRTIO_CRYPTO_CIPHER_*
+    pub cipher_alg: u32,
+    /// Bytes of key; at most VUF_MAX_CIPHER_KEY.
+    pub key_len: u32,
+    /// VIRTIO_CRYPTO_HASH_* or VIRTIO_CRYPTO_MAC_*
+    pub hash_alg: u32,
+    /// Bytes of the result of the hash.
+    pub hash_result_len: u32,
+    /// Bytes of auth_key; at most VUF_MAX_AUTH_KEY.
+    pub auth_key_len: u32,
+    /// Bytes of additional authenticated data.
+    pub add_len: u32,
+    /// VIRTIO_CRYPTO_SYM_OP_*
+    pub op_type: u8,
+    /// VIRTIO_CRYPTO_OP_ENCRYPT or VIRTIO_CRYPTO_OP_DECRYPT
+    pub direction: u8,
+    /// VIRTIO_CRYPTO_SYM_HASH_MODE_*
+    pub hash_mode: u8,
+    /// VIRTIO_CRYPTO_SYM_ALG_CHAIN_ORDER_*
+    pub alg_chain_order: u8,
+    /// Zero.
+    pub reserved: u32,
+    /// The key of the cipher, and zeros.
+    pub key: [u8; VUF_MAX_CIPHER_KEY],
+    /// The key for authentication, and zeros.
+    pub auth_key: [u8; VUF_MAX_AUTH_KEY],
+}
+
+/// A crypto session with an asymmetric algorithm. The numbers are those of
+/// <linux/virtio_crypto.h>.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct vuf_crypto_asym {
+    /// VIRTIO_CRYPTO_AKCIPHER_RSA
+    pub algo: u32,
+    /// VIRTIO_CRYPTO_AKCIPHER_KEY_TYPE_*
+    pub key_type: u32,
+    /// Bytes of key; at most VUF_MAX_ASYM_KEY.
+    pub key_len: u32,
+    /// VIRTIO_CRYPTO_RSA_RAW_PADDING or VIRTIO_CRYPTO_RSA_PKCS1_PADDING
+    pub padding_algo: u32,
+    /// VIRTIO_CRYPTO_RSA_*, the hash.
+    pub hash_algo: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// The key, and zeros.
+    pub key: [u8; VUF_MAX_ASYM_KEY],
+}
+
+/// What vuf_client_create_crypto_session() creates. Set size to
+/// sizeof(struct vuf_crypto_session), and zero the rest first.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct vuf_crypto_session {
+    /// sizeof(struct vuf_crypto_session)
+    pub size: usize,
+    /// VIRTIO_CRYPTO_*_CREATE_SESSION; it chooses one of the next two.
+    pub op_code: u64,
+    /// For VIRTIO_CRYPTO_CIPHER_, HASH_, MAC_ and AEAD_CREATE_SESSION;
+    /// otherwise zero.
+    pub sym: vuf_crypto_sym,
+    /// For VIRTIO_CRYPTO_AKCIPHER_CREATE_SESSION; otherwise zero.
+    pub asym: vuf_crypto_asym,
+}
+
+/// Shows no keys.
+macro_rules! without_keys {
+    ($($name:ident)*) => {$(
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($name)).finish_non_exhaustive()
+            }
+        }
+    )*};
+}
+without_keys! { vuf_crypto_sym vuf_crypto_asym vuf_crypto_session }
 
 /// The buffer in which a back-end tracks requests in flight ("Inflight
 /// description"). Its content is the back-end's own.
@@ -286,6 +419,189 @@ pub struct vuf_shmem_config {
     pub reserved: u32,
     /// Size in bytes of the region with each shmid; 0 where there is none.
     pub memory_sizes: [u64; VUF_SHMEM_REGIONS],
+}
+
+/// Part of a shared memory region of the device.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct vuf_shmem_area {
+    /// Which region: an index into memory_sizes of struct vuf_shmem_config.
+    pub shmid: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Where to begin in the file, in bytes.
+    pub fd_offset: u64,
+    /// Where to begin in the region, in bytes.
+    pub shm_offset: u64,
+    /// How many bytes.
+    pub len: u64,
+    /// VUF_SHMEM_WRITABLE, or zero for a mapping that is only read.
+    pub flags: u64,
+}
+
+/// The caller's functions that do what the back-end asks on its channel. Set size
+/// to sizeof(struct vuf_backend_ops), and to NULL what you do not serve: it is
+/// answered with an error.
+///
+/// The first six must be answered before the back-end goes on. They run inside
+/// any call on the client that waits, and inside
+/// vuf_client_process_backend_requests(), one at a time, on the thread that made
+/// the call. They must never wait for a lock that any thread holds while it calls
+/// the library with this client, and of this client they may call only
+/// vuf_client_post_iotlb(), vuf_client_abort() and functions that send nothing;
+/// others answer VUF_E_STATE. Their result is the answer: 0 for success, otherwise
+/// a negative errno.
+///
+/// The others are acknowledged by the library, and run only inside
+/// vuf_client_process_backend_requests(), where any call is allowed but
+/// vuf_client_free(). What came several times meanwhile may be told once.
+///
+/// None runs during or after vuf_client_free(). Nothing may be thrown or jumped
+/// through the library.
+#[derive(Debug, Clone, Copy, FromZeros)]
+#[repr(C)]
+pub struct vuf_backend_ops {
+    /// sizeof(struct vuf_backend_ops)
+    pub size: usize,
+    /// The back-end needs the translation of an I/O virtual address
+    /// (BACKEND_IOTLB_MSG): send it with vuf_client_post_iotlb(). perm: bit 0 it
+    /// wants to read, bit 1 to write.
+    pub iotlb_miss: Option<unsafe extern "C" fn(user: *mut c_void, iova: u64, perm: u32) -> c_int>,
+    /// The back-end was denied an access (BACKEND_IOTLB_MSG).
+    pub iotlb_access_fail:
+        Option<unsafe extern "C" fn(user: *mut c_void, iova: u64, size: u64, perm: u32) -> c_int>,
+    /// A ring has a doorbell page, which the guest may write in place of the kick
+    /// (BACKEND_VRING_HOST_NOTIFIER_MSG): map size bytes of fd from offset, shared
+    /// and writable. fd is given (yours to close); -1 takes the page away. It also
+    /// goes when the ring is stopped.
+    pub host_notifier: Option<
+        unsafe extern "C" fn(
+            user: *mut c_void,
+            ring: u32,
+            fd: c_int,
+            offset: u64,
+            size: u64,
+        ) -> c_int,
+    >,
+    /// Find the object that another device exported under the 16 bytes at uuid
+    /// (BACKEND_SHARED_OBJECT_LOOKUP). Set *fd to its file: taken (the library
+    /// sends and closes it).
+    pub shared_object_lookup:
+        Option<unsafe extern "C" fn(user: *mut c_void, uuid: *const u8, fd: *mut c_int) -> c_int>,
+    /// Map fd into a shared memory region of the device (BACKEND_SHMEM_MAP): it
+    /// lies within the region and overlaps nothing mapped. fd is given (yours to
+    /// close).
+    pub shmem_map: Option<
+        unsafe extern "C" fn(user: *mut c_void, area: *const vuf_shmem_area, fd: c_int) -> c_int,
+    >,
+    /// Take away a whole mapping (BACKEND_SHMEM_UNMAP). Also called, and the
+    /// result then ignored, for each one that lives when the device is reset
+    /// (inside vuf_client_reset_device()) or the channel ends (inside
+    /// vuf_client_process_backend_requests()).
+    pub shmem_unmap:
+        Option<unsafe extern "C" fn(user: *mut c_void, area: *const vuf_shmem_area) -> c_int>,
+    /// The configuration space has changed (BACKEND_CONFIG_CHANGE_MSG): read it
+    /// again and tell the guest.
+    pub config_changed: Option<unsafe extern "C" fn(user: *mut c_void)>,
+    /// The device has used buffers of a ring (BACKEND_VRING_CALL).
+    pub vring_call: Option<unsafe extern "C" fn(user: *mut c_void, ring: u32)>,
+    /// A ring is broken (BACKEND_VRING_ERR).
+    pub vring_err: Option<unsafe extern "C" fn(user: *mut c_void, ring: u32)>,
+    /// The device exports an object under the 16 bytes at uuid
+    /// (BACKEND_SHARED_OBJECT_ADD).
+    pub shared_object_added: Option<unsafe extern "C" fn(user: *mut c_void, uuid: *const u8)>,
+    /// The device exports it no longer (BACKEND_SHARED_OBJECT_REMOVE).
+    pub shared_object_removed: Option<unsafe extern "C" fn(user: *mut c_void, uuid: *const u8)>,
+}
+
+/// Over the connection (struct vuf_trace_record).
+pub const VUF_TRACE_MAIN: u32 = 0;
+/// Over the back-end's own channel.
+pub const VUF_TRACE_CHANNEL: u32 = 1;
+/// From the front-end to the back-end (struct vuf_trace_record).
+pub const VUF_TRACE_SENT: u32 = 0;
+/// From the back-end to the front-end.
+pub const VUF_TRACE_RECEIVED: u32 = 1;
+
+/// One message, for the callback of vuf_client_set_trace(), during which it is
+/// valid.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct vuf_trace_record {
+    /// Bytes of this struct that the library has filled in. Before you read a
+    /// field that came in a later version than yours, see that size covers it.
+    pub size: usize,
+    /// The message in words, in one line without its end. It begins with "> "
+    /// (sent) or "< " (received), on the channel with "channel " before that, and
+    /// goes on with the name of the request, "need-reply" where that is asked,
+    /// fields as name=value (decimal up to 65535, then hexadecimal), size= where it
+    /// is not the usual one, and fds= where there are any:
+    ///   "> SET_VRING_NUM need-reply index=0 num=256"
+    ///   "< SET_VRING_NUM value=0"
+    /// Fields, and what follows them, may be added. Never has keys or other contents.
+    pub text: *const c_char,
+    /// The name of the request, as in the text; NULL if it is not known.
+    pub name: *const c_char,
+    /// VUF_TRACE_MAIN or VUF_TRACE_CHANNEL.
+    pub socket: u32,
+    /// VUF_TRACE_SENT or VUF_TRACE_RECEIVED.
+    pub direction: u32,
+    /// The number of the request; those of the channel are numbered apart.
+    pub request: u32,
+    /// Flags of the message's header.
+    pub flags: u32,
+    /// Bytes of payload, as the header says.
+    pub payload_size: u32,
+    /// File descriptors that went with the message; 0 where it was not taken
+    /// because its header is wrong.
+    pub fds: u32,
+    /// Records that were lost since the one before, because messages came faster
+    /// than the callback took them.
+    pub dropped: u64,
+}
+
+/// What a client has done so far, on both of its sockets unless it says otherwise.
+/// Set size to sizeof(struct vuf_counters) before the call.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct vuf_counters {
+    /// sizeof(struct vuf_counters)
+    pub size: usize,
+    /// Requests that went out on the connection, barriers included.
+    pub requests_sent: u64,
+    /// Replies to them, acknowledgements included.
+    pub replies_received: u64,
+    /// Bytes of messages sent.
+    pub bytes_sent: u64,
+    /// Bytes of messages received.
+    pub bytes_received: u64,
+    /// File descriptors sent.
+    pub fds_sent: u64,
+    /// File descriptors received, also those that were too many.
+    pub fds_received: u64,
+    /// GET_FEATURES that were sent only to know that the request before was
+    /// processed.
+    pub barriers: u64,
+    /// Requests of the back-end that succeeded.
+    pub backend_requests_served: u64,
+    /// Requests of the back-end that were refused, by the library or by a function
+    /// of struct vuf_backend_ops.
+    pub backend_requests_refused: u64,
+    /// Messages of vuf_client_post_iotlb() that the back-end refused.
+    pub posted_refused: u64,
+    /// Calls that ended with -ETIMEDOUT.
+    pub timeouts: u64,
+    /// Records that the callback of vuf_client_set_trace() did not get, because
+    /// messages came faster than it took them.
+    pub trace_dropped: u64,
+    /// Longest time that a call waited for a reply, in nanoseconds; to its deadline
+    /// where none came.
+    pub longest_wait_ns: u64,
+    /// The request that it was for (see vuf_request_name()); 0 if none yet. Where a
+    /// barrier was waited for, the request before it.
+    pub longest_wait_request: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// The last failure of a thread, in fields. Set size to
@@ -351,6 +667,14 @@ const _: () = {
     assert!(VUF_F_PROTOCOL_FEATURES == message::virtio::F_PROTOCOL_FEATURES);
     assert!(VUF_MAX_RING_INDEX == message::MAX_RING_INDEX);
     assert!(VUF_SHMEM_REGIONS == message::SHMEM_REGIONS);
+    assert!(VUF_MAX_CIPHER_KEY == message::MAX_CIPHER_KEY);
+    assert!(VUF_MAX_AUTH_KEY == message::MAX_AUTH_KEY);
+    assert!(VUF_MAX_ASYM_KEY == message::MAX_ASYM_KEY);
+    assert!(VUF_XEN_MMAP_FOREIGN == message::xen::FOREIGN);
+    assert!(VUF_XEN_MMAP_GRANT == message::xen::GRANT);
+    assert!(VUF_XEN_MMAP_NO_ADVANCE_MAP == message::xen::NO_ADVANCE_MAP);
+    assert!(VUF_IOTLB_UPDATE == message::iotlb::UPDATE);
+    assert!(VUF_IOTLB_INVALIDATE == message::iotlb::INVALIDATE);
     assert!(1 << VUF_PROTOCOL_F_MQ == P::MQ.bits());
     assert!(1 << VUF_PROTOCOL_F_LOG_SHMFD == P::LOG_SHMFD.bits());
     assert!(1 << VUF_PROTOCOL_F_REPLY_ACK == P::REPLY_ACK.bits());
@@ -364,6 +688,17 @@ const _: () = {
     assert!(1 << VUF_PROTOCOL_F_GET_VRING_BASE_INFLIGHT == P::GET_VRING_BASE_INFLIGHT.bits());
     assert!(1 << VUF_PROTOCOL_F_GPA_ADDRESSES == P::GPA_ADDRESSES.bits());
     assert!(1 << VUF_PROTOCOL_F_SHMEM == P::SHMEM.bits());
+    assert!(1 << VUF_PROTOCOL_F_RARP == P::RARP.bits());
+    assert!(1 << VUF_PROTOCOL_F_MTU == P::MTU.bits());
+    assert!(1 << VUF_PROTOCOL_F_CROSS_ENDIAN == P::CROSS_ENDIAN.bits());
+    assert!(1 << VUF_PROTOCOL_F_CRYPTO_SESSION == P::CRYPTO_SESSION.bits());
+    assert!(1 << VUF_PROTOCOL_F_PAGEFAULT == P::PAGEFAULT.bits());
+    assert!(1 << VUF_PROTOCOL_F_RESET_DEVICE == P::RESET_DEVICE.bits());
+    assert!(1 << VUF_PROTOCOL_F_INBAND_NOTIFICATIONS == P::INBAND_NOTIFICATIONS.bits());
+    assert!(1 << VUF_PROTOCOL_F_STATUS == P::STATUS.bits());
+    assert!(1 << VUF_PROTOCOL_F_XEN_MMAP == P::XEN_MMAP.bits());
+    assert!(1 << VUF_PROTOCOL_F_SHARED_OBJECT == P::SHARED_OBJECT.bits());
+    assert!(1 << VUF_PROTOCOL_F_GET_VRING_BASE_SKIP_DRAIN == P::GET_VRING_BASE_SKIP_DRAIN.bits());
 };
 
 #[cfg(test)]

@@ -147,6 +147,73 @@ pub unsafe extern "C" fn vuf_client_get_vring_base(
     }
 }
 
+/// Stops a ring at once and tells where it stood (GET_VRING_BASE_SKIP_DRAIN).
+///
+/// Needs VUF_PROTOCOL_F_GET_VRING_BASE_SKIP_DRAIN. Like
+/// vuf_client_get_vring_base(), but nothing is finished first: what the back-end
+/// has taken stands in the in-flight buffer, for whoever serves the ring next.
+///
+/// index  the ring: 0 to VUF_MAX_RING_INDEX, and below options.max_rings
+/// base   gets what vuf_client_set_vring_base() takes; of a packed ring as the
+///        back-end sent it
+///
+/// Returns 0, otherwise
+///   -EINVAL               index is out of range, or base is NULL
+///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+///   VUF_E_PROTOCOL        the reply is for another ring or out of range
+/// or a common code.
+///
+/// # Safety
+/// `client` is null or a client that has not been freed; `base` is null or
+/// points to room.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vuf_client_get_vring_base_skip_drain(
+    client: *mut vuf_client,
+    index: u32,
+    base: *mut u32,
+) -> c_int {
+    let about = (Request::GetVringBaseSkipDrain, index);
+    // SAFETY: the caller's promise.
+    unsafe {
+        handle::with_client(client, about, |client, c| {
+            let base = c.output(base, "base")?;
+            base.write(client.get_vring_base_skip_drain(index)?);
+            Ok(())
+        })
+    }
+}
+
+/// Tells the byte order of a ring (SET_VRING_ENDIAN).
+///
+/// Needs VUF_PROTOCOL_F_CROSS_ENDIAN. For a legacy driver whose byte order is not
+/// this machine's; with VIRTIO_F_VERSION_1 rings are little-endian anyway. While
+/// the ring is stopped.
+///
+/// index   the ring: 0 to VUF_MAX_RING_INDEX, and below options.max_rings
+/// endian  VUF_VRING_LITTLE_ENDIAN or VUF_VRING_BIG_ENDIAN
+///
+/// Returns 0, otherwise
+///   -EINVAL               index is out of range, or endian is neither
+///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+///   VUF_E_NACK            the back-end refused
+/// or a common code.
+///
+/// # Safety
+/// `client` is null or a client that has not been freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vuf_client_set_vring_endian(
+    client: *mut vuf_client,
+    index: u32,
+    endian: u32,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        handle::with_client(client, (Request::SetVringEndian, index), |client, _| {
+            client.set_vring_endian(index, endian)
+        })
+    }
+}
+
 /// Tells what the driver writes to notify the device, and starts the ring
 /// (SET_VRING_KICK).
 ///
@@ -178,6 +245,32 @@ pub unsafe extern "C" fn vuf_client_set_vring_kick(
     unsafe {
         handle::with_client(client, (Request::SetVringKick, index), |client, c| {
             client.set_vring_kick(index, c.optional_fd(fd, "fd")?)
+        })
+    }
+}
+
+/// Notifies the device by a message in place of a descriptor, and starts the
+/// ring (VRING_KICK).
+///
+/// Needs VUF_PROTOCOL_F_INBAND_NOTIFICATIONS. For a ring whose
+/// vuf_client_set_vring_kick() got -1.
+///
+/// index  the ring: 0 to VUF_MAX_RING_INDEX, and below options.max_rings
+///
+/// Returns 0 once the back-end has seen it, otherwise
+///   -EINVAL               index is out of range
+///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+///   VUF_E_NACK            the back-end refused
+/// or a common code.
+///
+/// # Safety
+/// `client` is null or a client that has not been freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vuf_client_vring_kick(client: *mut vuf_client, index: u32) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        handle::with_client(client, (Request::VringKick, index), |client, _| {
+            client.vring_kick(index)
         })
     }
 }

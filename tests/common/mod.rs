@@ -5,25 +5,29 @@
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, send, sendmsg,
+};
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::Duration;
+use std::thread::{self, Scope, ScopedJoinHandle};
+use std::time::{Duration, Instant};
 use vhost_user_frontend::message::{
-    Barrier, Inflight, Log, MemRegion, ProtocolFeatures, Request, VringAddr,
+    Barrier, CryptoSym, Inflight, Iotlb, Log, MemRegion, ProtocolFeatures, Request, VringAddr,
 };
 use vhost_user_frontend::{
-    Adopted, BackendClient, Direction, Options, Result, SharedRegion, Timeout,
+    Adopted, BackendClient, CryptoKind, Direction, Options, Result, SharedRegion, Timeout,
 };
 
-/// VERSION_1, the bit of protocol features, and LOG_ALL.
-pub const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 26;
+/// ACCESS_PLATFORM, VERSION_1, the bit of protocol features, LOG_ALL, and a
+/// network device's MTU.
+pub const FEATURES: u64 = 1 << 33 | 1 << 32 | 1 << 30 | 1 << 26 | 1 << 3;
 /// The packed ring layout.
 pub const PACKED: u64 = 1 << 34;
 /// Longer than any answer takes here, also on a machine that is busy.
@@ -37,12 +41,30 @@ pub fn after(milliseconds: u64) -> Timeout {
     Timeout::After(Duration::from_millis(milliseconds))
 }
 
-/// Everything that the requests of [`CASES`] need. Not GPA_ADDRESSES, so that
-/// the two addresses of a region can be told apart on the wire.
+/// Everything that most requests of [`CASES`] need. Not GPA_ADDRESSES, so that
+/// the two addresses of a region can be told apart on the wire, and not XEN_MMAP,
+/// with which regions are larger.
 pub fn protocol(reply_ack: bool) -> ProtocolFeatures {
-    let mut features = ProtocolFeatures::all() - ProtocolFeatures::GPA_ADDRESSES;
-    features.set(ProtocolFeatures::REPLY_ACK, reply_ack);
-    features
+    use ProtocolFeatures as P;
+    let features = P::all() - P::GPA_ADDRESSES - P::XEN_MMAP;
+    match reply_ack {
+        true => features,
+        false => features - P::REPLY_ACK - P::INBAND_NOTIFICATIONS, // which needs it
+    }
+}
+
+/// What this request needs. Only who inherits a connection can have agreed on
+/// [`Request::VringKick`] without REPLY_ACK.
+pub fn protocol_for(request: Request, reply_ack: bool) -> ProtocolFeatures {
+    use ProtocolFeatures as P;
+    use Request as R;
+    match request {
+        R::PostcopyAdvise | R::PostcopyListen | R::PostcopyEnd => {
+            protocol(reply_ack) - P::CONFIGURE_MEM_SLOTS
+        }
+        R::VringKick => protocol(reply_ack) | P::INBAND_NOTIFICATIONS,
+        _ => protocol(reply_ack),
+    }
 }
 
 // ---- descriptors ----
@@ -163,6 +185,13 @@ impl Message {
 }
 
 impl Peer {
+    /// The back-end's end of another connection, which it was given.
+    pub fn on(fd: OwnedFd) -> Self {
+        let stream = UnixStream::from(fd);
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self(stream)
+    }
+
     /// One `recvmsg`: at most `room` bytes, and the descriptors with them.
     pub fn read(&self, room: usize, flags: MsgFlags) -> nix::Result<(Vec<u8>, Vec<OwnedFd>)> {
         let mut bytes = vec![0; room];
@@ -245,6 +274,11 @@ impl Peer {
     /// An acknowledgement: 0 is success.
     pub fn ack(&self, request: Request, value: u64) {
         self.reply(request, &value.to_ne_bytes());
+    }
+
+    /// Ends one direction of it.
+    pub fn shutdown(&self, how: Shutdown) {
+        self.0.shutdown(how).unwrap();
     }
 
     /// Ends the connection.
@@ -331,10 +365,50 @@ pub fn handshake(
 
 /// A client that may send this request.
 pub fn ready_for(request: Request, reply_ack: bool, options: Options) -> (BackendClient, Peer) {
-    match request {
+    let protocol = protocol_for(request, reply_ack);
+    let (client, peer) = match request {
         // An adopted connection has its owner.
-        Request::SetOwner => handshake(FEATURES, protocol(reply_ack), options),
-        _ => adopted(FEATURES, protocol(reply_ack), options),
+        Request::SetOwner => handshake(FEATURES, protocol, options),
+        _ => adopted(FEATURES, protocol, options),
+    };
+    lead_to(request, reply_ack, &client, &peer);
+    (client, peer)
+}
+
+/// Sends the requests that must have been answered before this one.
+pub fn lead_to(request: Request, reply_ack: bool, client: &BackendClient, peer: &Peer) {
+    use Request as R;
+    let before: &[Request] = match request {
+        R::PostcopyListen => &[R::PostcopyAdvise],
+        R::PostcopyEnd => &[R::PostcopyAdvise, R::PostcopyListen],
+        _ => &[],
+    };
+    exchange(before, reply_ack, client, peer);
+}
+
+/// Sends the requests after which this one may be sent again.
+pub fn lead_back_to(request: Request, reply_ack: bool, client: &BackendClient, peer: &Peer) {
+    use Request as R;
+    let between: &[Request] = match request {
+        R::SetOwner => &[R::ResetOwner],
+        R::PostcopyListen => &[R::PostcopyEnd, R::PostcopyAdvise],
+        R::PostcopyEnd => &[R::PostcopyAdvise, R::PostcopyListen],
+        _ => &[],
+    };
+    exchange(between, reply_ack, client, peer);
+}
+
+/// Whether a request cannot simply be sent a second time.
+pub fn only_once(request: Request) -> bool {
+    use Request as R;
+    matches!(request, R::SetOwner | R::PostcopyListen | R::PostcopyEnd)
+}
+
+fn exchange(requests: &[Request], reply_ack: bool, client: &BackendClient, peer: &Peer) {
+    for request in requests {
+        let case = Case::of(*request);
+        let answer = || answer(peer, case, reply_ack, true);
+        both(|| (case.call)(client), answer).0.unwrap();
     }
 }
 
@@ -347,6 +421,99 @@ pub fn both<A: Send, B>(front: impl FnOnce() -> A + Send, back: impl FnOnce() ->
     })
 }
 
+/// Fills the client's socket with SET_VRING_NUM until it takes no more, past the
+/// client. Returns how many there are.
+pub fn fill(client: &BackendClient) -> usize {
+    let bytes = hex(Case::of(Request::SetVringNum).wire);
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let mut count = 0;
+    loop {
+        match send(client.read_notifier().as_raw_fd(), &bytes, flags) {
+            Ok(sent) => assert_eq!(sent, bytes.len()),
+            Err(errno) => {
+                assert_eq!(errno, Errno::EAGAIN);
+                return count;
+            }
+        }
+        count += 1;
+    }
+}
+
+/// Receives what [`fill`] has sent.
+pub fn drain(peer: &Peer, count: usize) {
+    for _ in 0..count {
+        peer.expect(Request::SetVringNum);
+    }
+}
+
+// ---- threads that can be watched ----
+
+/// What happens soon, or the test fails.
+pub fn wait_until(what: &str, longest: Duration, mut happened: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !happened() {
+        assert!(start.elapsed() < longest, "{what}: not after {longest:?}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A call on a thread of its own.
+#[derive(Debug)]
+pub struct Call<'scope, T> {
+    thread: libc::pid_t,
+    pub handle: ScopedJoinHandle<'scope, T>,
+}
+
+/// Starts a call.
+pub fn start<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    call: impl FnOnce() -> T + Send + 'scope,
+) -> Call<'scope, T> {
+    let (sender, receiver) = mpsc::channel();
+    let handle = scope.spawn(move || {
+        // SAFETY: it takes no argument and cannot fail.
+        sender.send(unsafe { libc::gettid() }).unwrap();
+        call()
+    });
+    Call {
+        thread: receiver.recv().unwrap(),
+        handle,
+    }
+}
+
+impl<T> Call<'_, T> {
+    /// Returns when the call waits for something in the kernel.
+    pub fn settle(&self) {
+        let path = format!("/proc/self/task/{}/stat", self.thread);
+        let mut looks = 0;
+        wait_until("the call waits", PATIENCE, || {
+            let text = std::fs::read_to_string(&path).expect("the call is under way");
+            let (_, after_name) = text.rsplit_once(')').unwrap();
+            // More than a moment's wait for a lock.
+            looks = match after_name.trim_start().starts_with('S') {
+                true => looks + 1,
+                false => 0,
+            };
+            looks == 3
+        });
+    }
+
+    /// What the call returns, which it does without further waiting.
+    pub fn at_once(self) -> T {
+        wait_until("the call returns", AT_ONCE, || self.handle.is_finished());
+        self.handle.join().unwrap()
+    }
+
+    /// Sends the thread a signal; says whether there still was that thread.
+    pub fn signal(&self, number: libc::c_int) -> bool {
+        // SAFETY: it takes no argument and cannot fail.
+        let process = unsafe { libc::getpid() };
+        // SAFETY: tgkill takes numbers only.
+        let result = unsafe { libc::syscall(libc::SYS_tgkill, process, self.thread, number) };
+        result == 0
+    }
+}
+
 // ---- the requests ----
 
 /// How the back-end answers a request.
@@ -356,6 +523,8 @@ pub enum Answer {
     Nothing,
     /// With an acknowledgement, or else GET_FEATURES follows as the barrier says.
     Ack(Barrier),
+    /// Always with an acknowledgement, for which it always asks.
+    Status,
     /// Always, with this payload (hexadecimal) and the last of [`files`] if told.
     Own(&'static str, Descriptor),
 }
@@ -368,6 +537,7 @@ pub enum Descriptor {
 }
 
 /// What one request looks like.
+#[derive(Debug)]
 pub struct Case {
     pub request: Request,
     /// Sends it, and checks what it returns after [`Answer::Own`].
@@ -380,6 +550,20 @@ pub struct Case {
 }
 
 impl Case {
+    /// Sends the answer that means success, where every request is answered.
+    pub fn answer(&self, peer: &Peer) {
+        match self.answer {
+            Answer::Nothing => {}
+            Answer::Ack(_) | Answer::Status => peer.ack(self.request, 0),
+            Answer::Own(payload, descriptor) => {
+                let reply = message(self.request.id(), REPLY, &hex(payload));
+                let fds = [file(files().len() - 1)];
+                let with = descriptor == Descriptor::With;
+                peer.send(&reply, if with { &fds } else { &[] });
+            }
+        }
+    }
+
     /// The one of this request.
     pub fn of(request: Request) -> &'static Self {
         let found = CASES.iter().find(|case| case.request == request);
@@ -387,18 +571,22 @@ impl Case {
     }
 }
 
-const REGIONS: [MemRegion; 2] = [
+pub const REGIONS: [MemRegion; 2] = [
     MemRegion {
         guest_addr: 0,
         size: 0x10_0000,
         user_addr: 0x7f00_1234_5000,
         mmap_offset: 0,
+        xen_mmap_flags: 0,
+        xen_domid: 0,
     },
     MemRegion {
         guest_addr: 0x1_0000_0000,
         size: 0x20_0000,
         user_addr: 0x7f01_0000_0000,
         mmap_offset: 0x3000,
+        xen_mmap_flags: 0,
+        xen_domid: 0,
     },
 ];
 const INFLIGHT: Inflight = Inflight {
@@ -409,7 +597,12 @@ const INFLIGHT: Inflight = Inflight {
     padding: 0,
 };
 
-use Answer::{Ack, Nothing, Own};
+/// What the descriptor of an answer is.
+fn is_theirs(fd: &impl AsFd) {
+    assert_eq!(identity(fd.as_fd()), identity(file(7)));
+}
+
+use Answer::{Ack, Nothing, Own, Status};
 use Barrier::{Always, Never, WhileRunning};
 use Descriptor::{With, Without};
 
@@ -424,12 +617,12 @@ pub const CASES: &[Case] = &[
         },
         wire: "01000000 01000000 00000000",
         fds: 0,
-        answer: Own("0000004401000000", Without),
+        answer: Own("0800004403000000", Without),
     },
     Case {
         request: Request::SetFeatures,
         call: |client| client.set_features(FEATURES),
-        wire: "02000000 01000000 08000000  0000004401000000",
+        wire: "02000000 01000000 08000000  0800004403000000",
         fds: 0,
         answer: Ack(WhileRunning),
     },
@@ -580,10 +773,48 @@ pub const CASES: &[Case] = &[
         answer: Ack(Always),
     },
     Case {
+        request: Request::SendRarp,
+        call: |client| client.send_rarp([0x52, 0x54, 0x00, 0x12, 0x34, 0x56]),
+        wire: "13000000 01000000 08000000  525400123456 0000",
+        fds: 0,
+        answer: Ack(Never),
+    },
+    Case {
+        request: Request::NetSetMtu,
+        call: |client| client.net_set_mtu(9000),
+        wire: "14000000 01000000 08000000  2823000000000000",
+        fds: 0,
+        answer: Ack(Never),
+    },
+    Case {
         request: Request::SetBackendReqFd,
         call: |client| client.set_backend_req_fd(file(0)),
         wire: "15000000 01000000 00000000",
         fds: 1,
+        answer: Ack(Never),
+    },
+    Case {
+        request: Request::IotlbMsg,
+        call: |client| {
+            client.send_iotlb(&Iotlb {
+                iova: 0x1_0000_1000,
+                size: 0x2000,
+                user_addr: 0x7f00_1234_5000,
+                perm: 3,
+                kind: 2,
+                padding: [0; 6],
+            })
+        },
+        wire: "16000000 01000000 20000000  0010000001000000 0020000000000000 00503412007f0000
+               03 02 000000000000",
+        fds: 0,
+        answer: Status,
+    },
+    Case {
+        request: Request::SetVringEndian,
+        call: |client| client.set_vring_endian(3, 1),
+        wire: "17000000 01000000 08000000  03000000 01000000",
+        fds: 0,
         answer: Ack(Never),
     },
     Case {
@@ -606,6 +837,49 @@ pub const CASES: &[Case] = &[
         answer: Ack(Never),
     },
     Case {
+        request: Request::CreateCryptoSession,
+        call: |client| {
+            let session = crypto_session();
+            let id = client.create_crypto_session(2, CryptoKind::Sym(&session))?;
+            assert_eq!(id, 0x0102_0304_0506_0708);
+            Ok(())
+        },
+        wire: CRYPTO_SESSION,
+        fds: 0,
+        answer: Own(CRYPTO_ANSWER, Without),
+    },
+    Case {
+        request: Request::CloseCryptoSession,
+        call: |client| client.close_crypto_session(0x0102_0304_0506_0708),
+        wire: "1b000000 01000000 08000000  0807060504030201",
+        fds: 0,
+        answer: Ack(Never),
+    },
+    Case {
+        request: Request::PostcopyAdvise,
+        call: |client| {
+            is_theirs(&client.postcopy_advise()?);
+            Ok(())
+        },
+        wire: "1c000000 01000000 00000000",
+        fds: 0,
+        answer: Own("", With),
+    },
+    Case {
+        request: Request::PostcopyListen,
+        call: |client| client.postcopy_listen(),
+        wire: "1d000000 01000000 00000000",
+        fds: 0,
+        answer: Status,
+    },
+    Case {
+        request: Request::PostcopyEnd,
+        call: |client| client.postcopy_end(),
+        wire: "1e000000 01000000 00000000",
+        fds: 0,
+        answer: Status,
+    },
+    Case {
         request: Request::GetInflightFd,
         call: |client| {
             let (inflight, fd) = client.get_inflight_fd(2, 256)?;
@@ -622,6 +896,27 @@ pub const CASES: &[Case] = &[
         call: |client| client.set_inflight_fd(&INFLIGHT, file(0)),
         wire: "20000000 01000000 18000000  0030000000000000 0010000000000000 0200 0001 00000000",
         fds: 1,
+        answer: Ack(Never),
+    },
+    Case {
+        request: Request::GpuSetSocket,
+        call: |client| client.gpu_set_socket(file(0)),
+        wire: "21000000 01000000 00000000",
+        fds: 1,
+        answer: Ack(Never),
+    },
+    Case {
+        request: Request::ResetDevice,
+        call: |client| client.reset_device(),
+        wire: "22000000 01000000 00000000",
+        fds: 0,
+        answer: Ack(Always),
+    },
+    Case {
+        request: Request::VringKick,
+        call: |client| client.vring_kick(3),
+        wire: "23000000 01000000 08000000  03000000 00000000",
+        fds: 0,
         answer: Ack(Never),
     },
     Case {
@@ -656,6 +951,36 @@ pub const CASES: &[Case] = &[
         answer: Ack(Always),
     },
     Case {
+        request: Request::SetStatus,
+        call: |client| client.set_status(0x4f),
+        wire: "27000000 01000000 08000000  4f00000000000000",
+        fds: 0,
+        answer: Ack(Always),
+    },
+    Case {
+        request: Request::GetStatus,
+        call: |client| {
+            assert_eq!(client.get_status()?, 0xcf);
+            Ok(())
+        },
+        wire: "28000000 01000000 00000000",
+        fds: 0,
+        answer: Own("cf00000000000000", Without),
+    },
+    Case {
+        request: Request::GetSharedObject,
+        call: |client| {
+            let uuid = [
+                16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,
+            ];
+            is_theirs(&client.get_shared_object(&uuid)?);
+            Ok(())
+        },
+        wire: "29000000 01000000 10000000  101112131415161718191a1b1c1d1e1f",
+        fds: 0,
+        answer: Own("101112131415161718191a1b1c1d1e1f", With),
+    },
+    Case {
         request: Request::SetDeviceStateFd,
         call: |client| {
             let fd = client.set_device_state_fd(Direction::Load, file(0))?;
@@ -686,25 +1011,93 @@ pub const CASES: &[Case] = &[
         fds: 0,
         answer: Own(SHMEM_CONFIG, Without),
     },
+    Case {
+        request: Request::GetVringBaseSkipDrain,
+        call: |client| {
+            assert_eq!(client.get_vring_base_skip_drain(3)?, 0x1234);
+            Ok(())
+        },
+        wire: "2d000000 01000000 08000000  03000000 00000000",
+        fds: 0,
+        answer: Own("03000000 34120000", Without),
+    },
 ];
 
-/// Two sizes, and 253 that are zero.
-const SHMEM_CONFIG: &str = const {
-    const HEAD: &[u8] = b"02000000 00000000 0010000000000000 0000000000000000 0000000002000000";
-    const TEXT: [u8; HEAD.len() + 253 * 16] = {
-        let mut text = [b'0'; HEAD.len() + 253 * 16];
+/// Digits of so many bytes, zero but for these: (at which byte, digits).
+const fn digits<const N: usize>(pieces: &[(usize, &str)]) -> [u8; N] {
+    let mut text = [b'0'; N];
+    let mut piece = 0;
+    while piece < pieces.len() {
+        let (from, digits) = (pieces[piece].0 * 2, pieces[piece].1.as_bytes());
         let mut at = 0;
-        while at < HEAD.len() {
-            text[at] = HEAD[at];
+        while at < digits.len() {
+            text[from + at] = digits[at];
             at += 1;
         }
-        text
-    };
-    match std::str::from_utf8(&TEXT) {
+        piece += 1;
+    }
+    text
+}
+
+const fn text(digits: &[u8]) -> &str {
+    match std::str::from_utf8(digits) {
         Ok(text) => text,
         Err(_) => panic!("hexadecimal digits are text"),
     }
-};
+}
+
+/// Two sizes, and 254 that are zero.
+const SHMEM_CONFIG: &str = text(&digits::<4112>(&[
+    (0, "02000000"),
+    (8, "0010000000000000"),
+    (24, "0000000002000000"),
+]));
+
+/// A cipher and a MAC.
+const CRYPTO_SESSION: &str = text(&digits::<2168>(&[
+    (0, "1a0000000100000030040000"),
+    (12, "0200000000000000"),
+    // The algorithms and lengths, and what is to be done.
+    (20, "03000000100000000400000020000000030000000c000000"),
+    (44, "02010203"),
+    // The keys.
+    (68, "a0a1a2a3a4a5a6a7a8a9aaabacadaeaf"),
+    (132, "b1b2b3"),
+]));
+
+/// What it sends to be created.
+fn crypto_session() -> CryptoSym {
+    let mut session = CryptoSym {
+        cipher_alg: 3,
+        key_len: 16,
+        hash_alg: 4,
+        hash_result_len: 32,
+        auth_key_len: 3,
+        add_len: 12,
+        op_type: 2,
+        direction: 1,
+        hash_mode: 2,
+        alg_chain_order: 3,
+        padding: 0,
+        pointers: [0; 2],
+        key: [0; 64],
+        auth_key: [0; 512],
+    };
+    let key = (0xa0_u8..).take(16); // and nothing that allocates
+    session
+        .key
+        .iter_mut()
+        .zip(key)
+        .for_each(|(to, from)| *to = from);
+    session.auth_key[..3].copy_from_slice(&[0xb1, 0xb2, 0xb3]);
+    session
+}
+
+/// Its answer: the same once more, and the number of the session.
+const CRYPTO_ANSWER: &str = text(&digits::<2144>(&[
+    (0, "0200000000000000"),
+    (1064, "0807060504030201"),
+]));
 
 /// A well-made answer to a request that got `message`: what the case says, an
 /// acknowledgement where one was asked for, the features to the barrier.
@@ -716,6 +1109,7 @@ pub fn answer(peer: &Peer, case: &Case, reply_ack: bool, running: bool) {
             let fds = if descriptor == With { &fd[..] } else { &[] };
             peer.send(&message(case.request.id(), REPLY, &hex(payload)), fds);
         }
+        Status => peer.ack(case.request, 0),
         Ack(_) if reply_ack => peer.ack(case.request, 0),
         Ack(barrier) if barrier == Always || (barrier == WhileRunning && running) => {
             peer.expect(Request::GetFeatures);

@@ -30,9 +30,10 @@ use nix::unistd::pipe2;
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
-    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
-    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVirtioFeatures,
-    VhostUserVringAddrFlags, VhostUserVringState,
+    VhostUserLog, VhostUserMMap, VhostUserMMapFlags, VhostUserMemoryRegion,
+    VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
+    VhostUserSingleMemoryRegion, VhostUserVirtioFeatures, VhostUserVringAddrFlags,
+    VhostUserVringState,
 };
 use vhost::vhost_user::{
     Backend, BackendReqHandler, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut,
@@ -57,7 +58,11 @@ usage: foreign_backend --socket PATH --log FILE [OPTION]...
   --state-fd own|passed      the channel for the device state (default passed)
   --no-inflight-buffer       answer GET_INFLIGHT_FD with an mmap size of 0
   --drop-base-high           answer GET_VRING_BASE without the upper 16 bits
-  --need-channel-reply       ask for an answer on the back-end channel, and log it
+  --before REQUEST=ASK       before this request is answered, ask on the back-end's channel
+  --after REQUEST=ASK        the same once it is answered; both may come several times, and
+                             ASK is one of SHARED_OBJECT_ADD, SHARED_OBJECT_REMOVE,
+                             SHARED_OBJECT_LOOKUP, SHMEM_MAP, SHMEM_UNMAP
+  --need-channel-reply       want answers there, and log them
 ";
 
 /// Every request that the crate passes on and lets a handler fail.
@@ -100,8 +105,12 @@ const DEVICE_STATE: &[u8] = b"device-state-v1\n";
 /// One byte more than a good state has is enough to know a bad one.
 const DEVICE_STATE_LIMIT: u64 = 17;
 
-/// Announced on the back-end channel. Any UUID but nil and max is valid.
+/// What is asked about on the back-end's channel. Any UUID but nil and max is
+/// valid.
 const OBJECT_UUID: [u8; 16] = *b"\x10\x11\x12\x13\x14\x15\x16\x17\x18\x19\x1a\x1b\x1c\x1d\x1e\x1f";
+
+/// In the file of SHMEM_MAP, where the mapping begins.
+const MAPPED: &[u8] = b"mapped by the back-end";
 
 /// Shared memory regions 0 and 3, so that a test sees a gap.
 const SHMEM_SIZES: [u64; 4] = [0x10_0000, 0, 0, 0x2000];
@@ -138,6 +147,8 @@ struct Options {
     own_state_fd: bool,
     inflight_buffer: bool,
     drop_base_high: bool,
+    before: Vec<(&'static str, Ask)>,
+    after: Vec<(&'static str, Ask)>,
     need_channel_reply: bool,
 }
 
@@ -159,6 +170,8 @@ impl Options {
             own_state_fd: false,
             inflight_buffer: true,
             drop_base_high: false,
+            before: Vec::new(),
+            after: Vec::new(),
             need_channel_reply: false,
         };
         while let Some(arg) = args.next() {
@@ -184,6 +197,14 @@ impl Options {
                     let known = REFUSABLE.iter().find(|name| **name == request);
                     options.refused.insert(known.ok_or(bad(&request))?);
                 }
+                "--before" | "--after" => {
+                    let ask = text()?;
+                    let known = parse_ask(&ask).ok_or(bad(&ask))?;
+                    match &*name {
+                        "--before" => options.before.push(known),
+                        _ => options.after.push(known),
+                    }
+                }
                 "--keep-open" => options.keep_open = true,
                 "--state-fd" => {
                     options.own_state_fd = match text()?.as_str() {
@@ -205,6 +226,36 @@ impl Options {
         }
         Ok(Some(options))
     }
+}
+
+/// What the crate can ask on the channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(
+    non_camel_case_types,
+    reason = "the names of the specification, for the log"
+)]
+enum Ask {
+    SHARED_OBJECT_ADD,
+    SHARED_OBJECT_REMOVE,
+    SHARED_OBJECT_LOOKUP,
+    SHMEM_MAP,
+    SHMEM_UNMAP,
+}
+
+const ASKS: &[Ask] = &[
+    Ask::SHARED_OBJECT_ADD,
+    Ask::SHARED_OBJECT_REMOVE,
+    Ask::SHARED_OBJECT_LOOKUP,
+    Ask::SHMEM_MAP,
+    Ask::SHMEM_UNMAP,
+];
+
+fn parse_ask(text: &str) -> Option<(&'static str, Ask)> {
+    let (request, ask) = text.split_once('=')?;
+    let mut requests = REFUSABLE.iter().chain(&["SET_BACKEND_REQ_FD"]);
+    let request = requests.find(|name| **name == request)?;
+    let ask = ASKS.iter().find(|known| format!("{known:?}") == ask)?;
+    Some((request, *ask))
 }
 
 fn hex(text: &str) -> Option<u64> {
@@ -279,14 +330,20 @@ fn serve(stream: UnixStream, options: &Arc<Options>, log: &Log) -> io::Result<()
         bases: HashMap::new(),
         inflight: None,
         channel: None,
+        last: String::new(),
         transfer: None,
     };
-    let mut handler = BackendReqHandler::from_stream(stream, Arc::new(Mutex::new(recorder)));
+    let recorder = Arc::new(Mutex::new(recorder));
+    let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&recorder));
 
     log.line("CONNECTED")?;
     loop {
         match handler.handle_request() {
-            Ok(()) => {}
+            Ok(()) => {
+                let mut recorder = recorder.lock().map_err(|_| io::ErrorKind::Other)?;
+                let last = std::mem::take(&mut recorder.last);
+                recorder.ask_all(&options.after, &last)?;
+            }
             Err(Error::Disconnected) => break,
             Err(error) => {
                 log.line(format_args!("ERROR {error:?}"))?;
@@ -324,19 +381,75 @@ struct Recorder {
     /// Kept only to stay open, as in a real back-end.
     inflight: Option<File>,
     channel: Option<Backend>,
+    /// The name of the request that came last.
+    last: String,
     transfer: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl Recorder {
     /// Writes a request's line; an error is what the handler must return.
-    fn record(&self, request: impl Display) -> Result<()> {
+    fn record(&mut self, request: impl Display) -> Result<()> {
         let line = request.to_string();
         self.log.line(&line).map_err(Error::ReqHandlerError)?;
         let name = line.split(' ').next().unwrap_or_default();
+        name.clone_into(&mut self.last);
+        self.ask_all(&self.options.before, name)
+            .map_err(Error::ReqHandlerError)?;
         if self.options.refused.contains(name) {
             return Err(failure("refused as told on the command line"));
         }
         Ok(())
+    }
+
+    /// Asks what is to be asked about this request, one after the other.
+    fn ask_all(&self, asks: &[(&'static str, Ask)], request: &str) -> io::Result<()> {
+        let asks = asks.iter().filter(|(name, _)| *name == request);
+        for (_, ask) in asks {
+            let result = match self.ask(*ask) {
+                Ok(()) if self.options.need_channel_reply => "acked",
+                Ok(()) => "sent",
+                Err(error) if is_refusal(&error) => "refused",
+                Err(_) => "failed",
+            };
+            self.log
+                .line(format_args!("BACKEND_REQUEST name={ask:?} result={result}"))?;
+        }
+        Ok(())
+    }
+
+    /// With the same values each time: what is mapped is taken away by the other.
+    fn ask(&self, ask: Ask) -> io::Result<()> {
+        let channel = self.channel.as_ref();
+        let channel = channel.ok_or_else(|| io::Error::other("no channel"))?;
+        let object = VhostUserSharedMsg::from_slice(&OBJECT_UUID);
+        let object = object.ok_or_else(|| io::Error::other("not a UUID"))?;
+        let mut area = VhostUserMMap {
+            shmid: 3,
+            fd_offset: 0x2000,
+            shm_offset: 0x1000,
+            len: 0x1000,
+            flags: VhostUserMMapFlags::WRITABLE.bits(),
+            ..VhostUserMMap::default()
+        };
+        match ask {
+            Ask::SHARED_OBJECT_ADD => channel.shared_object_add(object),
+            Ask::SHARED_OBJECT_REMOVE => channel.shared_object_remove(object),
+            // The crate wants to give a descriptor away.
+            Ask::SHARED_OBJECT_LOOKUP => {
+                channel.shared_object_lookup(object, &memfd("object", 0x1000)?)
+            }
+            Ask::SHMEM_MAP => {
+                let file = memfd("shmem", 0x3000)?;
+                file.write_all_at(MAPPED, 0x2000)?;
+                channel.shmem_map(&area, &file)
+            }
+            Ask::SHMEM_UNMAP => {
+                area.fd_offset = 0;
+                area.flags = 0;
+                channel.shmem_unmap(&area)
+            }
+        }
+        .map(|_| ())
     }
 
     /// Writes the device state to `channel` or reads it from there, in a thread
@@ -360,6 +473,12 @@ impl Recorder {
         self.transfer = Some(thread::Builder::new().spawn(work)?);
         Ok(())
     }
+}
+
+/// Whether the front-end has answered, and said no.
+fn is_refusal(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(inner, Some(Error::FrontendInternalError))
 }
 
 fn failure(text: &str) -> Error {
@@ -572,43 +691,15 @@ impl VhostUserBackendReqHandlerMut for Recorder {
         ))
     }
 
-    /// Sends one request over the new channel, so that a test can see that it
-    /// works. It is SHARED_OBJECT_ADD because the crate's proxy has nothing
-    /// simpler (no CONFIG_CHANGE); the front-end must have agreed to it.
     fn set_backend_req_fd(&mut self, backend: Backend) {
+        let agreed = |feature| self.protocol_features.contains(feature);
+        backend.set_shared_object_flag(agreed(VhostUserProtocolFeatures::SHARED_OBJECT));
+        backend.set_shmem_flag(agreed(VhostUserProtocolFeatures::SHMEM));
+        backend.set_reply_ack_flag(self.options.need_channel_reply);
+        self.channel = Some(backend);
         // This handler cannot fail; a log that cannot be written fails the
         // next request.
         let _ = self.record("SET_BACKEND_REQ_FD fd=yes");
-        self.channel = Some(backend.clone());
-        if !self
-            .protocol_features
-            .contains(VhostUserProtocolFeatures::SHARED_OBJECT)
-        {
-            return;
-        }
-        backend.set_shared_object_flag(true);
-        let need_reply = self.options.need_channel_reply;
-        backend.set_reply_ack_flag(need_reply);
-        let log = self.log.clone();
-        let announce = move || {
-            let Some(object) = VhostUserSharedMsg::from_slice(&OBJECT_UUID) else {
-                return;
-            };
-            let result = match backend.shared_object_add(object) {
-                Ok(_) if need_reply => "acked",
-                Ok(_) => "sent",
-                Err(_) => "failed",
-            };
-            let _ = log.line(format_args!(
-                "BACKEND_REQUEST name=SHARED_OBJECT_ADD result={result}"
-            ));
-        };
-        if need_reply {
-            // The answer may come only after this request is acknowledged.
-            thread::spawn(announce);
-        } else {
-            announce();
-        }
     }
 
     fn set_gpu_socket(&mut self, _gpu_backend: GpuBackend) -> Result<()> {

@@ -1,0 +1,63 @@
+//! Giving the back-end a channel of its own, and serving it.
+
+use super::backend_requests::Desk;
+use super::{BackendClient, BackendHandler, Call, MAX_DELIVERED, NOTHING, no_channel};
+use crate::error::Result;
+use crate::message::Request;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+impl BackendClient {
+    /// SET_BACKEND_REQ_FD: the back-end's end of a socket pair, on which it
+    /// sends requests of its own. Close your copy of it afterwards, and serve
+    /// the other end also while calls are under way.
+    pub fn set_backend_req_fd(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        self.tell(&Call::new(Request::SetBackendReqFd, NOTHING).fds(&[fd]))
+    }
+
+    /// Gives the back-end a channel of its own, once on a connection: makes a
+    /// socket pair, sends one end with SET_BACKEND_REQ_FD, and has `handler` do
+    /// what is asked on the other. From here on every call that waits serves the
+    /// channel as well.
+    ///
+    /// Comes after SET_PROTOCOL_FEATURES, and where SHMEM was acknowledged after
+    /// GET_SHMEM_CONFIG: a mapping is refused whose region is not known.
+    pub fn open_backend_channel(&self, handler: Arc<dyn BackendHandler>) -> Result<()> {
+        let request = Request::SetBackendReqFd;
+        // All that can be wrong before something is made that is made once.
+        self.in_order(request, self.negotiated.check_unconfirmed())?;
+        let negotiated = Arc::clone(&self.negotiated);
+        let desk = Arc::new(Desk::new(negotiated, handler, self.max_rings));
+        let theirs = self
+            .connection
+            .open_channel(Arc::<Desk>::clone(&desk))
+            .map_err(|error| self.or_ended(error).of(request))?;
+        self.desk.get_or_init(|| desk);
+        // The back-end may ask before it acknowledges.
+        self.set_backend_req_fd(theirs.as_fd())
+            .inspect_err(|error| self.connection.close_channel(error))
+    }
+
+    /// Ready to be read when
+    /// [`process_backend_requests`](Self::process_backend_requests) has something
+    /// to do; for polling only. `None` before
+    /// [`open_backend_channel`](Self::open_backend_channel).
+    pub fn backend_notifier(&self) -> Option<BorrowedFd<'_>> {
+        self.connection.channel_fd()
+    }
+
+    /// Does what the back-end asked, without waiting, and runs the handlers of
+    /// what was kept for this moment: a bounded part, and the descriptor stays
+    /// ready while there is more.
+    ///
+    /// Fails once the channel has ended and nothing is left to do.
+    pub fn process_backend_requests(&self) -> Result<()> {
+        let Some(desk) = self.desk.get() else {
+            return Err(no_channel());
+        };
+        self.connection.serve_channel()?;
+        let delivered = desk.deliver(MAX_DELIVERED);
+        self.connection.arm_channel();
+        delivered
+    }
+}
