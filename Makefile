@@ -39,8 +39,10 @@ LINK    := -Lbuild -l$(NAME) $(RPATH) $(LDFLAGS)
 
 # Every test program gets the harness and the example driver.
 C_OUT   := build/c-tests
-C_TESTS := $(patsubst c-tests/%.c,$(C_OUT)/%,$(wildcard c-tests/test_*.c))
+C_TESTS := $(patsubst c-tests/%.c,$(C_OUT)/%,$(wildcard c-tests/test_*.c c-tests/real_*.c))
 HELPERS := c-tests/harness.c c-tests/rig.c examples/virtio_blk.c examples/names.c
+# Those that drive back-ends in daily use.
+REAL    := $(HELPERS) c-tests/virtq.c c-tests/device.c c-tests/pagefaults.c
 
 FUZZ_SECONDS ?= 60
 
@@ -82,12 +84,16 @@ build/vhost-user-probe: examples/vhost_user_probe.c examples/names.c examples/na
 build/blk-demo: examples/blk_demo.c examples/virtio_blk.c examples/names.c examples/virtio_blk.h examples/names.h $(SO) include/$(NAME).h
 	$(CC) $(USE) -o $@ $(filter %.c,$^) $(LINK)
 
-c-tests: $(C_TESTS)
+c-tests: $(C_TESTS) build/vuf-mock-backend
 
 # Not linked with the library, nor with a helper that is.
 $(C_OUT)/test_dlopen: c-tests/test_dlopen.c c-tests/harness.c c-tests/harness.h $(SO) include/$(NAME).h
 	@mkdir -p $(@D)
 	$(CC) $(USE) -Ic-tests -o $@ $(filter %.c,$^) -lcmocka -ldl -pthread $(RPATH) $(LDFLAGS)
+
+$(C_OUT)/real_%: c-tests/real_%.c $(REAL) $(wildcard c-tests/*.h examples/*.h) $(SO) include/$(NAME).h
+	@mkdir -p $(@D)
+	$(CC) $(USE) -Ic-tests -o $@ $< $(REAL) -lcmocka $(LINK)
 
 $(C_OUT)/%: c-tests/%.c $(HELPERS) $(wildcard c-tests/*.h examples/*.h) $(SO) include/$(NAME).h
 	@mkdir -p $(@D)
@@ -106,7 +112,7 @@ fuzz:
 	@$(CARGO) +nightly --version >/dev/null 2>&1 || \
 	  { echo 'make fuzz needs a nightly Rust: rustup toolchain install nightly'; exit 1; }
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked
-	@for target in replies c_api; do \
+	@for target in replies c_api channel; do \
 	  mkdir -p build/fuzz/$$target && \
 	  $(CARGO) +nightly fuzz run --target-dir build/fuzz/cargo $$target \
 	    build/fuzz/$$target fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) \

@@ -49,7 +49,7 @@ stage() {
         passed=$((passed + $1))
         [ "$3" = 0 ] || printf ', %d skipped' "$3"
         echo
-        grep -E '^(SKIPPED:|skipped:)' "$log" | sed 's/^/      /'
+        grep -E '^(SKIPPED:|skipped:|swept )' "$log" | sed 's/^/      /'
     else
         [ "$2" != 0 ] || set -- 0 1 "$3"
         printf 'FAIL  %-44s %4d s  (exit status %d, all of it in %s)\n' "$name" "$took" "$status" "$log"
@@ -67,12 +67,15 @@ back_ends() {
 }
 
 MOCK='--manifest-path mock/Cargo.toml'
+FUZZ='--manifest-path fuzz/Cargo.toml'
 
 # shellcheck disable=SC2086
 lints() {
     $CARGO fmt --check && $CARGO clippy --locked --all-targets -- -D warnings &&
         $CARGO fmt $MOCK --check &&
-        $CARGO clippy $MOCK --locked --target-dir build/mock --all-targets -- -D warnings
+        $CARGO clippy $MOCK --locked --target-dir build/mock --all-targets -- -D warnings &&
+        $CARGO fmt $FUZZ --check &&
+        $CARGO clippy $FUZZ --locked --target-dir build/fuzz/stable --all-targets -- -D warnings
 }
 
 # shellcheck disable=SC2086
@@ -80,8 +83,13 @@ mock_tests() {
     $CARGO test $MOCK --locked --target-dir build/mock
 }
 
+# All but the fault sweep, which takes longer than the rest together.
 rust_tests() {
-    $CARGO test --locked
+    $CARGO test --locked -- --skip every_message_of_every_scenario
+}
+
+fault_sweep() {
+    $CARGO test --locked --test sweep
 }
 
 header_alone() {
@@ -136,20 +144,13 @@ c_tests_built() {
 }
 
 c_tests() {
-    result=0
-    for program in build/c-tests/test_*; do
-        case $program in *.*) continue ;; esac
-        echo "== $program"
-        # shellcheck disable=SC2086
-        VUF_EMBEDDED_BACKEND=$TARGET/debug/examples/embedded_backend \
-            VUF_FOREIGN_BACKEND=$TARGET/debug/examples/foreign_backend \
-            timeout 600 $1 "$program" || result=1
-    done
-    return $result
+    sh c-tests/run_programs.sh build/c-tests
 }
 
-c_tests() {
-    sh c-tests/run_programs.sh build/c-tests
+# Back-ends in daily use, as far as this machine has them.
+real_back_ends() {
+    sh c-tests/backends.sh --env >"$SCRATCH/back-ends" && . "$SCRATCH/back-ends" &&
+        sh c-tests/run_programs.sh --real build/c-tests
 }
 
 # Once more with the library as cargo makes it.
@@ -224,7 +225,7 @@ under_load() {
     one=$!
     sh -c 'while :; do :; done' &
     two=$!
-    again 5 "$@"
+    "$@"
     result=$?
     kill $one $two
     wait $one $two 2>/dev/null
@@ -253,14 +254,19 @@ stage 'header is current' $MAKE --no-print-directory header-check
 stage 'header alone, C99 to C++20' header_alone
 stage 'exports = map = header' exports
 stage 'Rust tests' rust_tests
+stage 'fault sweep' fault_sweep
 stage 'scripted back-end' mock_tests
 stage 'soname and native libraries' linkage
 stage 'C tests compile' c_tests_built
 stage 'every C function has a test' sh c-tests/check_coverage.sh
 stage 'C tests' c_tests
+[ "${1-}" != --full ] || stage 'back-ends in daily use: get them' sh c-tests/backends.sh all
+stage 'back-ends in daily use' real_back_ends
 stage 'C tests on the cdylib of cargo' c_tests_cdylib
 stage 'C tests under valgrind' sh c-tests/check_valgrind.sh
-stage 'C tests under AddressSanitizer' sh c-tests/check_sanitizers.sh
+stage 'C tests, library under AddressSanitizer' sh c-tests/check_sanitizers.sh
+stage 'data races (ThreadSanitizer)' sh c-tests/check_races.sh
+stage 'undefined behaviour (Miri)' sh c-tests/check_miri.sh
 stage 'tests as an ordinary user' sh c-tests/check_unprivileged.sh
 stage 'docs/system-calls.md = seccomp filter' sh c-tests/check_sandbox.sh
 stage 'system calls of a round trip' sh c-tests/check_strace.sh
@@ -271,8 +277,9 @@ if [ "${1-}" = --full ]; then
     stage 'oldest Rust' oldest_rust
     stage 'Rust tests, ten times' again 10 rust_tests
     stage 'C tests, ten times' again 10 c_tests
-    stage 'Rust tests under load, five times' under_load rust_tests
-    stage 'C tests under load, five times' under_load c_tests
+    stage 'Rust tests under load, five times' under_load again 5 rust_tests
+    stage 'fault sweep under load' under_load fault_sweep
+    stage 'C tests under load, five times' under_load again 5 c_tests
     stage 'demo, twenty times' again 20 demo
 fi
 

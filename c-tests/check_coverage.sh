@@ -30,7 +30,7 @@ check "no structs in $header" [ -n "$structs" ]
 
 in_header() { echo "$functions" | grep -qx "$1"; }
 in_table() { echo "$rows" | grep -q "^$1 "; }
-well_formed() { echo "$1" | grep -qE '^vuf_[a-z0-9_]+ +test_[a-z0-9_]+: [a-z0-9_]+$'; }
+well_formed() { echo "$1" | grep -qE '^vuf_[a-z0-9_]+ +(test|real)_[a-z0-9_]+: [a-z0-9_]+$'; }
 runs() { grep -q "^static void $2(void \*\*state)\$" "$here/$1.c" && grep -q "($2)," "$here/$1.c"; }
 calls() { grep -qE "\b$2\(" "$here/$1.c"; }
 

@@ -72,6 +72,83 @@ probe() {
     fi
 }
 
+# json STATUS CONDITION -- ARGUMENT...: the same with --json, where the output is
+# one object r and the condition, in Python, is true.
+json() {
+    wanted=$1
+    condition=$2
+    shift 3
+    if ! command -v python3 >/dev/null; then
+        echo 'SKIPPED: --json, as python3 is not installed'
+        skipped=$((skipped + 1))
+        return
+    fi
+    timeout 20 "$PROBE" --json "$@" >"$dir/out" 2>"$dir/err"
+    status=$?
+    if [ $status = "$wanted" ] && python3 - "$dir/out" "$condition" <<'PYTHON'
+import json, sys
+r = json.load(open(sys.argv[1], encoding="utf-8"))
+keys = ["error", "device", "device_guessed", "virtio_features", "protocol_features",
+        "queues", "memory_slots", "shared_memory_regions", "config"]
+assert list(r) == keys, list(r)
+def names(features):
+    assert int(r[features]["mask"], 16) == sum(1 << bit["bit"] for bit in r[features]["bits"])
+    return [bit["name"] for bit in r[features]["bits"]]
+assert eval(sys.argv[2]), sys.argv[2]
+PYTHON
+    then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "vhost-user-probe --json $*: exit status $status, not $wanted, or not $condition:"
+        sed 's/^/    /' "$dir/out" "$dir/err"
+    fi
+}
+
+# trace FIRST LAST -- ARGUMENT...: with --trace the messages are on the standard
+# error, from FIRST to LAST, and the report on the standard output is the same.
+trace() {
+    first=$1
+    last=$2
+    shift 3
+    timeout 20 "$PROBE" "$@" >"$dir/plain" 2>/dev/null
+    timeout 20 "$PROBE" --trace "$@" >"$dir/out" 2>"$dir/err"
+    sed '/^vhost-user-probe: /d' "$dir/err" >"$dir/messages"
+    if cmp "$dir/plain" "$dir/out" && [ "$(head -n 1 "$dir/messages")" = "$first" ] &&
+        tail -n 1 "$dir/messages" | grep -q -- "^$last" &&
+        ! grep -qv '^[<>] [A-Z]' "$dir/messages"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "vhost-user-probe --trace $*: not from '$first' to '$last':"
+        sed 's/^/    /' "$dir/err"
+    fi
+}
+
+# start_program COMMAND...: one of another project, which says nothing; who tries
+# whether it listens might be its only front-end.
+start_program() {
+    end_back_end
+    rm -f "$socket"
+    "$@" >"$dir/log" 2>&1 &
+    pid=$!
+    tries=0
+    until [ -S "$socket" ] || [ $tries -gt 200 ]; do
+        tries=$((tries + 1))
+        sleep 0.1
+    done
+    sleep 0.3 # from bind to listen
+}
+
+# has VARIABLE NAME: whether that program is here.
+has() {
+    eval "program=\${$1:-}"
+    [ -n "$program" ] && return 0
+    echo "SKIPPED: the probe on $2, which is not here (c-tests/backends.sh)"
+    skipped=$((skipped + 1))
+    return 1
+}
+
 socket=$dir/socket
 truncate -s 8M "$dir/disk"
 
@@ -85,6 +162,21 @@ probe 1 "$dir/nothing" -- "$dir/nothing"
 start "$BACK_ENDS/embedded_backend" --socket "$socket" --file "$dir/disk" --queues 3
 probe 0 VERSION_1 REPLY_ACK CONFIGURE_MEM_SLOTS 'queues' 'memory slots' '16384' -- "$socket"
 
+json 0 'r["error"] is None and r["queues"] == 3 and r["device"] == "blk"' -- "$socket"
+json 0 'r["device_guessed"] and r["config"]["fields"]["capacity"] == 16384' -- "$socket"
+json 0 'not r["device_guessed"] and "VERSION_1" in names("virtio_features")' -- --device blk "$socket"
+json 0 'r["device"] == "vsock" and r["config"]["fields"] == {"guest_cid": 16384}' -- \
+    --device vsock "$socket"
+json 0 'r["config"]["size"] == 4 and len(r["config"]["bytes"]) == 8 and r["device"] is None' -- \
+    --config-size 4 "$socket"
+json 0 'r["config"] is None and "REPLY_ACK" in names("protocol_features")' -- --config-size 0 "$socket"
+json 1 'r["error"]["code"] == -2 and r["error"]["while"] == "connecting" and r["queues"] is None' -- \
+    "$dir/nothing \"\\"
+trace '> GET_FEATURES' '< GET_CONFIG offset=0 config-size=60 flags=0' -- "$socket"
+
+start "$BACK_ENDS/foreign_backend" --socket "$socket" --log "$dir/requests"
+json 0 'r["shared_memory_regions"][0]["bytes"] > 0 and all(
+    set(bit) == {"bit", "name", "served"} for bit in r["protocol_features"]["bits"])' -- "$socket"
 start "$BACK_ENDS/foreign_backend" --socket "$socket" --log "$dir/requests"
 probe 0 RING_PACKED SHMEM 'shared memory' -- "$socket"
 grep -qE '^(SET_OWNER|SET_FEATURES|SET_VRING|SET_MEM)' "$dir/requests" && {
@@ -95,6 +187,9 @@ grep -qE '^(SET_OWNER|SET_FEATURES|SET_VRING|SET_MEM)' "$dir/requests" && {
 # Alive, but it does not answer: the kernel accepts for it.
 kill -STOP "$pid"
 probe 1 GET_FEATURES deadline -- --timeout 300 "$socket"
+# What it hangs at is the last message.
+trace '> GET_FEATURES' '> GET_FEATURES$' -- --timeout 300 "$socket"
+json 1 'r["error"]["code"] == -110 and r["virtio_features"] is None' -- --timeout 300 "$socket"
 
 start "$BACK_ENDS/foreign_backend" --socket "$socket" --log "$dir/requests" --refuse GET_FEATURES
 probe 1 GET_FEATURES -- "$socket"
@@ -112,9 +207,98 @@ if command -v qemu-storage-daemon >/dev/null; then
         sleep 0.1
     done
     probe 0 VERSION_1 LOG_SHMFD 'memory slots' 509 16384 -- "$socket"
+    json 0 'r["device"] == "blk" and r["config"]["fields"]["num_queues"] == 4' -- "$socket"
+    trace '> GET_FEATURES' '< GET_CONFIG offset=0 config-size=60 flags=0' -- "$socket"
 else
     echo 'SKIPPED: the probe on qemu-storage-daemon, which is not installed'
-    skipped=1
+    skipped=$((skipped + 1))
+fi
+
+
+# The scripted back-end shows what no other here has: the configuration space of a
+# network device, a type that could be two, bytes that are no text, and what it
+# wrote down by itself.
+# scripted STATEMENT...
+scripted() {
+    end_back_end
+    rm -f "$socket"
+    for statement; do
+        echo "$statement"
+    done >"$dir/script"
+    start build/vuf-mock-backend --socket "$socket" --script "$dir/script" --log "$dir/mock"
+}
+mac='525400123456 0100 0400 dc05 10270000 01 28 8000 07000000'
+mac=$(echo "$mac" | tr -d ' ')
+# MTU, MAC, STATUS, MQ, and 57, 60, 63.
+scripted 'device features +3 +5 +16 +22 +57 +60 +63' "device config $mac"
+probe 0 'mac: 52:54:00:12:34:56' 'status: 1' 'max_virtqueue_pairs: 4' 'mtu: 1500' \
+    'speed (Mbit/s): 10000' 'duplex: 1' 'rss_max_key_size: 40' \
+    'rss_max_indirection_table_length: 128' 'supported_hash_types: 7' -- --device net "$socket"
+json 0 'r["config"]["fields"] == {"mac": "52:54:00:12:34:56", "status": 1,
+    "max_virtqueue_pairs": 4, "mtu": 1500, "speed": 10000, "duplex": 1, "rss_max_key_size": 40,
+    "rss_max_indirection_table_length": 128, "supported_hash_types": 7}' -- --device net "$socket"
+probe 0 '00  52 54 00 12' -- --config-size 24 "$socket"
+# Of these fields only one is valid.
+scripted 'device features +3' "device config $mac"
+json 0 'r["config"]["fields"] == {"mtu": 1500}' -- --device net "$socket"
+# The line for each message that the back-end writes is that of the trace.
+scripted 'device features +3' "device config $mac"
+"$PROBE" --trace --device net "$socket" 2>"$dir/messages" >/dev/null
+end_back_end
+sed -n 's/^ *[0-9.]* \([<>] .*\)/\1/p' "$dir/mock" >"$dir/mock-messages"
+if [ -s "$dir/messages" ] && diff "$dir/messages" "$dir/mock-messages"; then
+    passed=$((passed + 1))
+else
+    failed=$((failed + 1))
+    echo 'the trace is not what the back-end wrote down'
+fi
+# fs: a tag with a quote, a byte that is no ASCII, and a zero in the middle.
+tag=$(printf '61225cff00%062d' 0)
+scripted "device config ${tag}02000000"
+json 0 'r["config"]["fields"] == {"tag": "a\"\\\xff", "num_request_queues": 2}' -- --device fs "$socket"
+probe 0 'tag: a"\x5c\xff' 'num_request_queues: 2' -- --device fs "$socket"
+json 0 'r["device"] is None and r["config"]["fields"] == {}' -- --config-size 40 "$socket"
+
+eval "$(sh c-tests/backends.sh --env)"
+if has VUF_VIRTIOFSD virtiofsd; then
+    mkdir "$dir/share"
+    # It serves one front-end, and then ends.
+    virtiofsd() {
+        start_program "$program" --socket-path "$socket" --shared-dir "$dir/share" --sandbox none \
+            --seccomp none --tag 'some tag'
+    }
+    virtiofsd
+    probe 0 'tag: some tag' 'num_request_queues: 1' VERSION_1 -- --device fs "$socket"
+    virtiofsd
+    json 0 'r["config"]["fields"] == {"tag": "some tag", "num_request_queues": 1}' -- --device fs "$socket"
+fi
+if has VUF_VHOST_DEVICE_VSOCK vhost-device-vsock; then
+    start_program "$program" --guest-cid 77 --socket "$socket" --uds-path "$dir/uds"
+    probe 0 'guest_cid: 77' -- --device vsock "$socket"
+    json 0 'r["config"]["fields"] == {"guest_cid": 77}' -- --device vsock "$socket"
+fi
+if has VUF_VHOST_DEVICE_SCSI vhost-device-scsi; then
+    scsi() {
+        start_program "$program" -r -s "$socket" "$dir/disk"
+    }
+    scsi
+    probe 0 'cdb_size: 32' 'sense_size: 96' num_queues -- --device scsi "$socket"
+    scsi
+    json 0 'r["device"] == "scsi" and r["device_guessed"] and r["config"]["fields"]["cdb_size"] == 32' -- \
+        --config-size 36 "$socket"
+fi
+if has VUF_DPDK_TESTPMD dpdk-testpmd; then
+    # Both threads on the first processor that we may use; one of them sleeps. What
+    # it leaves behind goes away with the directory.
+    cpu=$(sed -n 's/^Cpus_allowed_list:[^0-9]*\([0-9]*\).*/\1/p' /proc/self/status)
+    RUNTIME_DIRECTORY=$dir
+    export RUNTIME_DIRECTORY
+    start_program "$program" --lcores "0@$cpu,1@$cpu" --no-huge -m 128 --no-pci --no-telemetry --no-shconf \
+        --vdev "net_vhost0,iface=$socket,queues=1" -- --auto-start --forward-mode=io \
+        --total-num-mbufs=2048 --no-flush-rx --no-lsc-interrupt --disable-link-check --stats-period=30
+    probe 0 MRG_RXBUF 'queues' -- --device net "$socket"
+    json 0 'r["config"] is None and "MRG_RXBUF" in names("virtio_features")' -- --device net "$socket"
+    trace '> GET_FEATURES' '< GET_MAX_MEM_SLOTS\|< GET_QUEUE_NUM' -- --device net "$socket"
 fi
 
 echo "$passed passed, $failed failed, $skipped skipped"

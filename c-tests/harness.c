@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -18,7 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { START_MS = 20000, STOP_MS = 5000, MAX_ARGS = 32 };
+enum { START_MS = 20000, STOP_MS = 5000, MAX_ARGS = 64 };
 
 int64_t now_ms(void)
 {
@@ -106,7 +107,8 @@ static void inherit_nothing(void)
     }
 }
 
-static int spawn(struct backend *backend, const char *const args[], int out)
+/* Standard output and errors go to out and err, unless these are negative. */
+static int spawn(struct backend *backend, const char *const args[], int out, int err)
 {
     pid_t parent = getpid();
     pid_t pid = fork();
@@ -121,6 +123,9 @@ static int spawn(struct backend *backend, const char *const args[], int out)
         signal(SIGPIPE, SIG_DFL);
         if (out >= 0) {
             dup2(out, STDOUT_FILENO);
+        }
+        if (err >= 0) {
+            dup2(err, STDERR_FILENO);
         }
         inherit_nothing();
         execvp(args[0], (char *const *)args);
@@ -162,7 +167,7 @@ static int start_until_ready(struct backend *backend, const char *const args[])
     if (pipe2(ends, O_CLOEXEC) != 0) {
         return fail(backend, "pipe: %s", strerror(errno));
     }
-    int rc = spawn(backend, args, ends[1]);
+    int rc = spawn(backend, args, ends[1], -1);
     close(ends[1]);
     if (rc == 0 && !said_ready(ends[0])) {
         rc = fail(backend, "%s did not say \"ready\"", args[0]);
@@ -198,10 +203,11 @@ int backend_start_embedded(struct backend *backend, unsigned queues, bool read_o
     return start_until_ready(backend, args);
 }
 
-int backend_start_foreign(struct backend *backend, const char *const extra_args[])
+static int start_logging(struct backend *backend, const char *variable,
+                         const char *const extra_args[])
 {
     memset(backend, 0, sizeof *backend);
-    const char *path = program("VUF_FOREIGN_BACKEND");
+    const char *path = program(variable);
     if (path == NULL || make_dir(backend) != 0) {
         return -1;
     }
@@ -214,6 +220,16 @@ int backend_start_foreign(struct backend *backend, const char *const extra_args[
         args[n++] = *extra_args;
     }
     return start_until_ready(backend, args);
+}
+
+int backend_start_foreign(struct backend *backend, const char *const extra_args[])
+{
+    return start_logging(backend, "VUF_FOREIGN_BACKEND", extra_args);
+}
+
+int backend_start_mock(struct backend *backend, const char *const extra_args[])
+{
+    return start_logging(backend, "VUF_MOCK_BACKEND", extra_args);
 }
 
 static bool can_connect(const char *path)
@@ -243,7 +259,7 @@ int backend_start_qemu(struct backend *backend, unsigned queues)
     const char *args[] = {
         "qemu-storage-daemon", "--blockdev", blockdev, "--export", export, NULL,
     };
-    if (spawn(backend, args, -1) != 0) {
+    if (spawn(backend, args, -1, -1) != 0) {
         return -1;
     }
     for (int64_t deadline = now_ms() + START_MS; !can_connect(backend->socket); sleep_ms(10)) {
@@ -258,6 +274,35 @@ int backend_start_qemu(struct backend *backend, unsigned queues)
     return 0;
 }
 
+int backend_prepare(struct backend *backend)
+{
+    return make_dir(backend);
+}
+
+int backend_start_program(struct backend *backend, const char *const args[])
+{
+    int log = open(backend->log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (log < 0) {
+        return fail(backend, "%s: %s", backend->log, strerror(errno));
+    }
+    int rc = spawn(backend, args, log, log);
+    close(log);
+    return rc;
+}
+
+bool backend_ended(struct backend *backend, int timeout_ms, int *status)
+{
+    for (int64_t deadline = now_ms() + timeout_ms;; sleep_ms(5)) {
+        if (backend->pid > 0 && waitpid(backend->pid, status, WNOHANG) == backend->pid) {
+            backend->pid = 0;
+            return true;
+        }
+        if (backend->pid <= 0 || now_ms() >= deadline) {
+            return false;
+        }
+    }
+}
+
 static void end_process(pid_t pid)
 {
     kill(pid, SIGTERM);
@@ -270,19 +315,22 @@ static void end_process(pid_t pid)
     waitpid(pid, NULL, 0);
 }
 
+static int remove_entry(const char *path, const struct stat *about, int type, struct FTW *where)
+{
+    (void)about, (void)type, (void)where;
+    if (remove(path) != 0) {
+        fprintf(stderr, "harness: remove %s: %s\n", path, strerror(errno));
+    }
+    return 0;
+}
+
 void backend_stop(struct backend *backend)
 {
     if (backend->pid > 0) {
         end_process(backend->pid);
     }
     if (backend->dir[0] != '\0') {
-        const char *const files[] = {backend->socket, backend->disk, backend->log};
-        for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-            unlink(files[i]);
-        }
-        if (rmdir(backend->dir) != 0) {
-            fprintf(stderr, "harness: rmdir %s: %s\n", backend->dir, strerror(errno));
-        }
+        nftw(backend->dir, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
     }
     memset(backend, 0, sizeof *backend);
 }

@@ -15,10 +15,10 @@
 /* A back-end in a process of its own. Set by backend_start_*(). */
 struct backend {
     pid_t pid;
-    char dir[64];     /* holds the files below; removed by backend_stop() */
+    char dir[64];     /* holds the files below; removed by backend_stop(), whatever is in it */
     char socket[100]; /* where it listens */
     char disk[100];   /* what a block back-end serves */
-    char log[100];    /* what the foreign back-end has decoded */
+    char log[100];    /* what the foreign or the scripted back-end has decoded, or a program says */
     long log_at;      /* how much of the log backend_log_next() has read */
 };
 
@@ -40,6 +40,21 @@ int backend_start_qemu(struct backend *backend, unsigned queues);
    extra_args ends with NULL; NULL for none. */
 int backend_start_foreign(struct backend *backend, const char *const extra_args[]);
 
+/* Any other program, in two steps: backend_prepare() makes the directory, in
+   which the caller may put files, and the second starts the program there. It
+   does not wait (see VUF_CLIENT_WAIT_FOR_SOCKET): a connection made to see
+   whether a program listens is for some their only one. What the program says
+   goes to the log. args ends with NULL. */
+int backend_prepare(struct backend *backend);
+int backend_start_program(struct backend *backend, const char *const args[]);
+
+/* Whether the program ends by itself in time; status is what waitpid() gives. */
+bool backend_ended(struct backend *backend, int timeout_ms, int *status);
+
+/* The scripted back-end, without a device: VUF_MOCK_BACKEND. Its log is that of
+   backend_log_next(). extra_args ends with NULL; NULL for none. */
+int backend_start_mock(struct backend *backend, const char *const extra_args[]);
+
 /* Terminates the program (kills it after five seconds) and removes its
    directory. Does nothing for a back-end that is all zero. */
 void backend_stop(struct backend *backend);
@@ -48,7 +63,7 @@ void backend_stop(struct backend *backend);
 bool qemu_available(void);
 
 /*
- * Reads the next line of the foreign back-end's log, without its newline;
+ * Reads the next line of a back-end's log, without its newline;
  * waits for it at most timeout_ms.
  *
  * Returns whether there was one; line is empty if not.
@@ -80,17 +95,33 @@ enum request {
     SET_PROTOCOL_FEATURES = 16,
     GET_QUEUE_NUM = 17,
     SET_VRING_ENABLE = 18,
+    SEND_RARP = 19,
+    NET_SET_MTU = 20,
     SET_BACKEND_REQ_FD = 21,
+    IOTLB_MSG = 22,
+    SET_VRING_ENDIAN = 23,
     GET_CONFIG = 24,
     SET_CONFIG = 25,
+    CREATE_CRYPTO_SESSION = 26,
+    CLOSE_CRYPTO_SESSION = 27,
+    POSTCOPY_ADVISE = 28,
+    POSTCOPY_LISTEN = 29,
+    POSTCOPY_END = 30,
     GET_INFLIGHT_FD = 31,
     SET_INFLIGHT_FD = 32,
+    GPU_SET_SOCKET = 33,
+    RESET_DEVICE = 34,
+    VRING_KICK = 35,
     GET_MAX_MEM_SLOTS = 36,
     ADD_MEM_REG = 37,
     REM_MEM_REG = 38,
+    SET_STATUS = 39,
+    GET_STATUS = 40,
+    GET_SHARED_OBJECT = 41,
     SET_DEVICE_STATE_FD = 42,
     CHECK_DEVICE_STATE = 43,
     GET_SHMEM_CONFIG = 44,
+    GET_VRING_BASE_SKIP_DRAIN = 45,
 };
 
 /* How many descriptors this process has open. */

@@ -66,7 +66,9 @@ void adopt(struct rig *rig, uint64_t features, uint64_t protocol_features)
 uint64_t all_protocol_features(void)
 {
     return vuf_supported_protocol_features() &
-           ~(BIT(VUF_PROTOCOL_F_REPLY_ACK) | BIT(VUF_PROTOCOL_F_GPA_ADDRESSES));
+           ~(BIT(VUF_PROTOCOL_F_REPLY_ACK) | BIT(VUF_PROTOCOL_F_GPA_ADDRESSES) |
+             BIT(VUF_PROTOCOL_F_XEN_MMAP) |
+             BIT(VUF_PROTOCOL_F_INBAND_NOTIFICATIONS)); /* which needs REPLY_ACK */
 }
 
 int set_up(void **state)

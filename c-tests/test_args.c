@@ -8,7 +8,21 @@
 #include <limits.h>
 #include <string.h>
 
-enum { RING_PACKED = 34 }; /* VIRTIO_F_RING_PACKED */
+enum {
+    NET_MTU = 3,          /* VIRTIO_NET_F_MTU */
+    RING_PACKED = 34,     /* VIRTIO_F_RING_PACKED */
+    CREATE_CIPHER = 0x2,  /* VIRTIO_CRYPTO_CIPHER_CREATE_SESSION */
+    CREATE_AKCIPHER = 0x404,
+};
+
+static const struct vuf_iotlb good_iotlb = {PAGE, PAGE, 0, VUF_ACCESS_RW, VUF_IOTLB_UPDATE, {0}};
+static const struct vuf_crypto_session good_session = {
+    .size = sizeof good_session,
+    .op_code = CREATE_CIPHER,
+    .sym = {.cipher_alg = 3, .key_len = 16, .op_type = 1, .direction = 1},
+};
+static const uint8_t uuid[16] = {1, 2, 3};
+static const struct vuf_backend_ops good_ops = {.size = sizeof good_ops};
 
 /* ---- NULL ---- */
 
@@ -55,6 +69,31 @@ static void a_null_client_is_refused(void **state)
     NULL_CLIENT(vuf_client_set_device_state_fd(NULL, 0, 0, e, &fd));
     NULL_CLIENT(vuf_client_check_device_state(NULL));
     NULL_CLIENT(vuf_client_get_shmem_config(NULL, &shmem));
+    NULL_CLIENT(vuf_client_send_rarp(NULL, 0));
+    NULL_CLIENT(vuf_client_net_set_mtu(NULL, 1500));
+    NULL_CLIENT(vuf_client_send_iotlb(NULL, &good_iotlb));
+    NULL_CLIENT(vuf_client_set_vring_endian(NULL, 0, 0));
+    NULL_CLIENT(vuf_client_create_crypto_session(NULL, &good_session, &number));
+    NULL_CLIENT(vuf_client_close_crypto_session(NULL, 0));
+    NULL_CLIENT(vuf_client_postcopy_advise(NULL, &fd));
+    assert_int_equal(fd, -1);
+    NULL_CLIENT(vuf_client_postcopy_listen(NULL));
+    NULL_CLIENT(vuf_client_postcopy_set_mem_table(NULL, &region, 1, &number));
+    NULL_CLIENT(vuf_client_postcopy_ack_mem_table(NULL));
+    NULL_CLIENT(vuf_client_postcopy_end(NULL));
+    NULL_CLIENT(vuf_client_gpu_set_socket(NULL, e));
+    NULL_CLIENT(vuf_client_reset_device(NULL));
+    NULL_CLIENT(vuf_client_vring_kick(NULL, 0));
+    NULL_CLIENT(vuf_client_set_status(NULL, 0));
+    NULL_CLIENT(vuf_client_get_status(NULL, &base));
+    fd = 7;
+    NULL_CLIENT(vuf_client_get_shared_object(NULL, uuid, &fd));
+    assert_int_equal(fd, -1);
+    NULL_CLIENT(vuf_client_get_vring_base_skip_drain(NULL, 0, &base));
+    NULL_CLIENT(vuf_client_open_backend_channel(NULL, &good_ops, NULL));
+    NULL_CLIENT(vuf_client_backend_fd(NULL));
+    NULL_CLIENT(vuf_client_process_backend_requests(NULL));
+    NULL_CLIENT(vuf_client_post_iotlb(NULL, &good_iotlb));
     all_refused(rig);
     assert_int_equal(number, 7);
     assert_int_equal(base, 7);
@@ -94,6 +133,16 @@ static void a_null_output_is_refused(void **state)
             vuf_client_set_device_state_fd(c, VUF_TRANSFER_DIRECTION_SAVE,
                                            VUF_TRANSFER_PHASE_STOPPED, rig->event, NULL));
     REFUSED(rig, -EINVAL, GET_SHMEM_CONFIG, "config", vuf_client_get_shmem_config(c, NULL));
+    REFUSED(rig, -EINVAL, CREATE_CRYPTO_SESSION, "session_id",
+            vuf_client_create_crypto_session(c, &good_session, NULL));
+    REFUSED(rig, -EINVAL, POSTCOPY_ADVISE, "fd", vuf_client_postcopy_advise(c, NULL));
+    REFUSED(rig, -EINVAL, GET_STATUS, "status", vuf_client_get_status(c, NULL));
+    REFUSED(rig, -EINVAL, GET_SHARED_OBJECT, "fd", vuf_client_get_shared_object(c, uuid, NULL));
+    REFUSED_RING(rig, -EINVAL, GET_VRING_BASE_SKIP_DRAIN, 1, "base",
+                 vuf_client_get_vring_base_skip_drain(c, 1, NULL));
+    const struct vuf_mem_region region = {.size = PAGE, .fd = rig->memory};
+    REFUSED(rig, -EINVAL, SET_MEM_TABLE, "bases",
+            vuf_client_postcopy_set_mem_table(c, &region, 1, NULL));
     all_refused(rig);
     assert_int_equal(inflight.mmap_size, 7);
     assert_int_equal(fd, -1);
@@ -110,7 +159,20 @@ static void a_null_input_is_refused(void **state)
     REFUSED(rig, -EINVAL, SET_CONFIG, "buf", vuf_client_set_config(c, 0, 0, NULL, 1));
     REFUSED(rig, -EINVAL, SET_INFLIGHT_FD, "inflight",
             vuf_client_set_inflight_fd(c, NULL, rig->memory));
+    uint64_t number = 7;
+    int fd = 7;
+    REFUSED(rig, -EINVAL, IOTLB_MSG, "iotlb", vuf_client_send_iotlb(c, NULL));
+    REFUSED(rig, -EINVAL, IOTLB_MSG, "iotlb", vuf_client_post_iotlb(c, NULL));
+    REFUSED(rig, -EINVAL, SET_BACKEND_REQ_FD, "ops",
+            vuf_client_open_backend_channel(c, NULL, NULL));
+    REFUSED(rig, -EINVAL, CREATE_CRYPTO_SESSION, "session",
+            vuf_client_create_crypto_session(c, NULL, &number));
+    REFUSED(rig, -EINVAL, GET_SHARED_OBJECT, "uuid", vuf_client_get_shared_object(c, NULL, &fd));
+    REFUSED(rig, -EINVAL, SET_MEM_TABLE, "regions",
+            vuf_client_postcopy_set_mem_table(c, NULL, 1, &number));
     all_refused(rig);
+    assert_int_equal(number, 7);
+    assert_int_equal(fd, -1);
 }
 
 /* ---- descriptors ---- */
@@ -127,6 +189,7 @@ static void a_descriptor_that_is_not_open_is_refused(void **state)
         REFUSED(rig, -EBADF, SET_LOG_FD, "fd", vuf_client_set_log_fd(c, fd));
         REFUSED(rig, -EBADF, SET_BACKEND_REQ_FD, "fd", vuf_client_set_backend_req_fd(c, fd));
         REFUSED(rig, -EBADF, SET_INFLIGHT_FD, "fd", vuf_client_set_inflight_fd(c, &inflight, fd));
+        REFUSED(rig, -EBADF, GPU_SET_SOCKET, "fd", vuf_client_gpu_set_socket(c, fd));
         REFUSED(rig, -EBADF, SET_DEVICE_STATE_FD, "fd",
                 vuf_client_set_device_state_fd(c, VUF_TRANSFER_DIRECTION_LOAD,
                                                VUF_TRANSFER_PHASE_STOPPED, fd, &reply));
@@ -188,10 +251,28 @@ static int ring_err(struct rig *rig, uint32_t index)
     return vuf_client_set_vring_err(rig->client, index, rig->event);
 }
 
+static int ring_endian(struct rig *rig, uint32_t index)
+{
+    return vuf_client_set_vring_endian(rig->client, index, VUF_VRING_BIG_ENDIAN);
+}
+
+static int ring_message(struct rig *rig, uint32_t index)
+{
+    return vuf_client_vring_kick(rig->client, index);
+}
+
+static int ring_leave(struct rig *rig, uint32_t index)
+{
+    uint32_t base;
+    return vuf_client_get_vring_base_skip_drain(rig->client, index, &base);
+}
+
 static const struct {
     enum request request;
     int (*call)(struct rig *, uint32_t index);
 } ring_requests[] = {
+    {SET_VRING_ENDIAN, ring_endian}, {VRING_KICK, ring_message},
+    {GET_VRING_BASE_SKIP_DRAIN, ring_leave},
     {SET_VRING_NUM, ring_num},       {SET_VRING_ADDR, ring_addr},
     {SET_VRING_BASE, ring_set_base}, {GET_VRING_BASE, ring_get_base},
     {SET_VRING_KICK, ring_kick},     {SET_VRING_CALL, ring_call},
@@ -341,8 +422,8 @@ static void a_bad_region_is_refused(void **state)
         {"guest_addr", {.size = 2 * PAGE, .guest_addr = high}},
         {"user_addr", {.size = 2 * PAGE, .user_addr = high}},
         {"mmap_offset", {.size = 2 * PAGE, .mmap_offset = high}},
-        {"reserved", {.size = PAGE, .xen_mmap_flags = 1}},
-        {"reserved", {.size = PAGE, .xen_domid = 1}},
+        {"xen_mmap_flags", {.size = PAGE, .xen_mmap_flags = 1}},
+        {"xen_domid", {.size = PAGE, .xen_domid = 1}},
         {"reserved", {.size = PAGE, .reserved0 = 1}},
         {"reserved", {.size = PAGE, .reserved = {1, 0}}},
         {"reserved", {.size = PAGE, .reserved = {0, 1}}},
@@ -391,6 +472,73 @@ static void gpa_addresses_wants_equal_addresses(void **state)
     REFUSED(rig, -EINVAL, ADD_MEM_REG, "user_addr", vuf_client_add_mem_region(c, &region));
     REFUSED(rig, -EINVAL, REM_MEM_REG, "user_addr", vuf_client_remove_mem_region(c, &region));
     all_refused(rig);
+}
+
+static void xen_flags_must_be_known(void **state)
+{
+    struct rig *rig = *state;
+    adopt(rig, BIT(VUF_F_PROTOCOL_FEATURES), all_protocol_features() | BIT(VUF_PROTOCOL_F_XEN_MMAP));
+    struct vuf_client *c = rig->client;
+    const uint32_t bad[] = {4, 8, 0x80, 0x200, UINT32_MAX};
+    for (size_t i = 0; i < LENGTH(bad); i++) {
+        struct vuf_mem_region region = {.size = PAGE, .fd = rig->memory, .xen_mmap_flags = bad[i]};
+        REFUSED_AT(rig, -EINVAL, SET_MEM_TABLE, -1, 0, "xen_mmap_flags",
+                   vuf_client_set_mem_table(c, &region, 1));
+        REFUSED(rig, -EINVAL, ADD_MEM_REG, "xen_mmap_flags", vuf_client_add_mem_region(c, &region));
+        REFUSED(rig, -EINVAL, REM_MEM_REG, "xen_mmap_flags",
+                vuf_client_remove_mem_region(c, &region));
+    }
+    all_refused(rig);
+}
+
+static void a_bad_translation_is_refused(void **state)
+{
+    struct rig *rig = *state;
+    const struct {
+        const char *name;
+        struct vuf_iotlb iotlb;
+    } bad[] = {
+        {"type", {PAGE, PAGE, 0, VUF_ACCESS_RW, 0, {0}}},
+        {"type", {PAGE, PAGE, 0, VUF_ACCESS_RW, 1, {0}}},
+        {"type", {PAGE, PAGE, 0, VUF_ACCESS_RW, 4, {0}}},
+        {"perm", {PAGE, PAGE, 0, 0, VUF_IOTLB_UPDATE, {0}}},
+        {"perm", {PAGE, PAGE, 0, 4, VUF_IOTLB_UPDATE, {0}}},
+        {"perm", {PAGE, PAGE, 0, 4, VUF_IOTLB_INVALIDATE, {0}}},
+        {"size", {PAGE, 0, 0, VUF_ACCESS_RW, VUF_IOTLB_UPDATE, {0}}},
+        {"size", {PAGE, 0, 0, VUF_ACCESS_RW, VUF_IOTLB_INVALIDATE, {0}}},
+        {"iova", {UINT64_MAX, 2, 0, VUF_ACCESS_RW, VUF_IOTLB_UPDATE, {0}}},
+        {"iova", {2, UINT64_MAX, 0, 0, VUF_IOTLB_INVALIDATE, {0}}},
+        {"user_addr", {0, 2, UINT64_MAX, VUF_ACCESS_RW, VUF_IOTLB_UPDATE, {0}}},
+        {"reserved", {PAGE, PAGE, 0, VUF_ACCESS_RW, VUF_IOTLB_UPDATE, {0, 0, 0, 0, 0, 1}}},
+    };
+    for (size_t i = 0; i < LENGTH(bad); i++) {
+        REFUSED(rig, -EINVAL, IOTLB_MSG, bad[i].name,
+                vuf_client_send_iotlb(rig->client, &bad[i].iotlb));
+        REFUSED(rig, -EINVAL, IOTLB_MSG, bad[i].name,
+                vuf_client_post_iotlb(rig->client, &bad[i].iotlb));
+    }
+    all_refused(rig);
+}
+
+static void postcopy_out_of_order_is_refused(void **state)
+{
+    struct rig *rig = *state;
+    struct vuf_client *c = rig->client;
+    const struct vuf_mem_region region = {.size = PAGE, .fd = rig->memory};
+    uint64_t base = 7;
+    int fd = 7;
+    REFUSED(rig, VUF_E_STATE, POSTCOPY_ADVISE, "CONFIGURE_MEM_SLOTS",
+            vuf_client_postcopy_advise(c, &fd));
+    assert_int_equal(fd, -1);
+    adopt(rig, BIT(VUF_F_PROTOCOL_FEATURES), BIT(VUF_PROTOCOL_F_PAGEFAULT));
+    c = rig->client;
+    REFUSED(rig, VUF_E_STATE, POSTCOPY_LISTEN, "POSTCOPY_ADVISE", vuf_client_postcopy_listen(c));
+    REFUSED(rig, VUF_E_STATE, POSTCOPY_END, "POSTCOPY_LISTEN", vuf_client_postcopy_end(c));
+    REFUSED(rig, VUF_E_STATE, SET_MEM_TABLE, "POSTCOPY_LISTEN",
+            vuf_client_postcopy_set_mem_table(c, &region, 1, &base));
+    REFUSED(rig, VUF_E_STATE, SET_MEM_TABLE, "memory table", vuf_client_postcopy_ack_mem_table(c));
+    all_refused(rig);
+    assert_int_equal(base, 7);
 }
 
 static void a_bad_log_is_refused(void **state)
@@ -483,6 +631,60 @@ static void a_bad_transfer_of_state_is_refused(void **state)
     all_refused(rig);
 }
 
+static void a_bad_number_of_a_device_is_refused(void **state)
+{
+    struct rig *rig = *state;
+    struct vuf_client *c = rig->client;
+    const uint64_t macs[] = {BIT(48), BIT(63), UINT64_MAX};
+    for (size_t i = 0; i < LENGTH(macs); i++) {
+        REFUSED(rig, -EINVAL, SEND_RARP, "mac", vuf_client_send_rarp(c, macs[i]));
+    }
+    const uint32_t mtus[] = {0, 67, 65536, UINT32_MAX};
+    for (size_t i = 0; i < LENGTH(mtus); i++) {
+        REFUSED(rig, -EINVAL, NET_SET_MTU, "mtu", vuf_client_net_set_mtu(c, mtus[i]));
+    }
+    REFUSED(rig, -EINVAL, SET_STATUS, "status", vuf_client_set_status(c, 256));
+    REFUSED(rig, -EINVAL, SET_STATUS, "status", vuf_client_set_status(c, UINT32_MAX));
+    REFUSED_RING(rig, -EINVAL, SET_VRING_ENDIAN, 1, "endian", vuf_client_set_vring_endian(c, 1, 2));
+    REFUSED_RING(rig, -EINVAL, SET_VRING_ENDIAN, 1, "endian",
+                 vuf_client_set_vring_endian(c, 1, UINT32_MAX));
+    all_refused(rig);
+}
+
+static void a_bad_crypto_session_is_refused(void **state)
+{
+    struct rig *rig = *state;
+    uint64_t id = 7;
+#define SESSION(...) {.size = sizeof(struct vuf_crypto_session), __VA_ARGS__}
+    const struct {
+        const char *name;
+        int code;
+        struct vuf_crypto_session session;
+    } bad[] = {
+        {"size", -EINVAL, {.size = 0, .op_code = CREATE_CIPHER}},
+        {"size", -E2BIG, {.size = 1 << 20, .op_code = CREATE_CIPHER}},
+        {"op_code", -EINVAL, SESSION(.op_code = 0)},
+        {"op_code", -EINVAL, SESSION(.op_code = 3)},
+        {"op_code", -EINVAL, SESSION(.op_code = 0x402)},
+        {"op_code", -EINVAL, SESSION(.op_code = BIT(32) | CREATE_CIPHER)},
+        {"key_len", -EINVAL, SESSION(.op_code = CREATE_CIPHER, .sym = {.key_len = 65})},
+        {"key_len", -EINVAL, SESSION(.op_code = CREATE_CIPHER, .sym = {.key_len = UINT32_MAX})},
+        {"key_len", -EINVAL, SESSION(.op_code = CREATE_CIPHER, .sym = {.key = {1}})},
+        {"auth_key_len", -EINVAL, SESSION(.op_code = 0x202, .sym = {.auth_key_len = 513})},
+        {"reserved", -EINVAL, SESSION(.op_code = CREATE_CIPHER, .sym = {.reserved = 1})},
+        {"key_len", -EINVAL, SESSION(.op_code = CREATE_AKCIPHER, .asym = {.key_len = 1025})},
+        {"reserved", -EINVAL, SESSION(.op_code = CREATE_AKCIPHER, .asym = {.reserved = 1})},
+        {"part", -EINVAL, SESSION(.op_code = CREATE_CIPHER, .asym = {.algo = 1})},
+        {"part", -EINVAL, SESSION(.op_code = CREATE_AKCIPHER, .sym = {.key = {1}})},
+    };
+    for (size_t i = 0; i < LENGTH(bad); i++) {
+        REFUSED(rig, bad[i].code, CREATE_CRYPTO_SESSION, bad[i].name,
+                vuf_client_create_crypto_session(rig->client, &bad[i].session, &id));
+    }
+    all_refused(rig);
+    assert_int_equal(id, 7);
+}
+
 static void a_result_without_its_size_is_refused(void **state)
 {
     struct rig *rig = *state;
@@ -500,6 +702,70 @@ static void a_result_without_its_size_is_refused(void **state)
     all_refused(rig);
 }
 
+/* ---- the back-end's own channel ---- */
+
+static int map_nothing(void *user, const struct vuf_shmem_area *area, int fd)
+{
+    (void)user, (void)area, (void)fd;
+    return -EIO;
+}
+
+static int unmap_nothing(void *user, const struct vuf_shmem_area *area)
+{
+    (void)user, (void)area;
+    return -EIO;
+}
+
+static void bad_functions_are_refused(void **state)
+{
+    struct rig *rig = *state;
+    struct vuf_client *c = rig->client;
+    struct {
+        struct vuf_backend_ops ops;
+        void *later; /* a field of another version */
+    } longer = {.ops = {.size = sizeof longer}, .later = &longer};
+    const struct {
+        const char *name;
+        int code;
+        struct vuf_backend_ops ops;
+    } bad[] = {
+        {"size", -EINVAL, {.size = 0}},
+        {"size", -EINVAL, {.size = sizeof(size_t) - 1}},
+        {"size", -E2BIG, {.size = 65537}},
+        {"size", -E2BIG, {.size = SIZE_MAX}},
+        {"shmem_unmap", -EINVAL, {.size = sizeof bad->ops, .shmem_map = map_nothing}},
+        {"shmem_map", -EINVAL, {.size = sizeof bad->ops, .shmem_unmap = unmap_nothing}},
+        /* Cut off between the two. */
+        {"shmem_unmap", -EINVAL,
+         {.size = offsetof(struct vuf_backend_ops, shmem_unmap),
+          .shmem_map = map_nothing,
+          .shmem_unmap = unmap_nothing}},
+    };
+    for (size_t i = 0; i < LENGTH(bad); i++) {
+        REFUSED(rig, bad[i].code, SET_BACKEND_REQ_FD, bad[i].name,
+                vuf_client_open_backend_channel(c, &bad[i].ops, NULL));
+    }
+    REFUSED(rig, -E2BIG, SET_BACKEND_REQ_FD, "ops",
+            vuf_client_open_backend_channel(c, &longer.ops, NULL));
+    all_refused(rig);
+    /* Fields of another version that are not used do no harm; without
+       REPLY_ACK nothing is waited for. */
+    struct header header;
+    longer.later = NULL;
+    assert_int_equal(vuf_client_open_backend_channel(c, &longer.ops, NULL), 0);
+    assert_true(read_request(rig->peer, &header));
+    assert_int_equal(header.request, SET_BACKEND_REQ_FD);
+}
+
+static void without_a_channel_there_is_nothing_to_serve(void **state)
+{
+    struct rig *rig = *state;
+    REFUSED(rig, VUF_E_STATE, NO_REQUEST, "channel", vuf_client_backend_fd(rig->client));
+    REFUSED(rig, VUF_E_STATE, NO_REQUEST, "channel",
+            vuf_client_process_backend_requests(rig->client));
+    all_refused(rig);
+}
+
 /* ---- features and order ---- */
 
 static void what_was_not_agreed_is_refused(void **state)
@@ -511,6 +777,7 @@ static void what_was_not_agreed_is_refused(void **state)
     struct vuf_inflight inflight = {PAGE, 0, 1, 128, 0};
     struct vuf_shmem_config shmem = {.size = sizeof shmem, .nregions = 7};
     uint64_t number = 7;
+    uint32_t status = 7;
     char byte = 7;
     int fd = 7, e = rig->event, m = rig->memory;
 #define NEEDS(request, feature, ...)                                                               \
@@ -533,6 +800,28 @@ static void what_was_not_agreed_is_refused(void **state)
                                          VUF_TRANSFER_PHASE_STOPPED, e, &fd));
     NEEDS(CHECK_DEVICE_STATE, "DEVICE_STATE", vuf_client_check_device_state(c));
     NEEDS(GET_SHMEM_CONFIG, "SHMEM", vuf_client_get_shmem_config(c, &shmem));
+    NEEDS(SEND_RARP, "RARP", vuf_client_send_rarp(c, 0));
+    NEEDS(NET_SET_MTU, "MTU (bit 4)", vuf_client_net_set_mtu(c, 1500));
+    NEEDS(IOTLB_MSG, "33", vuf_client_send_iotlb(c, &good_iotlb));
+    NEEDS(IOTLB_MSG, "33", vuf_client_post_iotlb(c, &good_iotlb));
+    NEEDS(SET_BACKEND_REQ_FD, "BACKEND_REQ",
+          vuf_client_open_backend_channel(c, &good_ops, NULL));
+    NEEDS(CREATE_CRYPTO_SESSION, "CRYPTO_SESSION",
+          vuf_client_create_crypto_session(c, &good_session, &number));
+    NEEDS(CLOSE_CRYPTO_SESSION, "CRYPTO_SESSION", vuf_client_close_crypto_session(c, 1));
+    NEEDS(POSTCOPY_ADVISE, "PAGEFAULT", vuf_client_postcopy_advise(c, &fd));
+    NEEDS(POSTCOPY_LISTEN, "PAGEFAULT", vuf_client_postcopy_listen(c));
+    NEEDS(POSTCOPY_END, "PAGEFAULT", vuf_client_postcopy_end(c));
+    NEEDS(RESET_DEVICE, "RESET_DEVICE", vuf_client_reset_device(c));
+    NEEDS(SET_STATUS, "STATUS", vuf_client_set_status(c, 1));
+    NEEDS(GET_STATUS, "STATUS", vuf_client_get_status(c, &status));
+    NEEDS(GET_SHARED_OBJECT, "SHARED_OBJECT", vuf_client_get_shared_object(c, uuid, &fd));
+    REFUSED_RING(rig, VUF_E_NOT_NEGOTIATED, SET_VRING_ENDIAN, 1, "CROSS_ENDIAN",
+                 ring_endian(rig, 1));
+    REFUSED_RING(rig, VUF_E_NOT_NEGOTIATED, VRING_KICK, 1, "INBAND_NOTIFICATIONS",
+                 ring_message(rig, 1));
+    REFUSED_RING(rig, VUF_E_NOT_NEGOTIATED, GET_VRING_BASE_SKIP_DRAIN, 1,
+                 "GET_VRING_BASE_SKIP_DRAIN", ring_leave(rig, 1));
     REFUSED_RING(rig, VUF_E_NOT_NEGOTIATED, SET_VRING_ENABLE, 1, "30",
                  vuf_client_set_vring_enable(c, 1, true));
     all_refused(rig);
@@ -541,6 +830,13 @@ static void what_was_not_agreed_is_refused(void **state)
     assert_int_equal(fd, -1);
     assert_int_equal(inflight.mmap_size, PAGE);
     assert_int_equal(shmem.nregions, 7);
+    assert_int_equal(status, 7);
+    /* Of a pair the other one. */
+    adopt(rig, 0, BIT(VUF_PROTOCOL_F_MTU));
+    NEEDS(NET_SET_MTU, "bit 3 ", vuf_client_net_set_mtu(rig->client, 1500));
+    adopt(rig, BIT(NET_MTU), 0);
+    NEEDS(NET_SET_MTU, "MTU (bit 4)", vuf_client_net_set_mtu(rig->client, 1500));
+    all_refused(rig);
 }
 
 static void calls_out_of_order_are_refused(void **state)
@@ -615,8 +911,10 @@ static void protocol_features_that_cannot_be_agreed_are_refused(void **state)
         const char *text;
     } bad[] = {
         {BIT(VUF_PROTOCOL_F_MQ), "MQ"}, /* not offered */
-        {BIT(VUF_PROTOCOL_F_STATUS), "STATUS"}, /* not served */
+        {BIT(24), "24"}, /* not served */
         {BIT(63), "63"},
+        {BIT(VUF_PROTOCOL_F_INBAND_NOTIFICATIONS), "REPLY_ACK"},
+        {BIT(VUF_PROTOCOL_F_GET_VRING_BASE_SKIP_DRAIN), "GET_VRING_BASE_INFLIGHT"},
         {BIT(VUF_PROTOCOL_F_GET_VRING_BASE_INFLIGHT), "INFLIGHT_SHMFD"}, /* needs that */
     };
     for (size_t i = 0; i < LENGTH(bad); i++) {
@@ -645,11 +943,18 @@ int main(void)
         AGREED(a_bad_region_is_refused),
         AGREED(overlapping_regions_are_refused),
         TEST(gpa_addresses_wants_equal_addresses),
+        TEST(xen_flags_must_be_known),
+        AGREED(a_bad_translation_is_refused),
+        AGREED(postcopy_out_of_order_is_refused),
         AGREED(a_bad_log_is_refused),
         AGREED(a_bad_range_of_configuration_is_refused),
         AGREED(a_bad_inflight_buffer_is_refused),
         AGREED(a_bad_transfer_of_state_is_refused),
+        AGREED(a_bad_number_of_a_device_is_refused),
+        AGREED(a_bad_crypto_session_is_refused),
         AGREED(a_result_without_its_size_is_refused),
+        AGREED(bad_functions_are_refused),
+        AGREED(without_a_channel_there_is_nothing_to_serve),
         TEST(what_was_not_agreed_is_refused),
         TEST(calls_out_of_order_are_refused),
         TEST(virtio_features_that_were_not_offered_are_refused),

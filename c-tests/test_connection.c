@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
 /* How a connection begins, lasts and ends: options and constructors; a back-end
-   that is silent or gone; abort, free, threads, signals and fork. The back-end
-   is the other end of a socket pair, or of a listener, held by the test. */
+   that is silent or gone; abort, free, threads and fork. The back-end is the
+   other end of a socket pair, or of a listener, held by the test. */
 #include "rig.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -13,7 +12,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/time.h>
@@ -331,6 +329,24 @@ static void connect_to_a_full_backlog_is_bounded(void **state)
     close(listener);
 }
 
+/* The kernel takes connections for a listener that does nothing. */
+static void a_back_end_that_never_accepts_is_silent(void **state)
+{
+    struct rig *rig = *state;
+    struct vuf_client_options options = quick;
+    options.timeout_ms = SHORT_MS;
+    int listener = open_listener(rig, 1);
+    struct vuf_client *client = NULL;
+    uint64_t features;
+    assert_int_equal(vuf_client_connect(rig->path, &options, &client), 0);
+    int64_t began = now_ms();
+    assert_int_equal(vuf_client_get_features(client, &features), -ETIMEDOUT);
+    assert_on_time(began);
+    assert_int_equal(last_info().phase, VUF_PHASE_REPLY);
+    close(listener);
+    vuf_client_free(client);
+}
+
 /* A socket that is first not there and then not listened on. */
 struct late {
     const char *from, *to;
@@ -547,59 +563,6 @@ static void a_peer_that_hangs_up_ends_a_wait(void **state)
     assert_true(took < SOON_MS);
 }
 
-static void a_closed_peer_raises_no_signal(void **state)
-{
-    struct rig *rig = *state;
-    assert_ptr_equal(signal(SIGPIPE, SIG_DFL), SIG_DFL);
-    close(rig->peer);
-    rig->peer = -1;
-    assert_int_equal(vuf_client_set_log_fd(rig->client, rig->event), VUF_E_DISCONNECTED);
-}
-
-static int count_threads(void)
-{
-    int count = -2; /* . and .. */
-    DIR *dir = opendir("/proc/self/task");
-    assert_non_null(dir);
-    while (readdir(dir) != NULL) {
-        count++;
-    }
-    closedir(dir);
-    return count;
-}
-
-static void no_thread_is_started(void **state)
-{
-    struct rig *rig = *state;
-    assert_int_equal(vuf_client_set_owner(rig->client), 0);
-    assert_int_equal(count_threads(), 1);
-}
-
-static void nothing_is_printed(void **state)
-{
-    struct rig *rig = *state;
-    uint64_t features;
-    int saved[] = {fcntl(1, F_DUPFD_CLOEXEC, 3), fcntl(2, F_DUPFD_CLOEXEC, 3)};
-    int paper = memfd_create("paper", MFD_CLOEXEC);
-    open_impatient(rig, VUF_ON_TIMEOUT_POISON);
-    fflush(stdout);
-    dup2(paper, 1);
-    dup2(paper, 2);
-    int bad = vuf_client_get_features(rig->client, NULL);
-    int late = vuf_client_get_features(rig->client, &features);
-    fflush(stdout);
-    dup2(saved[0], 1);
-    dup2(saved[1], 2);
-    struct stat file;
-    assert_return_code(fstat(paper, &file), errno);
-    close(paper);
-    close(saved[0]);
-    close(saved[1]);
-    assert_int_equal(bad, -EINVAL);
-    assert_int_equal(late, -ETIMEDOUT);
-    assert_int_equal(file.st_size, 0);
-}
-
 /* ---- aborting, freeing, forking ---- */
 
 struct waiter {
@@ -702,28 +665,6 @@ static void abort_works_in_a_signal_handler(void **state)
     assert_on_time(began);
 }
 
-static void ignore_signal(int number)
-{
-    (void)number;
-}
-
-static void a_signal_does_not_end_a_wait(void **state)
-{
-    struct rig *rig = *state;
-    open_impatient(rig, VUF_ON_TIMEOUT_POISON);
-    struct sigaction action = {.sa_handler = ignore_signal}, before;
-    assert_return_code(sigaction(SIGALRM, &action, &before), errno);
-    struct itimerval often = {{0, 5000}, {0, 5000}}, never = {{0, 0}, {0, 0}};
-    int64_t began = now_ms();
-    assert_return_code(setitimer(ITIMER_REAL, &often, NULL), errno);
-    uint64_t features;
-    int rc = vuf_client_get_features(rig->client, &features);
-    assert_return_code(setitimer(ITIMER_REAL, &never, NULL), errno);
-    assert_return_code(sigaction(SIGALRM, &before, NULL), errno);
-    assert_int_equal(rc, -ETIMEDOUT);
-    assert_on_time(began);
-}
-
 static void free_waits_for_other_threads(void **state)
 {
     struct rig *rig = *state;
@@ -799,6 +740,7 @@ int main(void)
         TEST(connect_without_permission_is_refused),
         TEST(connect_reaches_a_listener),
         TEST(connect_to_a_full_backlog_is_bounded),
+        TEST(a_back_end_that_never_accepts_is_silent),
         TEST(connect_waits_for_a_socket_if_asked_to),
         TEST(accept_is_bounded),
         TEST(accept_takes_one_that_connects),
@@ -809,14 +751,10 @@ int main(void)
         TEST(a_barrier_that_is_awaited_is_named),
         TEST(a_peer_that_hung_up_is_told),
         TEST(a_peer_that_hangs_up_ends_a_wait),
-        TEST(a_closed_peer_raises_no_signal),
-        TEST(no_thread_is_started),
-        TEST(nothing_is_printed),
         TEST(abort_ends_what_another_thread_waits_for),
         TEST(abort_rules_after_a_failure),
         TEST(abort_rules_over_what_is_unread),
         TEST(abort_works_in_a_signal_handler),
-        TEST(a_signal_does_not_end_a_wait),
         TEST(free_waits_for_other_threads),
         TEST(a_forked_child_frees_only_its_own),
         TEST(two_threads_get_their_own_answers),

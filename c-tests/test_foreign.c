@@ -40,7 +40,8 @@ static const char *const SAVED_STATE = "device-state-v1\n";
     (BIT(VUF_PROTOCOL_F_MQ) | BIT(VUF_PROTOCOL_F_LOG_SHMFD) | BIT(VUF_PROTOCOL_F_BACKEND_REQ) |    \
      BIT(VUF_PROTOCOL_F_CONFIG) | BIT(VUF_PROTOCOL_F_BACKEND_SEND_FD) |                            \
      BIT(VUF_PROTOCOL_F_INFLIGHT_SHMFD) | BIT(VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS) |                \
-     BIT(VUF_PROTOCOL_F_DEVICE_STATE) | BIT(VUF_PROTOCOL_F_SHMEM))
+     BIT(VUF_PROTOCOL_F_DEVICE_STATE) | BIT(VUF_PROTOCOL_F_SHMEM) |                                \
+     BIT(VUF_PROTOCOL_F_RESET_DEVICE))
 #define REPLY_ACK BIT(VUF_PROTOCOL_F_REPLY_ACK)
 
 /* ---- a back-end, and a client of it ---- */
@@ -335,6 +336,21 @@ static int get_shmem_config(struct fixture *f)
     return rc;
 }
 
+static int gpu_set_socket(struct fixture *f)
+{
+    int ends[2];
+    assert_return_code(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), errno);
+    int rc = vuf_client_gpu_set_socket(f->client, ends[1]);
+    close(ends[0]);
+    close(ends[1]);
+    return rc;
+}
+
+static int reset_device(struct fixture *f)
+{
+    return vuf_client_reset_device(f->client);
+}
+
 static int reset_owner(struct fixture *f)
 {
     return vuf_client_reset_owner(f->client);
@@ -413,6 +429,8 @@ static const struct {
      NACKS},
     {NAMED(GET_SHMEM_CONFIG), -1, get_shmem_config, "GET_SHMEM_CONFIG", false,
      HANGS_UP},
+    {NAMED(GPU_SET_SOCKET), -1, gpu_set_socket, "GPU_SET_SOCKET fd=yes", false, NACKS},
+    {NAMED(RESET_DEVICE), -1, reset_device, "RESET_DEVICE", true, NACKS},
     {NAMED(RESET_OWNER), -1, reset_owner, "RESET_OWNER", false, NACKS},
 };
 
@@ -568,6 +586,20 @@ static void after_reset_owner_features_are_to_be_agreed_again(void **state)
     expect(f, "SET_VRING_ENABLE index=3 enable=1");
 }
 
+static void after_reset_device_features_are_to_be_agreed_again(void **state)
+{
+    struct fixture *f = *state;
+    start_usual(f, NULL);
+    ok(vuf_client_reset_device(f->client));
+    expect(f, "RESET_DEVICE");
+    assert_int_equal(set_vring_enable(f), VUF_E_NOT_NEGOTIATED);
+    assert_int_equal(vuf_client_set_owner(f->client), VUF_E_STATE); /* it still has one */
+    ok(set_features(f));
+    expect(f, "SET_FEATURES features=0x140000000");
+    ok(set_vring_enable(f));
+    expect(f, "SET_VRING_ENABLE index=3 enable=1");
+}
+
 /* ---- memory ---- */
 
 static void eight_regions_arrive_in_order(void **state)
@@ -709,6 +741,30 @@ static void a_back_end_without_an_inflight_buffer(void **state)
     assert_int_equal(count_fds(), fds); /* this one sends a descriptor all the same */
 }
 
+/* The file of this back-end's objects begins with their UUID. */
+static void a_shared_object_is_given(void **state)
+{
+    struct fixture *f = *state;
+    const uint8_t uuid[16] = "\x20\x21\x22\x23\x24\x25\x26\x27\x28\x29\x2a\x2b\x2c\x2d\x2e\x2f";
+    const uint64_t features = BIT(VUF_PROTOCOL_F_SHARED_OBJECT) | REPLY_ACK;
+    uint8_t found[16] = {0};
+    int fd = 7;
+    start_agreed(f, NULL, FEATURES, features);
+    ok(vuf_client_get_shared_object(f->client, uuid, &fd));
+    expect(f, "GET_SHARED_OBJECT uuid=20212223-2425-2627-2829-2a2b2c2d2e2f");
+    assert_int_equal(fcntl(fd, F_GETFD), FD_CLOEXEC);
+    assert_int_equal(pread(fd, found, sizeof found, 0), sizeof found);
+    assert_memory_equal(found, uuid, sizeof uuid);
+    close(fd);
+    stop(f);
+    start_agreed(f, (const char *const[]){"--refuse", "GET_SHARED_OBJECT", NULL}, FEATURES,
+                 features);
+    fd = 7;
+    assert_int_equal(vuf_client_get_shared_object(f->client, uuid, &fd), VUF_E_NACK);
+    assert_int_equal(last_info().request, GET_SHARED_OBJECT);
+    assert_int_equal(fd, -1);
+}
+
 /* Begins a transfer over a pipe; returns the end to use, which is the
    back-end's own where it has one. */
 static int begin_transfer(struct fixture *f, uint32_t direction, bool own)
@@ -801,14 +857,14 @@ static void send_raw(int socket, uint32_t request, const uint64_t *payload)
     }
 }
 
-/* Connects by hand and agrees on SHARED_OBJECT, without which this back-end has
-   nothing to say on its channel; the client inherits the connection. */
-static void inherit_with_shared_object(struct fixture *f)
+/* Connects by hand and agrees on SHARED_OBJECT, which the back-end has something
+   to say about; the client inherits the connection. */
+static void inherit_with_shared_object(struct fixture *f, const char *const args[])
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     const uint64_t agreed =
         BIT(VUF_PROTOCOL_F_BACKEND_REQ) | REPLY_ACK | BIT(VUF_PROTOCOL_F_SHARED_OBJECT);
-    assert_int_equal(backend_start_foreign(&f->backend, NULL), 0);
+    assert_int_equal(backend_start_foreign(&f->backend, args), 0);
     int socket_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     snprintf(address.sun_path, sizeof address.sun_path, "%s", f->backend.socket);
     assert_return_code(connect(socket_fd, (struct sockaddr *)&address, sizeof address), errno);
@@ -831,7 +887,8 @@ static void the_back_end_speaks_on_its_channel(void **state)
     const uint32_t header[] = {6, 0x1, 16};
     char message[12 + 16];
     int ends[2];
-    inherit_with_shared_object(f);
+    inherit_with_shared_object(
+        f, (const char *const[]){"--before", "SET_BACKEND_REQ_FD=SHARED_OBJECT_ADD", NULL});
     assert_return_code(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), errno);
     ok(vuf_client_set_backend_req_fd(f->client, ends[1]));
     close(ends[1]);
@@ -849,7 +906,7 @@ static void the_back_end_speaks_on_its_channel(void **state)
 static void an_inherited_connection_is_acknowledged(void **state)
 {
     struct fixture *f = *state;
-    inherit_with_shared_object(f);
+    inherit_with_shared_object(f, NULL);
     assert_int_equal(vuf_client_set_owner(f->client), VUF_E_STATE); /* it has an owner */
     ok(set_vring_num(f));
     expect(f, "CONNECTED");
@@ -919,6 +976,7 @@ int main(void)
         TEST(refused_negotiation_is_told),
         TEST(refused_protocol_features_show_in_the_next_request),
         TEST(after_reset_owner_features_are_to_be_agreed_again),
+        TEST(after_reset_device_features_are_to_be_agreed_again),
         TEST(eight_regions_arrive_in_order),
         TEST(a_ring_without_a_descriptor_says_so),
         TEST(a_ring_is_disabled_as_well),
@@ -928,6 +986,7 @@ int main(void)
         TEST(the_whole_configuration_can_be_read),
         TEST(more_configuration_than_there_is_is_refused),
         TEST(a_back_end_without_an_inflight_buffer),
+        TEST(a_shared_object_is_given),
         TEST(state_is_saved_over_the_passed_channel),
         TEST(state_is_saved_over_the_back_ends_channel),
         TEST(state_is_loaded_over_the_passed_channel),

@@ -628,8 +628,10 @@ static void an_executed_program_inherits_nothing(void **state)
     assert_int_equal(vuf_client_accept(listener, &quick, &accepted), 0);
     assert_return_code(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), errno); /* not close-on-exec */
     assert_int_equal(vuf_client_from_fd(ends[0], &quick, &taken), 0);
+    const int memory = rig->memory;
+    rig->memory = inherited[0] = memfd_create("sent", MFD_CLOEXEC);
     start_device(rig, FOR_EVER, 0);
-    device.file = inherited[0] = memfd_create("sent", MFD_CLOEXEC);
+    rig->memory = memory;
     same(rig, "bring_up", "steps", (long long)bring_up(rig, 0), STEPS);
     assert_int_equal(vuf_client_get_inflight_fd(rig->client, 1, 128, &inflight, &buffer), 0);
     assert_int_equal(vuf_client_set_device_state_fd(rig->client, VUF_TRANSFER_DIRECTION_SAVE,
