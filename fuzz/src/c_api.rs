@@ -16,8 +16,10 @@ use std::os::raw::{c_int, c_void};
 use std::time::{Duration, Instant};
 use vhost_user_frontend::ffi::client::*;
 use vhost_user_frontend::ffi::device::*;
+use vhost_user_frontend::ffi::device_kinds::*;
 use vhost_user_frontend::ffi::error::*;
 use vhost_user_frontend::ffi::memory::*;
+use vhost_user_frontend::ffi::postcopy::*;
 use vhost_user_frontend::ffi::types::*;
 use vhost_user_frontend::ffi::vring::*;
 use vhost_user_frontend::message::Request;
@@ -256,7 +258,8 @@ impl Calls<'_> {
         let flags = self.input.byte();
         if flags & 1 != 0 {
             options.flags = VUF_CLIENT_ADOPT;
-            options.adopt_features = 1 << 32 | 1 << 30 | u64::from(flags & 2) << 33;
+            options.adopt_features =
+                1 << 33 | 1 << 32 | 1 << 30 | 1 << 3 | u64::from(flags & 2) << 33;
             options.adopt_protocol_features =
                 u64::from(self.input.u32()) & vuf_supported_protocol_features();
         }
@@ -570,9 +573,10 @@ impl Calls<'_> {
     fn connect(&mut self) {
         let options = self.options();
         let place = self.place();
-        // Nothing is there.
+        // Nothing is there; where the wait for it would be long, nothing can be.
         let mut path = match self.input.byte() & 7 {
             0 => Vec::new(),
+            _ if !options.connect_is_short => b"/dev/null/".to_vec(),
             _ => b"/nonexistent/vhost-user/".to_vec(),
         };
         if !path.is_empty() {
@@ -625,7 +629,7 @@ impl Calls<'_> {
         // SAFETY, for all calls here: the client is null or one that has not been
         // freed; pointers are null or to blocks as large as what they stand for;
         // descriptors stay open.
-        match self.input.byte() % 44 {
+        match self.input.byte() % 64 {
             0 => {
                 self.free();
                 self.make_from_fd();
@@ -899,6 +903,116 @@ impl Calls<'_> {
                 assert!(vuf_error_class(rc) <= VUF_CLASS_LOCAL);
             }
             39 => assert_eq!(vuf_version(), 0x100),
+            44 => {
+                let mac = self.long();
+                // SAFETY: as above.
+                self.call(R::SendRarp, |c| unsafe { vuf_client_send_rarp(c, mac) });
+            }
+            45 => {
+                let mtu = self.number();
+                // SAFETY: as above.
+                self.call(R::NetSetMtu, |c| unsafe { vuf_client_net_set_mtu(c, mtu) });
+            }
+            46 => {
+                let iotlb = vuf_iotlb {
+                    iova: self.long(),
+                    size: self.long(),
+                    user_addr: self.long(),
+                    perm: self.input.byte() & 7,
+                    r#type: self.input.byte() & 7,
+                    reserved: [u8::from(self.input.byte() == 0xff), 0, 0, 0, 0, 0],
+                };
+                let iotlb = Block::of(&[iotlb], self.place());
+                // SAFETY: as above.
+                self.call(R::IotlbMsg, |c| unsafe {
+                    vuf_client_send_iotlb(c, iotlb.at())
+                });
+            }
+            47 => {
+                let endian = self.number();
+                // SAFETY: as above.
+                self.ring(R::SetVringEndian, |c, ring| unsafe {
+                    vuf_client_set_vring_endian(c, ring, endian)
+                });
+            }
+            48 => self.create_crypto_session(),
+            49 => {
+                let session = self.long();
+                // SAFETY: as above.
+                self.call(R::CloseCryptoSession, |c| unsafe {
+                    vuf_client_close_crypto_session(c, session)
+                });
+            }
+            50 => {
+                let fd = Block::new(size_of::<c_int>(), self.place());
+                // SAFETY: as above.
+                let rc = self.call(R::PostcopyAdvise, |c| unsafe {
+                    vuf_client_postcopy_advise(c, fd.at())
+                });
+                self.check_fd_output(rc, &fd);
+            }
+            51 => {
+                // SAFETY: as above.
+                self.call(R::PostcopyListen, |c| unsafe {
+                    vuf_client_postcopy_listen(c)
+                });
+            }
+            52 => self.postcopy_set_mem_table(),
+            53 => {
+                // SAFETY: as above.
+                self.call(R::SetMemTable, |c| unsafe {
+                    vuf_client_postcopy_ack_mem_table(c)
+                });
+            }
+            54 => {
+                // SAFETY: as above.
+                self.call(R::PostcopyEnd, |c| unsafe { vuf_client_postcopy_end(c) });
+            }
+            55 => {
+                let fd = self.fd();
+                // SAFETY: as above.
+                self.call(R::GpuSetSocket, |c| unsafe {
+                    vuf_client_gpu_set_socket(c, fd)
+                });
+            }
+            56 => {
+                // SAFETY: as above.
+                self.call(R::ResetDevice, |c| unsafe { vuf_client_reset_device(c) });
+            }
+            57 => {
+                // SAFETY: as above.
+                self.ring(R::VringKick, |c, ring| unsafe {
+                    vuf_client_vring_kick(c, ring)
+                });
+            }
+            58 => {
+                let status = self.number();
+                // SAFETY: as above.
+                self.call(R::SetStatus, |c| unsafe {
+                    vuf_client_set_status(c, status)
+                });
+            }
+            // SAFETY: as above.
+            59 => self.output(R::GetStatus, |c, out| unsafe {
+                vuf_client_get_status(c, out)
+            }),
+            60 => {
+                let uuid = Block::of(&[self.input.byte(); 16], self.place());
+                let fd = Block::new(size_of::<c_int>(), self.place());
+                // SAFETY: as above.
+                let rc = self.call(R::GetSharedObject, |c| unsafe {
+                    vuf_client_get_shared_object(c, uuid.at(), fd.at())
+                });
+                self.check_fd_output(rc, &fd);
+            }
+            61 => {
+                let base = Block::new(size_of::<u32>(), self.place());
+                // SAFETY: as above.
+                let rc = self.ring(R::GetVringBaseSkipDrain, |c, ring| unsafe {
+                    vuf_client_get_vring_base_skip_drain(c, ring, base.at())
+                });
+                self.check_output(rc, &base);
+            }
             _ => {
                 // The usual beginning, so that what follows gets somewhere.
                 let mut mask = 0;
@@ -911,7 +1025,9 @@ impl Calls<'_> {
                 // SAFETY: as above.
                 self.timed(|| unsafe { vuf_client_set_protocol_features(client, all) });
                 // SAFETY: as above.
-                self.timed(|| unsafe { vuf_client_set_features(client, 1 << 32 | 1 << 30) });
+                self.timed(|| unsafe {
+                    vuf_client_set_features(client, 1 << 33 | 1 << 32 | 1 << 30 | 1 << 3)
+                });
             }
         }
     }
@@ -925,6 +1041,53 @@ impl Calls<'_> {
             _ => usize::from(self.input.u16() % 600),
         };
         (offset, flags, len, place)
+    }
+
+    fn create_crypto_session(&mut self) {
+        let place = self.place();
+        let size = self.struct_size(size_of::<vuf_crypto_session>());
+        let block = Block::new(size.max(size_of::<usize>()), place);
+        let to = block.memory.wrapping_add(block.offset());
+        // SAFETY: so many bytes lie behind the offset.
+        unsafe { to.write_bytes(0, block.bytes().len()) };
+        let op_code = [2, 0x404, 0x102, 0x202, 0x302, 3][usize::from(self.input.byte() % 6)];
+        for (at, value) in [(0, size), (8, op_code)] {
+            if block.bytes().len() >= at + 8 {
+                // SAFETY: there is room for it.
+                unsafe { to.wrapping_add(at).cast::<usize>().write_unaligned(value) };
+            }
+        }
+        // Some bytes here and there: lengths, keys, reserved fields.
+        for _ in 0..self.input.byte() & 3 {
+            let at = 16 + usize::from(self.input.u16()) % 1700;
+            let value = self.input.byte();
+            if at < block.bytes().len() {
+                // SAFETY: it lies in the block.
+                unsafe { to.wrapping_add(at).write(value) };
+            }
+        }
+        let id = Block::new(size_of::<u64>(), self.place());
+        // SAFETY: the block is of the size that it tells; pointers are null or good.
+        let rc = self.call(Request::CreateCryptoSession, |c| unsafe {
+            vuf_client_create_crypto_session(c, block.at(), id.at())
+        });
+        self.check_output(rc, &id);
+    }
+
+    fn postcopy_set_mem_table(&mut self) {
+        let n = usize::from(self.input.byte() & 15);
+        let regions: Vec<_> = (0..n).map(|_| self.region()).collect();
+        let regions = Block::of(&regions, self.place());
+        let bases = Block::new(8 * n, self.place());
+        let n = match (regions.place, bases.place) {
+            (Place::Null, _) => usize::try_from(self.long()).unwrap(),
+            _ => n,
+        };
+        // SAFETY: the blocks have so many items, or the pointer is null.
+        let rc = self.call(Request::SetMemTable, |c| unsafe {
+            vuf_client_postcopy_set_mem_table(c, regions.at(), n, bases.at())
+        });
+        assert!(rc == 0 || bases.untouched(), "{rc}, and bases were written");
     }
 
     fn set_mem_table(&mut self) {

@@ -17,6 +17,7 @@
 )]
 
 mod c_api;
+mod channel;
 mod input;
 mod op;
 mod peer;
@@ -39,6 +40,12 @@ const ATTEMPTS: usize = 4;
 /// the input says.
 pub fn replies(data: &[u8]) {
     run(data, replies::run);
+}
+
+/// Whatever a back-end may send on its own channel, while requests are under way
+/// and while the caller's event loop runs.
+pub fn channel(data: &[u8]) {
+    run(data, channel::run);
 }
 
 /// Calls of the C API as the input says, with a back-end at the other end.

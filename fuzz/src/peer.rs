@@ -38,6 +38,8 @@ const OUTBOX: usize = 8192;
 const LOG: usize = 1 << 16;
 /// Most descriptors sent with one piece, and most pieces with descriptors.
 const GIFTS: usize = 63;
+/// Most bytes that are sent at once on the peer's own channel.
+pub const ASIDE: usize = 256;
 /// Most messages that wait for their answer.
 const QUEUE: usize = 16;
 
@@ -75,9 +77,12 @@ impl Seen {
 /// Written down again, apart from the library's table.
 pub fn own_reply(code: u32) -> Option<Range<usize>> {
     match code {
-        1 | 11 | 15 | 17 | 36 | 42 | 43 => Some(8..9),
+        1 | 11 | 15 | 17 | 36 | 40 | 42 | 43 | 45 => Some(8..9),
         6 => Some(0..4097),
         24 => Some(0..269),
+        26 => Some(1072..1073),
+        28 => Some(0..1),
+        41 => Some(0..17),
         31 => Some(24..25),
         44 => Some(2056..2057),
         _ => None,
@@ -90,6 +95,22 @@ pub struct Gift {
     /// Its bytes in [`Peer::log`].
     pub bytes: Range<usize>,
     pub fds: usize,
+}
+
+/// Bytes on the peer's own channel.
+#[derive(Debug, Clone, Copy)]
+pub struct Aside {
+    pub bytes: [u8; ASIDE],
+    pub length: usize,
+    pub fds: usize,
+}
+
+impl Aside {
+    pub const NOTHING: Self = Self {
+        bytes: [0; ASIDE],
+        length: 0,
+        fds: 0,
+    };
 }
 
 /// The back-end of the run.
@@ -117,6 +138,12 @@ pub struct Peer {
     piece: usize,
     last_gifts: usize,
     rests: usize,
+    /// Its own channel, which SET_BACKEND_REQ_FD brought.
+    channel: RawFd,
+    /// It uses that: the first descriptor of the connection.
+    pub keeps_channel: bool,
+    /// What it sends there when the next message comes.
+    aside: Aside,
     timer: Option<libc::timer_t>,
 
     // What it remembers of a run.
@@ -196,6 +223,9 @@ impl Peer {
             piece: 0,
             last_gifts: 0,
             rests: 0,
+            channel: -1,
+            keeps_channel: false,
+            aside: Aside::NOTHING,
             timer: None,
             debts: VecDeque::with_capacity(QUEUE),
             log: Vec::with_capacity(LOG),
@@ -235,7 +265,48 @@ impl Peer {
             // SAFETY: made by `new_timer`, and not used any more.
             unsafe { libc::timer_delete(timer) };
         }
+        self.leave_channel();
+        self.keeps_channel = false;
+        self.aside = Aside::NOTHING;
         self.close();
+    }
+
+    /// Sends that on its own channel, now. Whether there was room.
+    pub fn ask(&mut self, aside: Aside) -> bool {
+        let numbers = [self.gift; GIFTS];
+        let bytes = &aside.bytes[..aside.length];
+        // So little goes whole or not at all.
+        aside.length > 0 && send_now(self.channel, bytes, &numbers[..aside.fds]).is_ok()
+    }
+
+    /// Does so when the next message comes.
+    pub fn ask_later(&mut self, aside: Aside) {
+        self.aside = aside;
+    }
+
+    /// What has not been sent yet.
+    pub fn unasked(&mut self) -> bool {
+        std::mem::replace(&mut self.aside, Aside::NOTHING).length > 0
+    }
+
+    /// Reads answers from its own channel: bytes, and how many descriptors came.
+    pub fn answers(&self, room: &mut [u8]) -> Option<(usize, usize)> {
+        let mut first = -1;
+        let read = receive_now(self.channel, room, &mut first);
+        if first != -1 {
+            // SAFETY: it is ours, and nobody else has it.
+            unsafe { libc::close(first) };
+        }
+        read
+    }
+
+    /// Closes its own channel.
+    pub fn leave_channel(&mut self) {
+        if self.channel != -1 {
+            // SAFETY: it is ours, and not used any more.
+            unsafe { libc::close(self.channel) };
+            self.channel = -1;
+        }
     }
 
     /// What it does from now on, however much of the last script is left.
@@ -298,6 +369,10 @@ impl Peer {
             self.read();
             if !self.answering {
                 if let Some(message) = self.queue.pop_front() {
+                    let aside = std::mem::replace(&mut self.aside, Aside::NOTHING);
+                    if aside.length > 0 && !self.ask(aside) {
+                        self.aside = aside;
+                    }
                     self.due = None;
                     self.current = message;
                     self.answering = true;
@@ -545,6 +620,8 @@ impl Peer {
         let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|byte| head[at + byte]));
         let size = match code {
             6 => 16,
+            26 => 1072,
+            28 | 41 => 0,
             31 => 24,
             44 => 2056,
             24 => HEADER + usize::try_from(word(4)).unwrap_or(0).min(256),
@@ -558,7 +635,7 @@ impl Peer {
         };
         match code {
             1 => put(0, FEATURES),
-            11 => put(0, u64::from(word(0)) | 0x1234 << 32),
+            11 | 45 => put(0, u64::from(word(0)) | 0x1234 << 32),
             15 => put(0, u64::MAX),
             17 => put(0, 2),
             36 => put(0, 509),
@@ -571,6 +648,9 @@ impl Peer {
                 payload[..8].copy_from_slice(&0x3000_u64.to_ne_bytes());
                 return (size, 1);
             }
+            26 => put(1064, 7),
+            28 | 41 => return (size, 1),
+            40 => put(0, 0xf),
             42 => put(0, 0x100),
             44 => {
                 put(0, 1);
@@ -606,10 +686,17 @@ impl Peer {
 
     fn read(&mut self) {
         while self.socket != -1 {
+            let mut given = -1;
             let room = &mut self.inbox[self.have..];
-            let Some((bytes, fds)) = receive_now(self.socket, room) else {
+            let Some((bytes, fds)) = receive_now(self.socket, room, &mut given) else {
                 return;
             };
+            if given != -1 && self.channel == -1 && self.keeps_channel {
+                self.channel = given;
+            } else if given != -1 {
+                // SAFETY: it is ours, and nobody else has it.
+                unsafe { libc::close(given) };
+            }
             self.fds_seen += fds;
             self.have += bytes;
             let filler = self.filler.min(self.have);
@@ -673,8 +760,9 @@ impl Drop for Peer {
     }
 }
 
-/// What a good peer offers: VERSION_1, PACKED, protocol features, LOG_ALL.
-pub const FEATURES: u64 = 1 << 34 | 1 << 32 | 1 << 30 | 1 << 26;
+/// What a good peer offers: PACKED, ACCESS_PLATFORM, VERSION_1, protocol features,
+/// LOG_ALL, a network device's MTU.
+pub const FEATURES: u64 = 1 << 34 | 1 << 33 | 1 << 32 | 1 << 30 | 1 << 26 | 1 << 3;
 
 // ---- system calls, without the heap ----
 
@@ -723,9 +811,9 @@ fn send_now(socket: RawFd, bytes: &[u8], fds: &[RawFd]) -> nix::Result<usize> {
     Errno::result(sent).map(|sent| usize::try_from(sent).unwrap_or(0))
 }
 
-/// Bytes, and how many descriptors came with them, which are closed; nothing if
-/// there is nothing.
-fn receive_now(socket: RawFd, room: &mut [u8]) -> Option<(usize, usize)> {
+/// Bytes, and how many descriptors came with them, which are closed but for the
+/// first one; nothing if there is nothing.
+fn receive_now(socket: RawFd, room: &mut [u8], first_fd: &mut RawFd) -> Option<(usize, usize)> {
     let mut control = Control([0; 16 + GIFTS * 4 + 4]);
     let mut part = libc::iovec {
         iov_base: room.as_mut_ptr().cast(),
@@ -750,6 +838,10 @@ fn receive_now(socket: RawFd, room: &mut [u8]) -> Option<(usize, usize)> {
             let at = unsafe { data.add(at) };
             // SAFETY: in bounds, as above.
             let fd = unsafe { at.read_unaligned() };
+            if *first_fd == -1 {
+                *first_fd = fd;
+                continue;
+            }
             // SAFETY: it was just made for us.
             unsafe { libc::close(fd) };
         }

@@ -46,6 +46,7 @@ fn answer(case: &Case, reply_ack: bool) -> Vec<u8> {
             let fds = u8::from(descriptor == Descriptor::With);
             send(&message(id, REPLY, &hex(payload)), fds)
         }
+        Answer::Status => send(&message(id, REPLY, &[0; 8]), 0),
         Answer::Ack(_) if reply_ack => send(&message(id, REPLY, &[0; 8]), 0),
         Answer::Ack(Barrier::Never) | Answer::Nothing => Vec::new(),
         Answer::Ack(_) => {
@@ -81,7 +82,11 @@ fn step(request: Request, script: &[u8]) -> Vec<u8> {
 }
 
 fn setup(flags: u8, reply_ack: bool) -> Vec<u8> {
-    let mut protocol = ProtocolFeatures::all();
+    setup_without(flags, reply_ack, ProtocolFeatures::empty())
+}
+
+fn setup_without(flags: u8, reply_ack: bool, without: ProtocolFeatures) -> Vec<u8> {
+    let mut protocol = ProtocolFeatures::all() - without;
     protocol.set(ProtocolFeatures::REPLY_ACK, reply_ack);
     let bits = u32::try_from(protocol.bits()).unwrap_or(u32::MAX);
     // Silence is met with deadlines of a millisecond, all else with ample ones.
@@ -140,6 +145,16 @@ fn replies(write: &dyn Fn(&str, &[Vec<u8>])) {
             ],
         );
     }
+    let postcopy = [
+        Request::PostcopyAdvise,
+        Request::PostcopyListen,
+        Request::SetMemTable,
+        Request::PostcopyEnd,
+        Request::SetMemTable,
+    ];
+    let steps = postcopy.map(|request| step(request, &[])).concat();
+    let slots = ProtocolFeatures::CONFIGURE_MEM_SLOTS;
+    write("postcopy", &[setup_without(HELPFUL, true, slots), steps]);
     let agreed = [
         Request::GetFeatures,
         Request::GetProtocolFeatures,
@@ -188,6 +203,8 @@ fn replies(write: &dyn Fn(&str, &[Vec<u8>])) {
 
 /// Options with all that can be agreed, and a connected socket.
 const CLIENT: [u8; 14] = [0, 0, 2, 2, 2, 2, 0, 1, 0xff, 0xff, 0xff, 0xff, 0, 0];
+/// The same without memory slots.
+const POSTCOPY_CLIENT: [u8; 14] = [0, 0, 2, 2, 2, 2, 0, 1, 0xff, 0x7f, 0xff, 0xff, 0, 0];
 
 /// What makes a call of `c_api`: its number there, and its arguments.
 fn c_call(request: Request) -> &'static [u8] {
@@ -221,6 +238,22 @@ fn c_call(request: Request) -> &'static [u8] {
         Request::SetDeviceStateFd => &[32, 1, 0, 0, 0],
         Request::CheckDeviceState => &[33, 0],
         Request::GetShmemConfig => &[34, 0, 0, 0],
+        Request::SendRarp => &[44, 0x2c, 0],
+        Request::NetSetMtu => &[45, 0x48, 0],
+        Request::IotlbMsg => &[46, 0x21, 0x22, 0x23, 3, 2, 0, 0, 0],
+        Request::SetVringEndian => &[47, 1, 3, 0],
+        Request::CreateCryptoSession => &[48, 0, 0, 0, 0, 0, 0],
+        Request::CloseCryptoSession => &[49, 7, 0],
+        Request::PostcopyAdvise => &[50, 0, 0],
+        Request::PostcopyListen => &[51, 0],
+        Request::PostcopyEnd => &[54, 0],
+        Request::GpuSetSocket => &[55, 0, 0],
+        Request::ResetDevice => &[56, 0],
+        Request::VringKick => &[57, 3, 0],
+        Request::SetStatus => &[58, 15, 0],
+        Request::GetStatus => &[59, 0, 0],
+        Request::GetSharedObject => &[60, 7, 0, 0, 0],
+        Request::GetVringBaseSkipDrain => &[61, 0, 3, 0],
     }
 }
 
@@ -253,6 +286,17 @@ fn c_api(write: &dyn Fn(&str, &[Vec<u8>])) {
         "all-on-null",
         &[begin(WITHOUT_CLIENT), several(&mut all.clone())],
     );
+    let postcopy = [
+        c_call(Request::PostcopyAdvise),
+        c_call(Request::PostcopyListen),
+        &[52, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0],
+        &[53, 0],
+        c_call(Request::PostcopyEnd),
+    ];
+    write(
+        "postcopy",
+        &[begin(HELPFUL), POSTCOPY_CLIENT.to_vec(), postcopy.concat()],
+    );
     let fresh = [0, 0, 2, 2, 2, 2, 0, 0, 0, 0];
     write(
         "fresh",
@@ -283,6 +327,127 @@ fn c_api(write: &dyn Fn(&str, &[Vec<u8>])) {
     );
 }
 
+/// What the back-end asks: a well-made message, with its payload changed so.
+fn asked(step: u8, id: u8, flags: u8, changed: &[u8]) -> Vec<u8> {
+    [&[step, id | flags], &block(changed)[..]].concat()
+}
+
+fn channel(write: &dyn Fn(&str, &[Vec<u8>])) {
+    const NEED_REPLY: u8 = 16;
+    const OTHER_FDS: u8 = 32;
+    const CUT: u8 = 64;
+    // As it is, or with one word of the header changed, now or inside a call.
+    const WELL: u8 = 1;
+    const CALLED: u8 = 4;
+    let (process, read, call, leave) = (vec![0x80], vec![0xc0], vec![0xf0], vec![0xff]);
+    let posts = vec![8];
+    for id in 1..=11 {
+        let name = |what: &str| format!("{what}-{id}");
+        let one = |step, flags| asked(step, id, flags, &[]);
+        let before = asked(WELL, if id == 10 { 9 } else { id }, NEED_REPLY, &[]);
+        let loops = [
+            posts.clone(),
+            before.clone(),
+            one(WELL, NEED_REPLY),
+            process.clone(),
+            read.clone(),
+        ];
+        write(&name("loop"), &loops);
+        let calls = [
+            posts.clone(),
+            before,
+            one(WELL | CALLED, NEED_REPLY),
+            call.clone(),
+            process.clone(),
+        ];
+        write(&name("call"), &calls);
+        write(
+            &name("failing"),
+            &[
+                vec![1],
+                one(WELL | CALLED, NEED_REPLY),
+                one(WELL, 0),
+                process.clone(),
+            ],
+        );
+        write(
+            &name("fds"),
+            &[
+                vec![0],
+                one(WELL | CALLED, OTHER_FDS | NEED_REPLY),
+                call.clone(),
+            ],
+        );
+        write(
+            &name("cut"),
+            &[
+                vec![0],
+                one(WELL, CUT),
+                one(WELL | CALLED, 0),
+                process.clone(),
+                leave.clone(),
+            ],
+        );
+    }
+    for (name, word, change) in [
+        ("id", 0, 90),
+        ("flags", 1, 4),
+        ("size", 2, 8),
+        ("huge", 2, -41),
+    ] {
+        let spoilt = [
+            &[2 | CALLED, 9 | NEED_REPLY, word],
+            &i32::to_le_bytes(change)[..],
+            &[0, 0],
+        ]
+        .concat();
+        write(
+            name,
+            &[
+                vec![0],
+                spoilt,
+                asked(WELL, 2, NEED_REPLY, &[]),
+                call.clone(),
+                process.clone(),
+            ],
+        );
+    }
+    let whole = message(2, 9, &[]);
+    let bytes = |step: u8, part: &[u8], fds: u8| [&[step], &block(part)[..], &[fds]].concat();
+    write(
+        "pieces",
+        &[
+            vec![0],
+            bytes(0, &whole[..5], 1),
+            process.clone(),
+            bytes(CALLED, &whole[5..], 0),
+            read.clone(),
+        ],
+    );
+    write(
+        "crowd",
+        &[
+            vec![0],
+            bytes(0, &whole[..5], 15),
+            bytes(CALLED, &whole[5..7], 15),
+            bytes(CALLED, &whole[7..], 15),
+        ],
+    );
+    write(
+        "garbage",
+        &[
+            vec![0],
+            bytes(CALLED, &[0xff; 40], 3),
+            call.clone(),
+            process,
+        ],
+    );
+    write(
+        "gone",
+        &[vec![0], asked(WELL, 9, NEED_REPLY, &[]), call, leave],
+    );
+}
+
 fn main() -> std::io::Result<()> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
     let into = |target: &str| {
@@ -296,5 +461,6 @@ fn main() -> std::io::Result<()> {
     };
     replies(&into("replies")?);
     c_api(&into("c_api")?);
+    channel(&into("channel")?);
     Ok(())
 }
