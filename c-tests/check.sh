@@ -235,7 +235,11 @@ under_load() {
 # The oldest Rust that Cargo.toml promises.
 oldest_rust() {
     version=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
-    for toolchain in "$version" "$version.0"; do
+    for toolchain in "$version" "$version.0" install; do
+        [ $toolchain != install ] || {
+            toolchain=$version.0
+            timeout 300 rustup toolchain install "$toolchain" --profile minimal --no-self-update
+        }
         if rustc "+$toolchain" --version; then
             $CARGO "+$toolchain" check --locked --lib --target-dir build/oldest
             return
