@@ -12,6 +12,7 @@ mod device_kinds;
 mod features;
 mod memory;
 mod negotiated;
+mod op;
 mod options;
 mod postcopy;
 mod shmem;
@@ -31,6 +32,7 @@ use std::sync::{Arc, OnceLock};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use backend_requests::{BackendHandler, HostNotifier, Uuid};
+pub(crate) use op::{Answer, Begun, Op};
 pub use options::{Adopted, Options, Timeout};
 
 /// A region of guest memory and the file that holds it.
@@ -75,6 +77,7 @@ pub struct BackendClient {
 }
 
 /// A request about to be sent.
+#[derive(Clone)]
 struct Call<'a> {
     request: Request,
     /// Its row of the table, or the form that it has now.
@@ -231,25 +234,13 @@ impl BackendClient {
 
     /// Sends what is answered by an acknowledgement, a barrier, or not at all.
     fn tell(&self, call: &Call<'_>) -> Result<()> {
-        let agreed = || self.agreed(ProtocolFeatures::REPLY_ACK);
-        let (acked, barrier) = match call.info.reply {
-            message::Reply::Ack(barrier) => (agreed(), barrier),
-            message::Reply::Status => (true, Barrier::Never),
-            message::Reply::Silent | message::Reply::Always(_) => (false, Barrier::Never),
-        };
-        let wait = match barrier {
-            Barrier::Never => false,
-            Barrier::Always => true,
-            Barrier::WhileRunning => self.negotiated.running(call.ring),
-        };
+        let acked = self.acked(call);
+        let wait = self.needs_barrier(call);
         self.checked(call, |deadline| {
             let out = Self::outgoing(call, acked);
             if acked {
                 self.connection
-                    .call(&out, ACK, deadline, |reply| match decode::<u64>(&reply)? {
-                        0 => Ok(()),
-                        value => Err(Error::nack(value)),
-                    })
+                    .call(&out, ACK, deadline, |reply| op::acknowledged(&reply))
             } else if wait {
                 let features = Call::new(Request::GetFeatures, NOTHING);
                 let expect = Self::expect(&features)?;
@@ -260,6 +251,24 @@ impl BackendClient {
                 self.connection.send(&out, deadline)
             }
         })
+    }
+
+    /// Whether the request is acknowledged.
+    fn acked(&self, call: &Call<'_>) -> bool {
+        match call.info.reply {
+            message::Reply::Ack(_) => self.agreed(ProtocolFeatures::REPLY_ACK),
+            message::Reply::Status => true,
+            message::Reply::Silent | message::Reply::Always(_) => false,
+        }
+    }
+
+    /// Whether a request that is not acknowledged must be seen to be processed.
+    fn needs_barrier(&self, call: &Call<'_>) -> bool {
+        match call.info.reply {
+            message::Reply::Ack(Barrier::Always) => true,
+            message::Reply::Ack(Barrier::WhileRunning) => self.negotiated.running(call.ring),
+            _ => false,
+        }
     }
 
     /// Sends what is always answered with a reply of its own.

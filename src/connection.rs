@@ -1,7 +1,7 @@
 //! Framing, reply matching, deadlines and the poison latch.
 //!
 //! [`machine`] holds the state and never waits; shells around it do: [`blocking`]
-//! for calls that wait for their own outcome, `stepping` for an event loop. The
+//! for calls that wait for their own outcome, [`stepping`] for an event loop. The
 //! lock guards steps of the machine and is never held while anybody waits.
 //!
 //! Once the back-end has a [`channel`] of its own, whoever waits to read serves
@@ -15,6 +15,7 @@ mod channel;
 mod inbox;
 mod machine;
 mod serving;
+mod stepping;
 mod telling;
 mod trace;
 
@@ -30,6 +31,7 @@ use std::time::Duration;
 
 pub(crate) use channel::{Answer, Incoming, Serve, Served};
 pub(crate) use machine::Reply;
+pub(crate) use stepping::{Outcome, Pending};
 pub use trace::{Counters, TraceRecord, TraceSink};
 
 /// How long each kind of request may take; `None` is for ever.
@@ -174,6 +176,8 @@ pub(crate) struct Connection {
     state: Mutex<State>,
     moved: Condvar,
     aborted: Arc<AtomicBool>,
+    /// Driven by steps alone.
+    stepped: AtomicBool,
     on_timeout: OnTimeout,
     /// The receive timeout of the socket: how long the quick path blocks.
     quick_wait: Option<Duration>,
@@ -210,6 +214,7 @@ impl Connection {
             }),
             moved: Condvar::new(),
             aborted,
+            stepped: AtomicBool::new(false),
             on_timeout,
             quick_wait: timeouts.quick_wait(),
             ends: OnceLock::new(),
@@ -307,7 +312,9 @@ impl Connection {
     fn wake(&self, state: &mut State) {
         if state.machine.lost() && !state.shut {
             state.shut = true;
-            socket::stop_reading(self.fd());
+            if !self.stepped.load(Ordering::Relaxed) {
+                socket::stop_reading(self.fd());
+            }
             if let Some(cause) = state.machine.ended() {
                 self.end_channel(state, &cause);
             }

@@ -1,7 +1,7 @@
 //! Giving the back-end a channel of its own, and serving it.
 
 use super::backend_requests::Desk;
-use super::{BackendClient, BackendHandler, Call, MAX_DELIVERED, NOTHING, no_channel};
+use super::{BackendClient, BackendHandler, MAX_DELIVERED, Op, no_channel};
 use crate::error::Result;
 use crate::message::Request;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,7 +12,7 @@ impl BackendClient {
     /// sends requests of its own. Close your copy of it afterwards, and serve
     /// the other end also while calls are under way.
     pub fn set_backend_req_fd(&self, fd: BorrowedFd<'_>) -> Result<()> {
-        self.tell(&Call::new(Request::SetBackendReqFd, NOTHING).fds(&[fd]))
+        self.tell_op(&Op::SetBackendReqFd(fd))
     }
 
     /// Gives the back-end a channel of its own, once on a connection: makes a

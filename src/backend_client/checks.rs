@@ -163,13 +163,15 @@ pub(super) fn log(log: &Log) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn config(offset: u32, flags: u32, len: usize) -> Result<ConfigHeader> {
-    let size = u32::try_from(len)
-        .ok()
-        .filter(|_| (1..=MAX_CONFIG_SIZE).contains(&len))
-        .ok_or_else(|| Error::invalid(format!("len is {len}, not 1 to {MAX_CONFIG_SIZE}")))?;
-    if offset
-        .checked_add(size)
+pub(super) fn config(header: &ConfigHeader, len: usize) -> Result<()> {
+    if !(1..=MAX_CONFIG_SIZE).contains(&len) {
+        let text = format!("len is {len}, not 1 to {MAX_CONFIG_SIZE}");
+        return Err(Error::invalid(text));
+    }
+    let flags = header.flags;
+    if header
+        .offset
+        .checked_add(header.size)
         .is_none_or(|end| end > MAX_CONFIG_END)
     {
         return Err(Error::invalid(format!(
@@ -181,11 +183,7 @@ pub(super) fn config(offset: u32, flags: u32, len: usize) -> Result<ConfigHeader
             "flags is {flags:#x}, and only bits 0 and 1 have a meaning"
         )));
     }
-    Ok(ConfigHeader {
-        offset,
-        size,
-        flags,
-    })
+    Ok(())
 }
 
 /// A translation, or the end of one.

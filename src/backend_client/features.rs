@@ -1,38 +1,25 @@
 //! Features and ownership.
 
-use super::{BackendClient, Call, NOTHING};
+use super::{BackendClient, Call, NOTHING, Op, Timeout};
 use crate::error::Result;
 use crate::message::Request;
-use zerocopy::IntoBytes;
 
 impl BackendClient {
     /// GET_FEATURES: the virtio features that the back-end offers, with bit 30
     /// where it speaks protocol features.
     pub fn get_features(&self) -> Result<u64> {
-        let features = self.ask_u64(Request::GetFeatures)?;
-        self.negotiated.set_offered(features);
-        Ok(features)
+        self.ask_number(&Op::GetFeatures, Timeout::Default)
     }
 
     /// SET_FEATURES: acknowledges virtio features. They must have been offered,
     /// so GET_FEATURES comes first on each connection.
     pub fn set_features(&self, features: u64) -> Result<()> {
-        self.negotiated
-            .check_features(features)
-            .map_err(|error| self.or_ended(error).of(Request::SetFeatures))?;
-        self.tell(&Call::new(Request::SetFeatures, features.as_bytes()))?;
-        self.negotiated.set_acked(features);
-        Ok(())
+        self.tell_op(&Op::SetFeatures(features))
     }
 
     /// SET_OWNER: claims the session, once per connection.
     pub fn set_owner(&self) -> Result<()> {
-        self.negotiated
-            .check_owner()
-            .map_err(|error| self.or_ended(error).of(Request::SetOwner))?;
-        self.tell(&Call::new(Request::SetOwner, NOTHING))?;
-        self.negotiated.set_owner(true);
-        Ok(())
+        self.tell_op(&Op::SetOwner)
     }
 
     /// RESET_OWNER: deprecated; back-ends differ in how much they forget. The
@@ -45,28 +32,20 @@ impl BackendClient {
 
     /// GET_PROTOCOL_FEATURES: needs bit 30 offered.
     pub fn get_protocol_features(&self) -> Result<u64> {
-        let features = self.ask_u64(Request::GetProtocolFeatures)?;
-        self.negotiated.set_offered_protocol(features);
-        Ok(features)
+        self.ask_number(&Op::GetProtocolFeatures, Timeout::Default)
     }
 
     /// SET_PROTOCOL_FEATURES: acknowledges protocol features that were offered
     /// and that this library serves ([`ProtocolFeatures::all`]).
+    ///
+    /// [`ProtocolFeatures::all`]: crate::ProtocolFeatures::all
     pub fn set_protocol_features(&self, features: u64) -> Result<()> {
-        let request = Request::SetProtocolFeatures;
-        let features = self
-            .negotiated
-            .check(request.info())
-            .and_then(|()| self.negotiated.check_protocol(features))
-            .map_err(|error| self.or_ended(error).of(request))?;
-        self.tell(&Call::new(request, features.bits().as_bytes()))?;
-        self.negotiated.set_protocol(features);
-        Ok(())
+        self.tell_op(&Op::SetProtocolFeatures(features))
     }
 
     /// GET_QUEUE_NUM: how many queues the back-end supports. Some back-ends
     /// count pairs.
     pub fn get_queue_num(&self) -> Result<u64> {
-        self.ask_u64(Request::GetQueueNum)
+        self.ask_number(&Op::GetQueueNum, Timeout::Default)
     }
 }

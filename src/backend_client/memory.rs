@@ -1,6 +1,6 @@
 //! Guest memory, its translations, and the log of what is written to it.
 
-use super::{ACK, BackendClient, Call, NOTHING, SharedRegion, checks};
+use super::{ACK, BackendClient, Call, NOTHING, Op, SharedRegion, Timeout, checks};
 use crate::error::{Kind, Result};
 use crate::message::{
     Iotlb, Log, MAX_MEM_REGIONS, MemRegion, MemTableHeader, ProtocolFeatures, REGION_SIZE, Request,
@@ -15,18 +15,15 @@ impl BackendClient {
     /// While it listens for page faults:
     /// [`postcopy_set_mem_table`](Self::postcopy_set_mem_table).
     pub fn set_mem_table(&self, regions: &[SharedRegion<'_>]) -> Result<()> {
-        self.in_order(Request::SetMemTable, self.negotiated.check_memory())?;
-        self.with_table(regions, |call, _| self.tell(call))?;
-        self.negotiated.set_memory();
-        Ok(())
+        self.tell_op(&Op::SetMemTable(regions))
     }
 
     /// Checks and encodes a memory table; `send` also gets the size of a region.
-    pub(super) fn with_table(
+    pub(super) fn with_table<R>(
         &self,
         regions: &[SharedRegion<'_>],
-        send: impl FnOnce(&Call<'_>, usize) -> Result<()>,
-    ) -> Result<()> {
+        send: impl FnOnce(&Call<'_>, usize) -> Result<R>,
+    ) -> Result<R> {
         let request = Request::SetMemTable;
         let features = self.negotiated.protocol();
         checks::regions(regions, features).map_err(|error| error.of(request))?;
@@ -70,18 +67,20 @@ impl BackendClient {
         }
     }
 
-    fn one_region(
+    /// Checks and encodes a request about one region.
+    pub(super) fn with_region<R>(
         &self,
         request: Request,
         region: &MemRegion,
         fds: &[BorrowedFd<'_>],
-    ) -> Result<()> {
+        send: impl FnOnce(&Call<'_>) -> Result<R>,
+    ) -> Result<R> {
         self.in_order(request, self.negotiated.check_memory())?;
         let features = self.negotiated.protocol();
         checks::region(region, features).map_err(|e| e.of(request))?;
         let (info, size) = Self::region_form(request, features);
         let padding = 0_u64;
-        self.tell(&Call {
+        send(&Call {
             payload: region.as_bytes().get(..size).unwrap_or_default(),
             info,
             ..Call::new(request, padding.as_bytes()).fds(fds)
@@ -90,20 +89,18 @@ impl BackendClient {
 
     /// GET_MAX_MEM_SLOTS: how many regions the back-end can hold.
     pub fn get_max_mem_slots(&self) -> Result<u64> {
-        self.ask_u64(Request::GetMaxMemSlots)
+        self.ask_number(&Op::GetMaxMemSlots, Timeout::Default)
     }
 
     /// ADD_MEM_REG: shares one more region.
     pub fn add_mem_region(&self, region: &SharedRegion<'_>) -> Result<()> {
-        self.one_region(Request::AddMemReg, &region.region, &[region.fd])?;
-        self.negotiated.set_memory();
-        Ok(())
+        self.tell_op(&Op::AddMemRegion(region))
     }
 
     /// REM_MEM_REG: takes a region away. The back-end finds it by guest address,
     /// size and user address. Unmap only after this has returned.
     pub fn remove_mem_region(&self, region: &MemRegion) -> Result<()> {
-        self.one_region(Request::RemMemReg, region, &[])
+        self.tell_op(&Op::RemoveMemRegion(region))
     }
 
     /// IOTLB_MSG: lets the back-end use a translation, or no longer. With

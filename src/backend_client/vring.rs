@@ -1,68 +1,27 @@
 //! Rings.
 
-use super::{BackendClient, Call, Timeout, checks, decode};
-use crate::error::{Error, Result};
-use crate::message::{self, Request, VringAddr, VringState};
+use super::{BackendClient, Call, Op, Timeout, checks};
+use crate::error::Result;
+use crate::message::{Request, VringAddr, VringState};
 use std::os::fd::BorrowedFd;
 use zerocopy::IntoBytes;
 
 impl BackendClient {
-    /// Checks a ring index that goes into `request`.
-    fn ring(&self, request: Request, index: u32) -> Result<u8> {
-        checks::ring(index, self.max_rings).map_err(|error| error.of(request).ring(index))
-    }
-
-    fn vring_state(&self, request: Request, index: u32, num: u32) -> Result<()> {
-        let ring = self.ring(request, index)?;
-        let body = VringState { index, num };
-        self.tell(&Call {
-            ring: Some(ring),
-            ..Call::new(request, body.as_bytes())
-        })
-    }
-
-    fn vring_fd(&self, request: Request, index: u32, fd: Option<BorrowedFd<'_>>) -> Result<()> {
-        let ring = self.ring(request, index)?;
-        let body = message::vring_fd(ring, fd.is_some());
-        self.tell(&Call {
-            ring: Some(ring),
-            ..Call::new(request, body.as_bytes()).fds(fd.as_slice())
-        })
-    }
-
     /// SET_VRING_NUM: the size of a ring in descriptors.
     pub fn set_vring_num(&self, index: u32, num: u32) -> Result<()> {
-        let request = Request::SetVringNum;
-        checks::ring_size(num, self.negotiated.packed())
-            .map_err(|error| error.of(request).ring(index))?;
-        self.vring_state(request, index, num)
+        self.tell_op(&Op::SetVringNum(VringState { index, num }))
     }
 
     /// SET_VRING_ADDR: where a ring lies.
     pub fn set_vring_addr(&self, addr: &VringAddr) -> Result<()> {
-        let request = Request::SetVringAddr;
-        let ring = self.ring(request, addr.index)?;
-        checks::ring_address(addr, self.negotiated.packed())
-            .map_err(|error| error.of(request).ring(addr.index))?;
-        self.tell(&Call {
-            ring: Some(ring),
-            ..Call::new(request, addr.as_bytes())
-        })
+        self.tell_op(&Op::SetVringAddr(addr))
     }
 
     /// SET_VRING_BASE: where a ring goes on. Split: the next available index, in
     /// 16 bits. Packed: bits 0-14 available index, 15 its wrap counter, 16-30
     /// used index, 31 its wrap counter.
     pub fn set_vring_base(&self, index: u32, base: u32) -> Result<()> {
-        let request = Request::SetVringBase;
-        if !self.negotiated.packed() && base > u32::from(u16::MAX) {
-            return Err(
-                Error::invalid("base has more than 16 bits, and the ring is split")
-                    .of(request)
-                    .ring(index),
-            );
-        }
-        self.vring_state(request, index, base)
+        self.tell_op(&Op::SetVringBase(VringState { index, num: base }))
     }
 
     /// GET_VRING_BASE: stops a ring and tells where it stood, in the form of
@@ -72,51 +31,31 @@ impl BackendClient {
     /// Back-ends drop the kick and call descriptors of a stopped ring; send them
     /// again before it is restarted.
     pub fn get_vring_base(&self, index: u32, timeout: Timeout) -> Result<u32> {
-        self.stop_vring(Request::GetVringBase, index, timeout)
+        self.stop_vring(&Op::GetVringBase(index), timeout)
     }
 
     /// GET_VRING_BASE_SKIP_DRAIN: the same without finishing anything. What is
     /// left stands in the in-flight buffer.
     pub fn get_vring_base_skip_drain(&self, index: u32) -> Result<u32> {
-        self.stop_vring(Request::GetVringBaseSkipDrain, index, Timeout::Default)
+        self.stop_vring(&Op::GetVringBaseSkipDrain(index), Timeout::Default)
     }
 
-    fn stop_vring(&self, request: Request, index: u32, timeout: Timeout) -> Result<u32> {
-        let ring = self.ring(request, index)?;
-        let body = VringState { index, num: 0 };
-        let call = Call {
-            ring: Some(ring),
-            timeout,
-            ..Call::new(request, body.as_bytes())
-        };
-        let base = self.ask(&call, |reply| {
-            let state: VringState = decode(&reply)?;
-            if state.index != index {
-                let text = "the reply is for another ring";
-                return Err(Error::protocol(text).value(u64::from(state.index)));
-            }
-            let drained = request == Request::GetVringBase;
-            self.negotiated.base(state.num, drained)
-        })?;
-        self.negotiated.set_running(ring, false);
-        Ok(base)
+    fn stop_vring(&self, op: &Op<'_>, timeout: Timeout) -> Result<u32> {
+        let base = self.ask_number(op, timeout)?;
+        Ok(u32::try_from(base).unwrap_or_default())
     }
 
     /// SET_VRING_ENABLE: whether the back-end processes a ring. Needs bit 30
     /// acknowledged; without it rings are enabled from the start.
     pub fn set_vring_enable(&self, index: u32, enable: bool) -> Result<()> {
-        self.vring_state(Request::SetVringEnable, index, u32::from(enable))
+        self.tell_op(&Op::SetVringEnable(index, enable))
     }
 
     /// SET_VRING_KICK: what the driver writes to notify the device; this starts
     /// the ring. `None`: the back-end shall poll the ring, which few can: the
     /// rust-vmm ones acknowledge it and never start the ring.
     pub fn set_vring_kick(&self, index: u32, fd: Option<BorrowedFd<'_>>) -> Result<()> {
-        let request = Request::SetVringKick;
-        // Before it is known: a barrier too many does no harm.
-        self.negotiated
-            .set_running(self.ring(request, index)?, true);
-        self.vring_fd(request, index, fd)
+        self.tell_op(&Op::SetVringKick(index, fd))
     }
 
     /// VRING_KICK: the driver notifies the device, by a message in place of an
@@ -138,15 +77,24 @@ impl BackendClient {
         self.vring_state(request, index, endian)
     }
 
+    fn vring_state(&self, request: Request, index: u32, num: u32) -> Result<()> {
+        let ring = self.ring(request, index)?;
+        let body = VringState { index, num };
+        self.tell(&Call {
+            ring: Some(ring),
+            ..Call::new(request, body.as_bytes())
+        })
+    }
+
     /// SET_VRING_CALL: what the device writes to notify the driver. `None`: the
     /// driver polls.
     pub fn set_vring_call(&self, index: u32, fd: Option<BorrowedFd<'_>>) -> Result<()> {
-        self.vring_fd(Request::SetVringCall, index, fd)
+        self.tell_op(&Op::SetVringCall(index, fd))
     }
 
     /// SET_VRING_ERR: what the device writes when a ring is broken. `None`:
     /// nothing.
     pub fn set_vring_err(&self, index: u32, fd: Option<BorrowedFd<'_>>) -> Result<()> {
-        self.vring_fd(Request::SetVringErr, index, fd)
+        self.tell_op(&Op::SetVringErr(index, fd))
     }
 }

@@ -163,6 +163,11 @@ impl Machine {
         self.latch.as_ref().map(latched)
     }
 
+    /// Why no further request is taken, as it was first seen.
+    pub(super) fn cause(&self) -> Option<&Error> {
+        self.latch.as_ref()
+    }
+
     /// Hands the inbox to the one who reads. There is only one, so it is there;
     /// if it were not, nobody would ever read again.
     pub(super) fn lend_inbox(&mut self) -> Option<Box<Inbox>> {
@@ -187,6 +192,8 @@ impl Machine {
             return Err(error);
         }
         self.check_idle(socket)?;
+        // The back-end may answer before the send returns.
+        let since = Instant::now();
         let size = out.body.len().saturating_add(out.payload.len());
         let header = Header {
             request: out.request.id(),
@@ -240,7 +247,7 @@ impl Machine {
             queued,
             wanted: true,
             posted: false,
-            since: Instant::now(),
+            since,
             on_behalf: out.request,
             failed: None,
             payload,

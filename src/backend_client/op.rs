@@ -1,0 +1,517 @@
+//! Requests as values: one encoding for calls that wait and for whoever drives
+//! the connection by steps, and the form that does not wait.
+
+use super::{ACK, BackendClient, Call, NOTHING, SharedRegion, Timeout, checks, decode};
+use crate::connection::{Outcome, Pending, Reply};
+use crate::error::{Error, Result};
+use crate::message::{
+    self, ConfigHeader, Inflight, MAX_CONFIG_SIZE, MemRegion, ProtocolFeatures, Request,
+    SHMEM_REGIONS, ShmemConfig, VringAddr, VringState,
+};
+use crate::socket::Deadline;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// A request; everything is borrowed for the call that begins it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Op<'a> {
+    GetFeatures,
+    SetFeatures(u64),
+    SetOwner,
+    GetProtocolFeatures,
+    SetProtocolFeatures(u64),
+    GetQueueNum,
+    GetMaxMemSlots,
+    GetShmemConfig,
+    GetConfig(ConfigHeader),
+    SetConfig(ConfigHeader, &'a [u8]),
+    SetBackendReqFd(BorrowedFd<'a>),
+    SetMemTable(&'a [SharedRegion<'a>]),
+    AddMemRegion(&'a SharedRegion<'a>),
+    RemoveMemRegion(&'a MemRegion),
+    GetInflightFd(Inflight),
+    SetInflightFd(Inflight, BorrowedFd<'a>),
+    SetVringNum(VringState),
+    SetVringAddr(&'a VringAddr),
+    SetVringBase(VringState),
+    SetVringKick(u32, Option<BorrowedFd<'a>>),
+    SetVringCall(u32, Option<BorrowedFd<'a>>),
+    SetVringErr(u32, Option<BorrowedFd<'a>>),
+    SetVringEnable(u32, bool),
+    GetVringBase(u32),
+    GetVringBaseSkipDrain(u32),
+    GetStatus,
+    SetStatus(u32),
+    ResetDevice,
+}
+
+impl Op<'_> {
+    pub(crate) fn request(&self) -> Request {
+        match self {
+            Self::GetFeatures => Request::GetFeatures,
+            Self::SetFeatures(_) => Request::SetFeatures,
+            Self::SetOwner => Request::SetOwner,
+            Self::GetProtocolFeatures => Request::GetProtocolFeatures,
+            Self::SetProtocolFeatures(_) => Request::SetProtocolFeatures,
+            Self::GetQueueNum => Request::GetQueueNum,
+            Self::GetMaxMemSlots => Request::GetMaxMemSlots,
+            Self::GetShmemConfig => Request::GetShmemConfig,
+            Self::GetConfig(_) => Request::GetConfig,
+            Self::SetConfig(..) => Request::SetConfig,
+            Self::SetBackendReqFd(_) => Request::SetBackendReqFd,
+            Self::SetMemTable(_) => Request::SetMemTable,
+            Self::AddMemRegion(_) => Request::AddMemReg,
+            Self::RemoveMemRegion(_) => Request::RemMemReg,
+            Self::GetInflightFd(_) => Request::GetInflightFd,
+            Self::SetInflightFd(..) => Request::SetInflightFd,
+            Self::SetVringNum(_) => Request::SetVringNum,
+            Self::SetVringAddr(_) => Request::SetVringAddr,
+            Self::SetVringBase(_) => Request::SetVringBase,
+            Self::SetVringKick(..) => Request::SetVringKick,
+            Self::SetVringCall(..) => Request::SetVringCall,
+            Self::SetVringErr(..) => Request::SetVringErr,
+            Self::SetVringEnable(..) => Request::SetVringEnable,
+            Self::GetVringBase(_) => Request::GetVringBase,
+            Self::GetVringBaseSkipDrain(_) => Request::GetVringBaseSkipDrain,
+            Self::GetStatus => Request::GetStatus,
+            Self::SetStatus(_) => Request::SetStatus,
+            Self::ResetDevice => Request::ResetDevice,
+        }
+    }
+
+    /// The ring that it is about.
+    fn ring(&self) -> Option<u32> {
+        match self {
+            Self::SetVringNum(state) | Self::SetVringBase(state) => Some(state.index),
+            Self::SetVringAddr(addr) => Some(addr.index),
+            Self::SetVringKick(index, _)
+            | Self::SetVringCall(index, _)
+            | Self::SetVringErr(index, _)
+            | Self::SetVringEnable(index, _)
+            | Self::GetVringBase(index)
+            | Self::GetVringBaseSkipDrain(index) => Some(*index),
+            _ => None,
+        }
+    }
+
+    /// What has to be remembered until the answer is there.
+    fn effect(&self) -> Effect {
+        match self {
+            Self::GetFeatures => Effect::Offered,
+            Self::SetFeatures(features) => Effect::Acked(*features),
+            Self::SetOwner => Effect::Owner,
+            Self::GetProtocolFeatures => Effect::OfferedProtocol,
+            Self::SetProtocolFeatures(features) => Effect::Protocol(*features),
+            Self::GetQueueNum | Self::GetMaxMemSlots => Effect::Number,
+            Self::GetShmemConfig => Effect::Shmem,
+            Self::GetConfig(header) => Effect::Config(header.size),
+            Self::SetMemTable(_) | Self::AddMemRegion(_) => Effect::Memory,
+            Self::GetInflightFd(_) => Effect::Inflight,
+            Self::GetVringBase(index) => Effect::Base(*index, true),
+            Self::GetVringBaseSkipDrain(index) => Effect::Base(*index, false),
+            Self::GetStatus => Effect::Status,
+            Self::ResetDevice => Effect::Reset,
+            _ => Effect::Nothing,
+        }
+    }
+}
+
+/// What a request that succeeds changes or tells.
+#[derive(Debug, Clone, Copy)]
+enum Effect {
+    Nothing,
+    Offered,
+    Acked(u64),
+    Owner,
+    OfferedProtocol,
+    Protocol(u64),
+    Number,
+    Shmem,
+    Config(u32),
+    Memory,
+    Inflight,
+    Base(u32, bool),
+    Status,
+    Reset,
+}
+
+/// What an answer told.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Done,
+    Number(u64),
+    Config(Box<[u8]>),
+    Inflight(Inflight, Option<OwnedFd>),
+    Shmem(Box<ShmemConfig>),
+    Base(u32),
+}
+
+/// A request that was begun.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pending: Pending,
+    effect: Effect,
+    request: Request,
+    ring: Option<u32>,
+    deadline: Deadline,
+}
+
+impl Begun {
+    pub(crate) fn request(&self) -> Request {
+        self.request
+    }
+
+    /// How long it may take.
+    pub(crate) fn deadline(&self) -> Deadline {
+        self.deadline
+    }
+}
+
+impl BackendClient {
+    /// Checks a ring index that goes into `request`.
+    pub(super) fn ring(&self, request: Request, index: u32) -> Result<u8> {
+        checks::ring(index, self.max_rings).map_err(|error| error.of(request).ring(index))
+    }
+
+    /// Checks what the caller passed and what has been agreed, as far as it is
+    /// not the same for all, and encodes the request for `send`.
+    pub(super) fn encode<R>(
+        &self,
+        op: &Op<'_>,
+        send: impl FnOnce(&Call<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let request = op.request();
+        let ring = match op.ring() {
+            Some(index) => Some(self.ring(request, index)?),
+            None => None,
+        };
+        let checked = |result: Result<()>| {
+            result.map_err(|error| match op.ring() {
+                Some(index) => error.of(request).ring(index),
+                None => error.of(request),
+            })
+        };
+        let call = |body| Call {
+            ring,
+            ..Call::new(request, body)
+        };
+        let vring_fd = |fd: &Option<_>| message::vring_fd(ring.unwrap_or_default(), fd.is_some());
+        match op {
+            Op::SetFeatures(features) => {
+                let checks = self.negotiated.check_features(*features);
+                checks.map_err(|error| self.or_ended(error).of(request))?;
+                send(&call(features.as_bytes()))
+            }
+            Op::SetOwner => {
+                let checks = self.negotiated.check_owner();
+                checks.map_err(|error| self.or_ended(error).of(request))?;
+                send(&call(NOTHING))
+            }
+            Op::SetProtocolFeatures(features) => {
+                let features = self
+                    .negotiated
+                    .check(request.info())
+                    .and_then(|()| self.negotiated.check_protocol(*features))
+                    .map_err(|error| self.or_ended(error).of(request))?;
+                send(&call(features.bits().as_bytes()))
+            }
+            Op::GetConfig(header) => {
+                let size = usize::try_from(header.size).unwrap_or(usize::MAX);
+                checked(checks::config(header, size))?;
+                // The rust-vmm back-ends want the room for the answer in the request.
+                let zeros = [0_u8; MAX_CONFIG_SIZE];
+                send(&Call {
+                    payload: zeros.get(..size).unwrap_or_default(),
+                    ..call(header.as_bytes())
+                })
+            }
+            Op::SetConfig(header, data) => {
+                checked(checks::config(header, data.len()))?;
+                send(&Call {
+                    payload: data,
+                    ..call(header.as_bytes())
+                })
+            }
+            Op::SetBackendReqFd(fd) => send(&call(NOTHING).fds(&[*fd])),
+            Op::SetMemTable(regions) => {
+                self.in_order(request, self.negotiated.check_memory())?;
+                self.with_table(regions, |call, _| send(call))
+            }
+            Op::AddMemRegion(region) => {
+                self.with_region(request, &region.region, &[region.fd], send)
+            }
+            Op::RemoveMemRegion(region) => self.with_region(request, region, &[], send),
+            Op::GetInflightFd(inflight) => {
+                checked(checks::inflight(inflight))?;
+                send(&call(inflight.as_bytes()))
+            }
+            Op::SetInflightFd(inflight, fd) => {
+                checked(
+                    checks::inflight(inflight).and_then(|()| checks::inflight_buffer(inflight)),
+                )?;
+                send(&call(inflight.as_bytes()).fds(&[*fd]))
+            }
+            Op::SetVringNum(state) => {
+                checked(checks::ring_size(state.num, self.negotiated.packed()))?;
+                send(&call(state.as_bytes()))
+            }
+            Op::SetVringAddr(addr) => {
+                checked(checks::ring_address(addr, self.negotiated.packed()))?;
+                send(&call(addr.as_bytes()))
+            }
+            Op::SetVringBase(state) => {
+                let wide = !self.negotiated.packed() && state.num > u32::from(u16::MAX);
+                let text = "base has more than 16 bits, and the ring is split";
+                checked(if wide {
+                    Err(Error::invalid(text))
+                } else {
+                    Ok(())
+                })?;
+                send(&call(state.as_bytes()))
+            }
+            Op::SetVringKick(_, fd) => {
+                if let Some(ring) = ring {
+                    // Before it is known: a barrier too many does no harm.
+                    self.negotiated.set_running(ring, true);
+                }
+                send(&call(vring_fd(fd).as_bytes()).fds(fd.as_slice()))
+            }
+            Op::SetVringCall(_, fd) | Op::SetVringErr(_, fd) => {
+                send(&call(vring_fd(fd).as_bytes()).fds(fd.as_slice()))
+            }
+            Op::SetVringEnable(index, enable) => {
+                let body = VringState {
+                    index: *index,
+                    num: u32::from(*enable),
+                };
+                send(&call(body.as_bytes()))
+            }
+            Op::GetVringBase(index) | Op::GetVringBaseSkipDrain(index) => {
+                let body = VringState {
+                    index: *index,
+                    num: 0,
+                };
+                send(&call(body.as_bytes()))
+            }
+            Op::SetStatus(status) => {
+                checked(checks::status(*status))?;
+                send(&call(u64::from(*status).as_bytes()))
+            }
+            Op::GetFeatures
+            | Op::GetProtocolFeatures
+            | Op::GetQueueNum
+            | Op::GetMaxMemSlots
+            | Op::GetShmemConfig
+            | Op::GetStatus
+            | Op::ResetDevice => send(&call(NOTHING)),
+        }
+    }
+
+    // ---- calls that wait ----
+
+    /// A request that is acknowledged or not answered.
+    pub(super) fn tell_op(&self, op: &Op<'_>) -> Result<()> {
+        self.encode(op, |call| self.tell(call))?;
+        self.settle(op.effect());
+        Ok(())
+    }
+
+    /// A request whose answer is a number.
+    pub(super) fn ask_number(&self, op: &Op<'_>, timeout: Timeout) -> Result<u64> {
+        let effect = op.effect();
+        self.encode(op, |call| {
+            let call = Call {
+                timeout,
+                ..call.clone()
+            };
+            self.ask(&call, |reply| self.number(effect, &reply))
+        })
+    }
+
+    // ---- the form that does not wait ----
+
+    /// Begins a request; [`outcome`](Self::outcome) has what became of it.
+    pub(crate) fn begin(&self, op: &Op<'_>, timeout: Timeout) -> Result<Begun> {
+        self.encode(op, |call| {
+            let after = timeout.or(self.timeouts.of(call.info.wait));
+            let pending = self.checked(call, |_| match call.info.reply {
+                message::Reply::Always(_) => {
+                    let expect = Self::expect(call)?;
+                    self.connection
+                        .begin(&Self::outgoing(call, false), Some(expect))
+                }
+                _ if self.acked(call) => self
+                    .connection
+                    .begin(&Self::outgoing(call, true), Some(ACK)),
+                _ if self.needs_barrier(call) => {
+                    let features = Call::new(Request::GetFeatures, NOTHING);
+                    let expect = Self::expect(&features)?;
+                    let barrier = Self::outgoing(&features, false);
+                    self.connection.begin_with_barrier(
+                        &Self::outgoing(call, false),
+                        &barrier,
+                        expect,
+                    )
+                }
+                _ => self.connection.begin(&Self::outgoing(call, false), None),
+            })?;
+            Ok(Begun {
+                pending,
+                effect: op.effect(),
+                request: op.request(),
+                ring: op.ring(),
+                deadline: Deadline::after(after),
+            })
+        })
+    }
+
+    /// What became of a request, as soon as that is known. Not to be asked again.
+    pub(crate) fn outcome(&self, begun: &Begun) -> Option<Result<Answer>> {
+        let outcome = self
+            .connection
+            .outcome(&begun.pending, |reply| match reply {
+                Outcome::Sent => Ok(Answer::Done),
+                Outcome::Ack(reply) => {
+                    acknowledged(&reply)?;
+                    Ok(Answer::Done)
+                }
+                Outcome::Reply(reply) => self.answer(begun.effect, reply),
+            })?;
+        Some(match outcome {
+            Ok(answer) => {
+                self.settle(begun.effect);
+                Ok(answer)
+            }
+            Err(error) => Err(begun.name(error)),
+        })
+    }
+
+    /// Its deadline has passed: nobody asks for its outcome any more.
+    pub(crate) fn overdue(&self, begun: &Begun) -> Error {
+        begun.name(self.connection.overdue(&begun.pending))
+    }
+
+    /// What a request that was answered with success has changed.
+    fn settle(&self, effect: Effect) {
+        match effect {
+            Effect::Acked(features) => self.negotiated.set_acked(features),
+            Effect::Owner => self.negotiated.set_owner(true),
+            Effect::Protocol(features) => {
+                let features = ProtocolFeatures::from_bits_truncate(features);
+                self.negotiated.set_protocol(features);
+            }
+            Effect::Memory => self.negotiated.set_memory(),
+            Effect::Reset => {
+                self.negotiated.reset_device();
+                if let Some(desk) = self.desk.get() {
+                    self.connection.while_unserved(|| desk.reset());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn answer(&self, effect: Effect, reply: Reply<'_>) -> Result<Answer> {
+        match effect {
+            Effect::Config(size) => Ok(Answer::Config(config(&reply, size)?.into())),
+            Effect::Inflight => inflight(reply).map(|(body, fd)| Answer::Inflight(body, fd)),
+            Effect::Shmem => Ok(Answer::Shmem(Box::new(self.shmem(&reply)?))),
+            Effect::Base(..) => {
+                let base = self.number(effect, &reply)?;
+                Ok(Answer::Base(u32::try_from(base).unwrap_or_default()))
+            }
+            _ => self.number(effect, &reply).map(Answer::Number),
+        }
+    }
+
+    /// An answer that is a number.
+    fn number(&self, effect: Effect, reply: &Reply<'_>) -> Result<u64> {
+        match effect {
+            Effect::Base(index, drained) => {
+                let state: VringState = decode(reply)?;
+                if state.index != index {
+                    let text = "the reply is for another ring";
+                    return Err(Error::protocol(text).value(u64::from(state.index)));
+                }
+                let base = self.negotiated.base(state.num, drained)?;
+                if let Ok(ring) = u8::try_from(index) {
+                    self.negotiated.set_running(ring, false);
+                }
+                Ok(u64::from(base))
+            }
+            _ => {
+                let value = decode(reply)?;
+                match effect {
+                    Effect::Offered => self.negotiated.set_offered(value),
+                    Effect::OfferedProtocol => self.negotiated.set_offered_protocol(value),
+                    Effect::Status if value > u64::from(u8::MAX) => {
+                        let text = "the device status has more than 8 bits";
+                        return Err(Error::protocol(text).value(value));
+                    }
+                    _ => {}
+                }
+                Ok(value)
+            }
+        }
+    }
+
+    /// The sizes of the device's shared memory regions.
+    pub(super) fn shmem(&self, reply: &Reply<'_>) -> Result<ShmemConfig> {
+        let mut config: ShmemConfig = decode(reply)?;
+        if !usize::try_from(config.nregions).is_ok_and(|n| n <= SHMEM_REGIONS) {
+            let text = "there are more regions than there can be";
+            return Err(Error::protocol(text).value(u64::from(config.nregions)));
+        }
+        // The sizes are what counts, and not all back-ends count them.
+        let sizes = config.memory_sizes.iter().filter(|size| **size != 0);
+        config.nregions = u32::try_from(sizes.count()).unwrap_or_default();
+        self.negotiated.set_shmem(&config.memory_sizes);
+        Ok(config)
+    }
+}
+
+impl Begun {
+    fn name(&self, error: Error) -> Error {
+        let error = error.of(self.request);
+        match self.ring {
+            Some(ring) => error.ring(ring),
+            None => error,
+        }
+    }
+}
+
+/// An acknowledgement, if it is one of success.
+pub(super) fn acknowledged(reply: &Reply<'_>) -> Result<()> {
+    match decode::<u64>(reply)? {
+        0 => Ok(()),
+        value => Err(Error::nack(value)),
+    }
+}
+
+/// The bytes of the configuration space, `size` of them.
+pub(super) fn config<'a>(reply: &Reply<'a>, size: u32) -> Result<&'a [u8]> {
+    if reply.payload.is_empty() {
+        return Err(Error::refused()); // as libvhost-user and DPDK do
+    }
+    let (answer, bytes) = ConfigHeader::read_from_prefix(reply.payload)
+        .map_err(|_| Error::protocol("the reply is shorter than its own header"))?;
+    if answer.size == 0 && bytes.is_empty() {
+        return Err(Error::refused()); // as the rust-vmm back-ends do
+    }
+    if answer.size != size || !usize::try_from(size).is_ok_and(|size| bytes.len() == size) {
+        let text = "the reply has another number of bytes than was asked for";
+        return Err(Error::protocol(text).value(u64::from(answer.size)));
+    }
+    Ok(bytes)
+}
+
+/// The buffer for requests in flight, if the back-end wants one.
+pub(super) fn inflight(mut reply: Reply<'_>) -> Result<(Inflight, Option<OwnedFd>)> {
+    let answer: Inflight = decode(&reply)?;
+    match (answer.mmap_size, reply.fd.take()) {
+        // The rust-vmm back-ends send a descriptor even then.
+        (0, _) => Ok((answer, None)),
+        (_, None) => Err(Error::protocol("no file descriptor came with the buffer")),
+        (_, fd) => Ok((answer, fd)),
+    }
+}

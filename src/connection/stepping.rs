@@ -1,0 +1,159 @@
+//! The shell for an event loop: requests are begun, bytes move by steps that never
+//! wait, and outcomes are there when they are there.
+
+use super::machine::{Reply, Ticket};
+use super::{Connection, Expect, Outgoing, State};
+use crate::error::{Error, Result};
+use crate::message::Request;
+use crate::socket::Watch;
+use std::sync::MutexGuard;
+use std::sync::atomic::Ordering;
+
+/// How often one step reads: each read brings one message or many.
+const MAX_READS: usize = 64;
+
+/// A request that was begun.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    /// What is waited for, and what came before it for its sake.
+    ticket: Ticket,
+    first: Option<(Ticket, Request)>,
+    expect: Option<Expect>,
+}
+
+/// What is there of a request that has not failed.
+#[derive(Debug)]
+pub(crate) enum Outcome<'a> {
+    /// It is in the socket, and not answered; or was seen to be processed.
+    Sent,
+    Ack(Reply<'a>),
+    Reply(Reply<'a>),
+}
+
+impl Connection {
+    /// Nobody will wait in a call: the loss of the stream need wake nobody, and
+    /// the end of the back-end can be seen afterwards
+    /// ([`Fence`](crate::device::link::Fence)).
+    pub(crate) fn drive_by_steps(&self) {
+        self.stepped.store(true, Ordering::Relaxed);
+    }
+
+    /// Begins a request, with a reply or without one.
+    pub(crate) fn begin(&self, out: &Outgoing<'_>, expect: Option<Expect>) -> Result<Pending> {
+        let mut state = self.enter()?;
+        let ticket = self.submit(&mut state, out, expect);
+        drop(self.emit(state));
+        Ok(Pending {
+            ticket: ticket?,
+            first: None,
+            expect,
+        })
+    }
+
+    /// Begins a request that is not acknowledged and, right behind it, one whose
+    /// reply shows that the first has been processed.
+    pub(crate) fn begin_with_barrier(
+        &self,
+        out: &Outgoing<'_>,
+        barrier: &Outgoing<'_>,
+        expect: Expect,
+    ) -> Result<Pending> {
+        let mut state = self.enter()?;
+        let tickets = self.submit(&mut state, out, None).and_then(|first| {
+            let second = self.submit(&mut state, barrier, Some(expect));
+            match second {
+                Ok(second) => {
+                    state.machine.is_barrier(second, out.request);
+                    Ok((first, second))
+                }
+                Err(error) => {
+                    state.machine.disown(first);
+                    Err(error)
+                }
+            }
+        });
+        drop(self.emit(state));
+        let (first, second) = tickets?;
+        Ok(Pending {
+            ticket: second,
+            first: Some((first, out.request)),
+            expect: None,
+        })
+    }
+
+    /// Sends and receives what can be at once, and serves some of what the
+    /// back-end asks.
+    pub(crate) fn step(&self) -> Result<()> {
+        let mut state = self.enter()?;
+        state.machine.flush(self.fd());
+        for _ in 0..MAX_READS {
+            if state.machine.lost() || !state.machine.receive(self.fd()) {
+                break;
+            }
+        }
+        self.wake(&mut state);
+        drop(state);
+        self.serve_channel()
+    }
+
+    /// The outcome of a request goes through `decode`, as soon as it is there.
+    pub(crate) fn outcome<T>(
+        &self,
+        pending: &Pending,
+        decode: impl FnOnce(Outcome<'_>) -> Result<T>,
+    ) -> Option<Result<T>> {
+        let mut state = self.lock();
+        let first = pending.first.map(|(first, _)| first);
+        if !state.machine.done(pending.ticket)
+            || first.is_some_and(|first| !state.machine.done(first))
+        {
+            return None;
+        }
+        let sent = first.map_or(Ok(()), |first| state.machine.outcome(first, |_| Ok(())));
+        let result = state.machine.outcome(pending.ticket, |reply| {
+            decode(match pending.expect {
+                None => Outcome::Sent,
+                Some(expect) if expect.ack => Outcome::Ack(reply),
+                Some(_) => Outcome::Reply(reply),
+            })
+        });
+        let state = self.left(state);
+        drop(self.emit(state));
+        Some(sent.and(result))
+    }
+
+    fn left<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.leave(&mut state);
+        state
+    }
+
+    /// Gives a request up whose deadline has passed.
+    pub(crate) fn overdue(&self, pending: &Pending) -> Error {
+        let mut state = self.lock();
+        if let Some((first, _)) = pending.first {
+            state.machine.disown(first);
+        }
+        self.give_up(&mut state, pending.ticket)
+    }
+
+    /// What to wait for before the next [`step`](Self::step). Room for more
+    /// descriptors than are in flight cannot be waited for: the second says so.
+    pub(crate) fn interest(&self) -> (Watch<'_>, bool) {
+        let state = self.lock();
+        let throttled = state.machine.throttled;
+        let watch = Watch {
+            fd: self.fd(),
+            read: true,
+            write: state.machine.wants_write() && !throttled,
+            end: true,
+        };
+        (watch, throttled)
+    }
+
+    /// Why the connection is of no further use, if so.
+    pub(crate) fn lost(&self) -> Option<Error> {
+        let state = self.lock();
+        let cause = state.machine.cause().cloned();
+        cause.or_else(|| state.machine.ended())
+    }
+}
