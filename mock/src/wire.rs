@@ -70,6 +70,12 @@ pub(crate) fn write(
     ) {
         Ok(sent) => Ok(Some(sent)),
         Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+        Err(Errno::ETOOMANYREFS) => {
+            // An ordinary user has as many in flight as it may; that their
+            // receivers have read cannot be polled for.
+            std::thread::sleep(Duration::from_millis(1));
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }
