@@ -1533,6 +1533,7 @@ fn an_object_that_cannot_be_sent_now_is_not_found() {
     // An ordinary user may have only so many descriptors in flight, and nobody
     // can wait for their receivers.
     const IN_FLIGHT: usize = 8 * 200;
+    // SAFETY: it only asks.
     if unsafe { libc::geteuid() } != 0 {
         // Not printed through libtest, which keeps what passes to itself.
         let text = "SKIPPED: only root can put more in flight than an ordinary user may\n";
