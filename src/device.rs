@@ -1,0 +1,3 @@
+//! Layer 2: the device. It is built on layer 1, and knows no socket.
+
+mod memory;
