@@ -4,56 +4,27 @@
 //! `sendmsg` and `recvmsg` are called through libc, not nix, because nix
 //! allocates on the heap for every control message.
 
-use crate::error::{Error, Result};
+mod address;
+mod wait;
+
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{
-    AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, accept4, connect, getpeername,
-    getsockname, getsockopt, setsockopt, shutdown, socket, socketpair, sockopt,
+    AddressFamily, Shutdown, SockFlag, SockType, setsockopt, shutdown, socketpair, sockopt,
 };
 use nix::sys::time::TimeVal;
 use std::io::IoSlice;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::path::Path;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+pub(crate) use address::{Role, accept_from, check, connect_to};
+pub(crate) use wait::{Bell, Deadline, Pollable, Watch, wait};
 
 /// Most descriptors taken from one read; a peer that sends more has them closed
 /// by the kernel and is reported. The protocol allows 8 in a message.
 pub(crate) const MAX_FDS_RECEIVED: usize = 32;
 /// Most descriptors sent with one message.
 pub(crate) const MAX_FDS_SENT: usize = crate::message::MAX_MEM_REGIONS;
-
-/// A point in time that a wait may not pass; `None` waits for ever.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Deadline(Option<Instant>);
-
-impl Deadline {
-    pub(crate) fn after(timeout: Option<Duration>) -> Self {
-        // A time beyond what the clock can hold is as good as for ever.
-        Self(timeout.and_then(|t| Instant::now().checked_add(t)))
-    }
-
-    /// Time left: zero once it has passed, `None` for ever.
-    pub(crate) fn remaining(self) -> Option<Duration> {
-        self.0
-            .map(|at| at.saturating_duration_since(Instant::now()))
-    }
-
-    /// This deadline, or one that far from now if that is earlier.
-    pub(crate) fn no_later_than(self, longest: Duration) -> Self {
-        Self::after(Some(
-            self.remaining().map_or(longest, |left| left.min(longest)),
-        ))
-    }
-
-    pub(crate) fn passed(self) -> bool {
-        self.remaining().is_some_and(|left| left.is_zero())
-    }
-}
 
 /// Bytes for control messages, aligned for their header.
 #[repr(C, align(8))]
@@ -207,66 +178,6 @@ fn length(returned: isize) -> nix::Result<usize> {
     usize::try_from(returned).map_err(|_| Errno::last())
 }
 
-fn poll_timeout(deadline: Deadline) -> PollTimeout {
-    match deadline.remaining() {
-        None => PollTimeout::NONE,
-        // Rounded up, so that the last millisecond is slept and not spun.
-        Some(left) => {
-            PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
-        }
-    }
-}
-
-/// A descriptor to wait for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Watch<'fd> {
-    pub(crate) fd: BorrowedFd<'fd>,
-    pub(crate) read: bool,
-    pub(crate) write: bool,
-    /// An end of reading is waited for even where nothing is to be read.
-    pub(crate) end: bool,
-}
-
-/// What [`wait`] found about a descriptor.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Ready {
-    /// Bytes, an end of the stream or an error can be read.
-    pub(crate) readable: bool,
-    /// Something can be written, or writing would fail at once.
-    pub(crate) writable: bool,
-}
-
-/// Waits until one of the descriptors is ready as wanted or the deadline passes. A
-/// signal ends the wait early, with nothing ready.
-pub(crate) fn wait<const N: usize>(
-    watched: [Watch<'_>; N],
-    deadline: Deadline,
-) -> nix::Result<[Ready; N]> {
-    let mut fds = watched.map(|watch| {
-        let mut events = PollFlags::empty();
-        if watch.end {
-            events |= PollFlags::from_bits_retain(libc::POLLRDHUP);
-        }
-        events.set(PollFlags::POLLIN, watch.read);
-        events.set(PollFlags::POLLOUT, watch.write);
-        PollFd::new(watch.fd, events)
-    });
-    match nix::poll::poll(&mut fds, poll_timeout(deadline)) {
-        Ok(_) => {}
-        Err(Errno::EINTR) => return Ok([Ready::default(); N]),
-        Err(errno) => return Err(errno),
-    }
-    let broken = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;
-    Ok(fds.map(|fd| {
-        // nix does not know the end of reading, and gives nothing then.
-        let found = fd.revents().unwrap_or(broken);
-        Ready {
-            readable: found.intersects(PollFlags::POLLIN | broken),
-            writable: found.intersects(PollFlags::POLLOUT | broken),
-        }
-    }))
-}
-
 /// Two ends of a connection, both close-on-exec.
 pub(crate) fn pair() -> nix::Result<(OwnedFd, OwnedFd)> {
     socketpair(
@@ -275,64 +186,6 @@ pub(crate) fn pair() -> nix::Result<(OwnedFd, OwnedFd)> {
         None,
         SockFlag::SOCK_CLOEXEC,
     )
-}
-
-/// What wakes a thread that waits for a socket.
-#[derive(Debug)]
-pub(crate) struct Bell(EventFd);
-
-impl Bell {
-    pub(crate) fn new() -> nix::Result<Self> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        EventFd::from_value_and_flags(0, flags).map(Self)
-    }
-
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-
-    /// Everybody who waits wakes, until [`silence`](Self::silence).
-    pub(crate) fn ring(&self) {
-        // It fails only if it is ringing already.
-        let _ = self.0.write(1);
-    }
-
-    pub(crate) fn silence(&self) {
-        // It fails only if it is silent already.
-        let _ = self.0.read();
-    }
-}
-
-/// One descriptor that is ready when others are.
-#[derive(Debug)]
-pub(crate) struct Pollable(Epoll);
-
-impl Pollable {
-    pub(crate) fn new() -> nix::Result<Self> {
-        Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map(Self)
-    }
-
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.0.0.as_fd()
-    }
-
-    /// It is ready when this descriptor is as wanted. One of which nothing is
-    /// wanted is left out: its end would make it ready for ever.
-    pub(crate) fn watch(&self, watch: Watch<'_>) -> nix::Result<()> {
-        let mut events = EpollFlags::empty();
-        events.set(EpollFlags::EPOLLIN, watch.read);
-        events.set(EpollFlags::EPOLLOUT, watch.write);
-        let mut event = EpollEvent::new(events, 0);
-        let result = match events.is_empty() {
-            true => self.0.delete(watch.fd),
-            false => self.0.modify(watch.fd, &mut event),
-        };
-        match (result, events.is_empty()) {
-            (Err(Errno::ENOENT), true) => Ok(()),
-            (Err(Errno::ENOENT), false) => self.0.add(watch.fd, event),
-            (result, _) => result,
-        }
-    }
 }
 
 /// Reads nothing more: whoever waits for the socket wakes, here and now. The
@@ -370,150 +223,6 @@ fn set_timeout(
     let seconds = i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX);
     let micros = i64::from(timeout.subsec_micros());
     setsockopt(&fd, option, &TimeVal::new(seconds, micros))
-}
-
-/// Connects to the socket at `path`. Bounded also where the listener's backlog
-/// is full. With `wait_for_socket` nobody need listen there yet.
-pub(crate) fn connect_to(
-    path: &Path,
-    wait_for_socket: bool,
-    deadline: Deadline,
-) -> Result<OwnedFd> {
-    let failed = |errno| Error::os(errno, format_args!("cannot connect to {}", path.display()));
-    let address = UnixAddr::new(path).map_err(failed)?;
-    let fd = socket(
-        AddressFamily::Unix,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )
-    .map_err(failed)?;
-    loop {
-        // One attempt is made after the deadline: this process may have been
-        // stopped while room was made.
-        let last = deadline.passed();
-        // A full backlog makes connect wait for room, and it cannot be polled
-        // for; the send timeout bounds that wait.
-        set_timeout(fd.as_fd(), sockopt::SendTimeout, deadline.remaining()).map_err(failed)?;
-        match connect(fd.as_raw_fd(), &address) {
-            Ok(()) => return Ok(fd),
-            Err(Errno::EINTR | Errno::EAGAIN) if !last => {}
-            Err(Errno::EINTR | Errno::EAGAIN) => {
-                return Err(timed_out(
-                    "the back-end did not accept the connection: its backlog is full, is it in use?",
-                ));
-            }
-            Err(Errno::ENOENT | Errno::ECONNREFUSED) if wait_for_socket => {
-                if last {
-                    return Err(timed_out("nobody listens on the socket yet"));
-                }
-                pause(deadline.no_later_than(CONNECT_SLICE)).map_err(failed)?;
-            }
-            Err(errno) => return Err(failed(errno)),
-        }
-    }
-}
-
-/// How often a connection is tried to a socket that is not there yet.
-const CONNECT_SLICE: Duration = Duration::from_millis(10);
-
-/// Waits for nothing but the time, or a signal.
-fn pause(deadline: Deadline) -> nix::Result<()> {
-    match nix::poll::poll(&mut [], poll_timeout(deadline)) {
-        Ok(_) | Err(Errno::EINTR) => Ok(()),
-        Err(errno) => Err(errno),
-    }
-}
-
-/// Accepts one connection from a listening socket.
-pub(crate) fn accept_from(listener: BorrowedFd<'_>, deadline: Deadline) -> Result<OwnedFd> {
-    let failed = |errno| Error::os(errno, "cannot accept a connection");
-    loop {
-        let last = deadline.passed(); // as in connect_to()
-        let watch = Watch {
-            fd: listener,
-            read: true,
-            write: false,
-            end: false,
-        };
-        let [ready] = wait([watch], deadline).map_err(failed)?;
-        if ready.readable || last {
-            match accept_briefly(listener) {
-                Ok(fd) => return Ok(fd),
-                Err(Errno::EINTR | Errno::EAGAIN | Errno::ECONNABORTED) => {}
-                Err(errno) => return Err(failed(errno)),
-            }
-        }
-        if last {
-            return Err(timed_out("no back-end connected to the listening socket"));
-        }
-    }
-}
-
-/// How long one accept may block.
-const ACCEPT_SLICE: Duration = Duration::from_millis(10);
-
-/// Accepts what is there. Somebody else may have taken it since it was seen, and
-/// a listener that blocks would then wait for the next one without a bound; so
-/// its receive timeout is set for the moment, by one thread at a time.
-fn accept_briefly(listener: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _guard = ONE_AT_A_TIME.lock();
-    let before = getsockopt(&listener, sockopt::ReceiveTimeout)?;
-    set_receive_timeout(listener, Some(ACCEPT_SLICE))?;
-    let accepted = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC);
-    let restored = setsockopt(&listener, sockopt::ReceiveTimeout, &before);
-    // SAFETY: accept4 just made this descriptor for us.
-    let accepted = accepted.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })?;
-    restored.map(|()| accepted)
-}
-
-fn timed_out(message: &'static str) -> Error {
-    Error::new(crate::error::Kind::TimedOut, message)
-}
-
-/// What kind of socket is expected of a descriptor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// One end of a connection.
-    Connected,
-    /// Accepts connections.
-    Listening,
-}
-
-/// Checks that a descriptor is a Unix stream socket in the given role.
-pub(crate) fn check(fd: BorrowedFd<'_>, role: Role) -> Result<()> {
-    let failed = |errno| {
-        Error::new(
-            crate::error::Kind::Argument(errno),
-            match errno {
-                Errno::EBADF => "fd is not open",
-                Errno::ENOTSOCK => "fd is not a socket",
-                _ => "fd cannot be examined",
-            },
-        )
-    };
-    let kind = getsockopt(&fd, sockopt::SockType).map_err(failed)?;
-    // An address of another family cannot be read as a Unix one.
-    let unix = getsockname::<UnixAddr>(fd.as_raw_fd()).is_ok();
-    if kind != SockType::Stream || !unix {
-        return Err(Error::invalid("fd is not a Unix stream socket"));
-    }
-    let listening = getsockopt(&fd, sockopt::AcceptConn).map_err(failed)?;
-    match (role, listening) {
-        (Role::Connected, true) => {
-            Err(Error::invalid("fd is a listening socket, not a connection"))
-        }
-        (Role::Listening, false) => Err(Error::invalid("fd is not a listening socket")),
-        (Role::Listening, true) => Ok(()),
-        (Role::Connected, false) => match getpeername::<UnixAddr>(fd.as_raw_fd()) {
-            Ok(_) => Ok(()),
-            Err(errno) => Err(Error::new(
-                crate::error::Kind::Argument(errno),
-                "fd is a socket that is not connected",
-            )),
-        },
-    }
 }
 
 /// Makes sure that the descriptor does not survive an exec.
