@@ -1,0 +1,119 @@
+//! What a device has to tell the caller's event loop.
+
+use crate::error::Error;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// How the rings go on that ran when the back-end was lost. Told with the loss,
+/// before anything is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Recovery {
+    /// None ran.
+    #[default]
+    Idle,
+    /// From the used index; the in-flight buffer has the rest. Each request
+    /// completes once.
+    Inflight,
+    /// From the used index, as the device works in order. Each request completes
+    /// once.
+    InOrder,
+    /// From the used index, because the caller chose so: what was completed out of
+    /// order is done again.
+    ReplayFromUsed,
+    /// From the available index, because the caller chose so: what was taken and
+    /// not completed is lost.
+    ResumeFromAvailable,
+    /// Not before the guest has reset the device.
+    NeedsReset,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKind {
+    /// The handshake went through: what is offered is known.
+    Connected,
+    /// The connection is lost; [`Event::error`] says why, [`Event::recovery`] how
+    /// the rings will go on.
+    Lost,
+    /// An attempt to connect has failed; the next comes after [`Event::delay`].
+    Retrying,
+    /// The back-end has not answered for a while; it is waited for.
+    Stalled,
+    /// Rings that ran before a loss run again.
+    Recovered,
+    /// The back-end has been told all that was wanted up to [`Event::generation`].
+    Applied,
+    /// The configuration space has changed, and has been read.
+    ConfigChanged,
+    /// The rings cannot go on without a reset of the device.
+    NeedsReset,
+    /// The back-end that was given up may still write guest memory.
+    Unfenced,
+    /// The back-end that was given up is gone after all.
+    Fenced,
+    /// The device waits for a socket of the caller's.
+    NeedsFd,
+    /// Others wanted to connect while a back-end is in use.
+    PeersRefused,
+    /// The back-end refused a write to its configuration space.
+    ConfigRefused,
+}
+
+/// One event; the fields that its kind does not name have no meaning.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// What happened.
+    pub kind: EventKind,
+    /// What is wanted when it happened; see [`EventKind::Applied`].
+    pub generation: u64,
+    /// Why.
+    pub error: Option<Error>,
+    /// How rings go on.
+    pub recovery: Recovery,
+    /// How many attempts have failed in a row, or how many peers were refused.
+    pub count: u32,
+    /// When the next attempt comes.
+    pub delay: Option<Duration>,
+    /// So many events before this one were left out, because nobody took them.
+    pub missed: u32,
+}
+
+/// Events that wait to be taken.
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    queue: VecDeque<Event>,
+    missed: u32,
+}
+
+/// How many wait at most.
+const MAX_EVENTS: usize = 64;
+
+impl Events {
+    pub(super) fn push(&mut self, event: Event) {
+        // The same once more says no more: a back-end that is down for a week is
+        // one entry here.
+        if let Some(last) = self.queue.back_mut() {
+            if last.kind == event.kind {
+                *last = event;
+                return;
+            }
+        }
+        if self.queue.len() >= MAX_EVENTS {
+            self.queue.pop_front();
+            self.missed = self.missed.saturating_add(1);
+        }
+        self.queue.push_back(event);
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Event> {
+        let event = self.queue.pop_front()?;
+        Some(Event {
+            missed: std::mem::take(&mut self.missed),
+            ..event
+        })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+}
