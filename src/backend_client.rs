@@ -23,7 +23,7 @@ use crate::error::{Error, Kind, Phase, Result};
 use crate::message::{
     self, Barrier, Bounds, CryptoAsym, CryptoSym, MemRegion, ProtocolFeatures, Request, RequestInfo,
 };
-use crate::socket::{self, Deadline, Role};
+use crate::socket::{self, Deadline, Role, Watch};
 use backend_requests::Desk;
 use negotiated::Negotiated;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -187,6 +187,22 @@ impl BackendClient {
     /// called from any thread and from a signal handler.
     pub fn abort(&self) {
         self.connection.abort();
+    }
+
+    /// Nobody will wait in a call.
+    pub(crate) fn drive_by_steps(&self) {
+        self.connection.drive_by_steps();
+    }
+
+    /// What to wait for before the next step, and whether that includes room which
+    /// cannot be polled for.
+    pub(crate) fn interest(&self) -> (Watch<'_>, bool) {
+        self.connection.interest()
+    }
+
+    /// Why the connection is of no further use, if so.
+    pub(crate) fn lost(&self) -> Option<Error> {
+        self.connection.lost()
     }
 
     // ---- seeing what happens ----

@@ -58,6 +58,8 @@ pub mod virtio {
     pub const F_ACCESS_PLATFORM: u32 = 33;
     /// The packed ring layout.
     pub const F_RING_PACKED: u32 = 34;
+    /// The device uses buffers in the order in which they were made available.
+    pub const F_IN_ORDER: u32 = 35;
 
     /// The names of these bits; the others depend on the device.
     pub fn name(bit: u32) -> Option<super::Name> {
@@ -66,6 +68,7 @@ pub mod virtio {
             F_PROTOCOL_FEATURES => c"VHOST_USER_F_PROTOCOL_FEATURES",
             F_ACCESS_PLATFORM => c"VIRTIO_F_ACCESS_PLATFORM",
             F_RING_PACKED => c"VIRTIO_F_RING_PACKED",
+            F_IN_ORDER => c"VIRTIO_F_IN_ORDER",
             _ => return None,
         };
         Some(super::Name(name))
@@ -486,6 +489,18 @@ impl RequestInfo {
             ..self
         }
     }
+}
+
+/// The names of the bits of a mask, for a text: "MQ (bit 0), bit 63".
+pub(crate) fn bit_names(bits: u64, name: impl Fn(u32) -> Option<Name>) -> String {
+    (0..u64::BITS)
+        .filter(|bit| bits & 1_u64.wrapping_shl(*bit) != 0)
+        .map(|bit| match name(bit) {
+            Some(name) => format!("{name} (bit {bit})"),
+            None => format!("bit {bit}"),
+        })
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Flags of the header: the version in the two lowest bits, then these.

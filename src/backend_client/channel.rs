@@ -1,10 +1,10 @@
 //! Giving the back-end a channel of its own, and serving it.
 
 use super::backend_requests::Desk;
-use super::{BackendClient, BackendHandler, MAX_DELIVERED, Op, no_channel};
-use crate::error::Result;
+use super::{BackendClient, BackendHandler, Begun, MAX_DELIVERED, Op, Timeout, no_channel};
+use crate::error::{Error, Kind, Result};
 use crate::message::Request;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 impl BackendClient {
@@ -23,6 +23,21 @@ impl BackendClient {
     /// Comes after SET_PROTOCOL_FEATURES, and where SHMEM was acknowledged after
     /// GET_SHMEM_CONFIG: a mapping is refused whose region is not known.
     pub fn open_backend_channel(&self, handler: Arc<dyn BackendHandler>) -> Result<()> {
+        let theirs = self.make_channel(handler)?;
+        // The back-end may ask before it acknowledges.
+        self.set_backend_req_fd(theirs.as_fd())
+            .inspect_err(|error| self.connection.close_channel(error))
+    }
+
+    /// The same, begun.
+    pub(crate) fn begin_channel(&self, handler: Arc<dyn BackendHandler>) -> Result<Begun> {
+        let theirs = self.make_channel(handler)?;
+        self.begin(&Op::SetBackendReqFd(theirs.as_fd()), Timeout::Default)
+            .inspect_err(|error| self.connection.close_channel(error))
+    }
+
+    /// Makes a channel: the back-end's end of it.
+    fn make_channel(&self, handler: Arc<dyn BackendHandler>) -> Result<OwnedFd> {
         let request = Request::SetBackendReqFd;
         // All that can be wrong before something is made that is made once.
         self.in_order(request, self.negotiated.check_unconfirmed())?;
@@ -33,9 +48,29 @@ impl BackendClient {
             .open_channel(Arc::<Desk>::clone(&desk))
             .map_err(|error| self.or_ended(error).of(request))?;
         self.desk.get_or_init(|| desk);
-        // The back-end may ask before it acknowledges.
-        self.set_backend_req_fd(theirs.as_fd())
-            .inspect_err(|error| self.connection.close_channel(error))
+        Ok(theirs)
+    }
+
+    /// Moves bytes and serves the channel, without waiting: for who drives the
+    /// connection by steps.
+    pub(crate) fn step(&self) {
+        // It fails inside a handler, where nothing moves anyway.
+        if self.connection.step().is_ok() {
+            if let Some(desk) = self.desk.get() {
+                // That the channel has ended is not the end of the connection.
+                let _ = desk.deliver(MAX_DELIVERED);
+                self.connection.arm_channel();
+            }
+        }
+    }
+
+    /// Nothing more comes on the channel: handlers hear the last of it.
+    pub(crate) fn finish_handlers(&self) {
+        let end = Error::new(Kind::Disconnected, "the connection was given up");
+        self.connection.close_channel(&end);
+        if let Some(desk) = self.desk.get() {
+            while desk.deliver(MAX_DELIVERED).is_ok() {}
+        }
     }
 
     /// Ready to be read when

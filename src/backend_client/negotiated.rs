@@ -6,7 +6,8 @@
 use super::options::Adopted;
 use crate::error::{Error, Kind, Result};
 use crate::message::{
-    Gate, Name, PROTOCOL_FEATURE_NEEDS, ProtocolFeatures, RequestInfo, SHMEM_REGIONS,
+    Gate, PROTOCOL_FEATURE_NEEDS, ProtocolFeatures, RequestInfo, SHMEM_REGIONS,
+    bit_names as names,
     protocol_feature_name, virtio,
 };
 use std::sync::OnceLock;
@@ -83,18 +84,6 @@ pub(super) struct Negotiated {
     postcopy: AtomicU8,
     /// Memory has been shared on this connection.
     memory: AtomicBool,
-}
-
-/// The names of the bits of a mask, for a text: "MQ (bit 0), bit 63".
-fn names(bits: u64, name: impl Fn(u32) -> Option<Name>) -> String {
-    (0..u64::BITS)
-        .filter(|bit| bits & 1_u64.wrapping_shl(*bit) != 0)
-        .map(|bit| match name(bit) {
-            Some(name) => format!("{name} (bit {bit})"),
-            None => format!("bit {bit}"),
-        })
-        .collect::<Vec<_>>()
-        .join(", ")
 }
 
 const fn mask(bit: u32) -> u64 {

@@ -373,6 +373,11 @@ impl Sent {
         }
     }
 
+    /// Whether the back-end has any memory.
+    pub(crate) fn any(&self) -> bool {
+        !self.slots.is_empty()
+    }
+
     /// The slots of a back-end that has what is wanted.
     fn target(&self, wanted: &MemoryList) -> MemoryList {
         match self.configure {
