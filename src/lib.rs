@@ -6,6 +6,7 @@
 
 mod backend_client;
 mod connection;
+mod device;
 mod error;
 pub mod ffi;
 pub mod message;

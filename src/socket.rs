@@ -5,12 +5,14 @@
 //! allocates on the heap for every control message.
 
 mod address;
+mod listen;
 mod wait;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, Shutdown, SockFlag, SockType, setsockopt, shutdown, socketpair, sockopt,
+    AddressFamily, Shutdown, SockFlag, SockType, getsockopt, setsockopt, shutdown, socketpair,
+    sockopt,
 };
 use nix::sys::time::TimeVal;
 use std::io::IoSlice;
@@ -18,7 +20,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 pub(crate) use address::{Role, accept_from, check, connect_to};
-pub(crate) use wait::{Bell, Deadline, Pollable, Watch, wait};
+pub(crate) use listen::{Listener, check_path, shown, try_connect};
+pub(crate) use wait::{Bell, Deadline, Pollable, Watch, peer_is_gone, reading_has_ended, wait};
 
 /// Most descriptors taken from one read; a peer that sends more has them closed
 /// by the kernel and is reported. The protocol allows 8 in a message.
@@ -193,6 +196,24 @@ pub(crate) fn pair() -> nix::Result<(OwnedFd, OwnedFd)> {
 pub(crate) fn stop_reading(fd: BorrowedFd<'_>) {
     // Failing means that the connection has ended already.
     let _ = shutdown(fd.as_raw_fd(), Shutdown::Read);
+}
+
+/// Process, user and group of the peer, as they were when it connected or began
+/// to listen. The process is 0 if it cannot be seen from here.
+#[cfg_attr(
+    not(test),
+    allow(dead_code, reason = "what tells them is not there yet")
+)]
+pub(crate) fn peer_credentials(fd: BorrowedFd<'_>) -> Option<(i32, u32, u32)> {
+    let peer = getsockopt(&fd, sockopt::PeerCredentials).ok()?;
+    Some((peer.pid(), peer.uid(), peer.gid()))
+}
+
+/// Writes nothing more: the peer reads an end. Whether it then goes away can be
+/// seen only while our reading side is open, as [`peer_is_gone`] says.
+pub(crate) fn stop_writing(fd: BorrowedFd<'_>) {
+    // Failing means that the connection has ended already.
+    let _ = shutdown(fd.as_raw_fd(), Shutdown::Write);
 }
 
 /// Ends the connection for everybody who holds it. Async-signal-safe: one

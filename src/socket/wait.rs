@@ -95,6 +95,25 @@ pub(crate) fn wait<const N: usize>(
     }))
 }
 
+/// Whether the peer has closed the connection. The kernel says so as soon as
+/// both directions have ended, whoever ended them: it means nothing after
+/// [`shut_down`](super::shut_down), nor after both of
+/// [`stop_reading`](super::stop_reading) and [`stop_writing`](super::stop_writing).
+pub(crate) fn peer_is_gone(fd: BorrowedFd<'_>) -> bool {
+    happened(fd, PollFlags::empty())
+}
+
+/// Whether nothing more can come: the peer has closed its writing side or all, or
+/// we have closed our reading side.
+pub(crate) fn reading_has_ended(fd: BorrowedFd<'_>) -> bool {
+    happened(fd, PollFlags::from_bits_retain(libc::POLLRDHUP))
+}
+
+/// Whether one of these events, or a hang-up, is there now.
+fn happened(fd: BorrowedFd<'_>, events: PollFlags) -> bool {
+    nix::poll::poll(&mut [PollFd::new(fd, events)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
 /// Waits for nothing but the time, or a signal.
 pub(super) fn pause(deadline: Deadline) -> nix::Result<()> {
     match nix::poll::poll(&mut [], poll_timeout(deadline)) {

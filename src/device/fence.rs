@@ -1,0 +1,109 @@
+//! Keeping an old back-end away from guest memory. A connection that was given up
+//! (a deadline passed, the protocol was broken) says nothing about the back-end's
+//! process, which may go on writing. It is told that this is the end, and then
+//! watched until it has closed the connection: that is the sign that it is done.
+//!
+//! Only the writing side is shut down. The kernel says "hung up" as soon as both
+//! directions have ended, whoever ended them, so after a full shutdown it says so
+//! at once and proves nothing. For the same reason:
+//!
+//! - Where nothing can be read any more already (the back-end closed only its
+//!   writing side, or the connection has stopped reading) nothing is shut down. The
+//!   back-end is not told, but its end can still be seen.
+//! - A back-end that is told and answers by closing only its writing side, instead
+//!   of the connection, counts as gone: the kernel does not let it be told apart.
+//!
+//! A process that shares the socket with the back-end keeps it open.
+
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+mod tests;
+
+use crate::socket::{self, Watch};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// What a fence has to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fenced {
+    /// The back-end has closed the connection.
+    Gone,
+    /// It has not, within the limit. Said once; it may still be gone later.
+    Unfenced,
+}
+
+/// A connection whose end is awaited. Dropped, it is closed.
+#[derive(Debug)]
+pub(crate) struct Fence {
+    socket: OwnedFd,
+    limit: Option<Instant>,
+    /// What happens to the socket can be polled for. Otherwise it would be readable
+    /// for ever, and is looked at now and then.
+    pollable: bool,
+    next_look: Instant,
+}
+
+/// How many reads one step makes, of what size: together more than the buffer of
+/// a socket holds by default.
+const READS: usize = 64;
+const READ_SIZE: usize = 4096;
+
+/// How often a socket is looked at that cannot be polled for.
+const LOOK: Duration = Duration::from_millis(50);
+
+impl Fence {
+    /// Tells the back-end that nothing more comes. Nobody else may read from the
+    /// connection or shut it down.
+    pub(crate) fn new(socket: OwnedFd, limit: Option<Duration>, now: Instant) -> Self {
+        let pollable = !socket::reading_has_ended(socket.as_fd());
+        if pollable {
+            socket::stop_writing(socket.as_fd());
+        }
+        Self {
+            socket,
+            // A time beyond what the clock can hold never comes.
+            limit: limit.and_then(|limit| now.checked_add(limit)),
+            pollable,
+            next_look: now,
+        }
+    }
+
+    /// Does what can be done now, without waiting.
+    pub(crate) fn step(&mut self, now: Instant) -> Option<Fenced> {
+        // A back-end that is stuck in writing never comes to read its end.
+        self.drain();
+        self.next_look = now.checked_add(LOOK).unwrap_or(now);
+        if socket::peer_is_gone(self.socket.as_fd()) {
+            return Some(Fenced::Gone);
+        }
+        self.limit.take_if(|limit| *limit <= now)?;
+        Some(Fenced::Unfenced)
+    }
+
+    /// When [`step`](Self::step) has something to do because of the time.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        let look = (!self.pollable).then_some(self.next_look);
+        [look, self.limit].into_iter().flatten().min()
+    }
+
+    pub(crate) fn watch(&self) -> Watch<'_> {
+        Watch {
+            fd: self.socket.as_fd(),
+            read: self.pollable,
+            write: false,
+            end: false,
+        }
+    }
+
+    /// Drops what has come, descriptors too.
+    fn drain(&self) {
+        let mut buffer = [0; READ_SIZE];
+        for _ in 0..READS {
+            match socket::receive(self.socket.as_fd(), &mut buffer, false, drop) {
+                Ok(received) if received.bytes > 0 => {}
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+}
