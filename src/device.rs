@@ -13,6 +13,8 @@ pub(crate) mod memory;
 mod options;
 mod plan;
 mod ring;
+#[cfg(test)]
+mod testing;
 
 use self::config::Config;
 use self::core::{Core, Live, Mode, readable};
@@ -861,6 +863,3 @@ impl Device {
 /// How many writes to the configuration space wait for the back-end.
 const MAX_WRITES: usize = 64;
 const DEFAULT_WAIT: Option<Duration> = Some(Duration::from_secs(60));
-
-#[allow(dead_code, reason = "documents what a client is here for")]
-type Client = BackendClient;

@@ -200,15 +200,25 @@ pub(crate) fn stop_reading(fd: BorrowedFd<'_>) {
     let _ = shutdown(fd.as_raw_fd(), Shutdown::Read);
 }
 
-/// Process, user and group of the peer, as they were when it connected or began
-/// to listen. The process is 0 if it cannot be seen from here.
-#[cfg_attr(
-    not(test),
-    allow(dead_code, reason = "what tells them is not there yet")
-)]
-pub(crate) fn peer_credentials(fd: BorrowedFd<'_>) -> Option<(i32, u32, u32)> {
+/// Who is at the other end of a socket, as it was when it connected or began to
+/// listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Credentials {
+    /// The process; 0 if it cannot be seen from here.
+    pub pid: i32,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+pub(crate) fn peer_credentials(fd: BorrowedFd<'_>) -> Option<Credentials> {
     let peer = getsockopt(&fd, sockopt::PeerCredentials).ok()?;
-    Some((peer.pid(), peer.uid(), peer.gid()))
+    Some(Credentials {
+        pid: peer.pid(),
+        uid: peer.uid(),
+        gid: peer.gid(),
+    })
 }
 
 /// Writes nothing more: the peer reads an end. Whether it then goes away can be

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant, SystemTime};
 /// an abstract socket; one of any length is good, as long as its last part is not
 /// much longer than 80 bytes.
 #[derive(Debug)]
-pub(crate) enum Peer {
+pub enum Peer {
     /// It listens at this path, now or later.
     Path(PathBuf),
     /// It connects to this path, where we listen. The file gets these permissions.
@@ -34,16 +34,16 @@ pub(crate) enum Peer {
 
 /// How long to wait between two attempts. There is no last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Policy {
+pub struct Policy {
     /// After the first that fails, or the first loss.
-    pub(crate) first_delay: Duration,
+    pub first_delay: Duration,
     /// Each is twice the one before, but not more than this.
-    pub(crate) max_delay: Duration,
+    pub max_delay: Duration,
     /// How much of a delay chance may take away, so that devices that lost one
     /// back-end do not all come back to it at once.
-    pub(crate) jitter_percent: u8,
+    pub jitter_percent: u8,
     /// After a refusal: it will hardly think better of it soon.
-    pub(crate) slow_delay: Duration,
+    pub slow_delay: Duration,
 }
 
 impl Default for Policy {

@@ -2,10 +2,6 @@
 //! and the next step from the one to the other. Nothing is sent from here.
 
 #![forbid(unsafe_code)]
-#![cfg_attr(
-    not(test),
-    expect(dead_code, reason = "for the replay engine, which is not there yet")
-)]
 
 #[cfg(test)]
 mod tests;
@@ -35,7 +31,7 @@ pub(crate) struct FileId {
 /// A range of guest addresses, and the part of a file that lies there. The file
 /// is kept open as long as there is a copy of this.
 #[derive(Debug, Clone)]
-pub(crate) struct GuestRegion {
+pub struct GuestRegion {
     pub(crate) guest_addr: u64,
     pub(crate) size: u64,
     /// `mmap_offset` on the wire.
@@ -47,7 +43,7 @@ pub(crate) struct GuestRegion {
 impl GuestRegion {
     /// Checks whatever makes back-ends fail later and in fewer words. `fd` is kept:
     /// duplicated.
-    pub(crate) fn new(guest_addr: u64, size: u64, offset: u64, fd: BorrowedFd<'_>) -> Result<Self> {
+    pub fn new(guest_addr: u64, size: u64, offset: u64, fd: BorrowedFd<'_>) -> Result<Self> {
         let checked = || {
             check_bounds(guest_addr, size, offset)?;
             // First of all, so that the rest is about one and the same file.
