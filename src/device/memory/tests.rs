@@ -17,8 +17,10 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 
 const PAGE: u64 = 4096;
-/// An interpreter is slow.
+/// Of regions, of acts, and how many such: an interpreter is slow.
 const LONGEST_ROW: u64 = if cfg!(miri) { 12 } else { 300 };
+const MOST_ACTS: usize = if cfg!(miri) { 12 } else { 40 };
+const CASES: u32 = if cfg!(miri) { 1 } else { 64 };
 
 /// Any descriptor: nothing here looks at it.
 fn some_fd() -> Arc<OwnedFd> {
@@ -497,7 +499,7 @@ fn acts() -> impl Strategy<Value = Vec<(Act, Option<usize>)>> {
         1 => Just(Act::Reconnect),
     ];
     let hurry = prop::option::weighted(0.3, 0..5_usize);
-    prop::collection::vec((act, hurry), 1..40)
+    prop::collection::vec((act, hurry), 1..MOST_ACTS)
 }
 
 impl Act {
@@ -676,7 +678,7 @@ fn list_of(pages: &Pages, fd: &Arc<OwnedFd>) -> MemoryList {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 1 } else { 100 },
+        cases: CASES,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
