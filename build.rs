@@ -37,6 +37,7 @@ fn generate(target: &str) -> Result<(), Box<dyn std::error::Error>> {
         "error",
         "client",
         "memory",
+        "memfd",
         "postcopy",
         "vring",
         "device",

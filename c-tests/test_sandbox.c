@@ -22,6 +22,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -64,6 +65,10 @@ enum { SHORT_MS = 40 }; /* a deadline that is meant to pass */
     ONLY(epoll_ctl, 1, EPOLL_CTL_DEL)                                                              \
     ANY(read)                                                                                      \
     ANY(write)                                                                                     \
+    ANY(memfd_create)                                                                              \
+    ANY(ftruncate)                                                                                 \
+    ONLY(prlimit64, 1, RLIMIT_FSIZE)                                                               \
+    ONLY(fcntl, 1, F_ADD_SEALS)                                                                    \
     ANY(close)
 
 /* The second table: made now and then, on the library's behalf. */
@@ -466,6 +471,13 @@ static void serve_a_channel(void)
     vuf_client_free(client);
 }
 
+static void make_memory(void)
+{
+    int fd;
+    SHOULD_RETURN(0, vuf_memfd_create("memory", PAGE, 0, VUF_MEMFD_SEAL, &fd));
+    SHOULD_RETURN(-EINVAL, vuf_memfd_create("memory", 0, 0, 0, &fd));
+}
+
 static void make_another_call(void)
 {
     SHOULD(syscall(SYS_getppid) == 0);
@@ -482,6 +494,7 @@ static const struct scene scenes[] = {
     {"abort what waits", prepare_threads, abort_what_waits, false},
     {"free what waits", prepare_threads, free_what_waits, false},
     {"serve a channel", prepare_threads, serve_a_channel, false},
+    {"make memory", prepare_nothing, make_memory, false},
 };
 
 /* ---- tests ---- */

@@ -428,6 +428,12 @@
 #define VUF_CLIENT_WAIT_FOR_SOCKET 2
 
 /**
+ * For vuf_memfd_create(): the size of the file stays (F_SEAL_SHRINK, F_SEAL_GROW),
+ * and no other seal is added later (F_SEAL_SEAL).
+ */
+#define VUF_MEMFD_SEAL 1
+
+/**
  * Device state moves from the back-end to the front-end.
  */
 #define VUF_TRANSFER_DIRECTION_SAVE 0
@@ -1582,6 +1588,38 @@ int vuf_client_set_log_base(struct vuf_client *client,
  * or a common code.
  */
 int vuf_client_set_log_fd(struct vuf_client *client, int fd);
+
+/**
+ * Makes a file in memory, to be shared as guest memory.
+ *
+ * For programs that have no way of their own to make one. It is full of zeros,
+ * takes up memory only where it is written, and lives as long as it is mapped or
+ * open anywhere. Nothing is sent.
+ *
+ * name            1 to 249 bytes; shows behind "memfd:" in /proc/PID/fd, and
+ *                 need not be unique
+ * size            of the file, in bytes; not 0
+ * huge_page_size  in bytes, as 2097152; size is a multiple of it. 0 for pages
+ *                 of the usual size. Huge pages are reserved by mmap(), which
+ *                 fails with ENOMEM where there are too few.
+ * flags           0 or VUF_MEMFD_SEAL
+ * fd              gets the file: given (yours to close, close-on-exec); -1 on
+ *                 failure
+ *
+ * Returns 0, otherwise
+ *   -EINVAL  name or fd is NULL, name is empty or too long, size is 0 or not a
+ *            multiple of huge_page_size, huge_page_size is not a power of two,
+ *            or flags has unknown bits
+ *   -EFBIG   size is above the process's limit for files (RLIMIT_FSIZE)
+ *   -ENODEV  the machine has no huge pages of this size
+ * or another negative errno from memfd_create(), ftruncate() or fcntl(), as
+ * -EMFILE or -ENOMEM.
+ */
+int vuf_memfd_create(const char *name,
+                     uint64_t size,
+                     uint64_t huge_page_size,
+                     uint32_t flags,
+                     int *fd);
 
 /**
  * Prepares a migration with postcopy (POSTCOPY_ADVISE).

@@ -9,6 +9,7 @@ mod core;
 mod event;
 mod fence;
 mod link;
+pub(crate) mod memfd;
 pub(crate) mod memory;
 mod options;
 mod plan;

@@ -18,6 +18,7 @@ use vhost_user_frontend::ffi::client::*;
 use vhost_user_frontend::ffi::device::*;
 use vhost_user_frontend::ffi::device_kinds::*;
 use vhost_user_frontend::ffi::error::*;
+use vhost_user_frontend::ffi::memfd::*;
 use vhost_user_frontend::ffi::memory::*;
 use vhost_user_frontend::ffi::postcopy::*;
 use vhost_user_frontend::ffi::types::*;
@@ -1013,6 +1014,7 @@ impl Calls<'_> {
                 });
                 self.check_output(rc, &base);
             }
+            62 => self.make_memory(),
             _ => {
                 // The usual beginning, so that what follows gets somewhere.
                 let mut mask = 0;
@@ -1029,6 +1031,38 @@ impl Calls<'_> {
                     vuf_client_set_features(client, 1 << 33 | 1 << 32 | 1 << 30 | 1 << 3)
                 });
             }
+        }
+    }
+
+    fn make_memory(&mut self) {
+        let name = vec![b'm'; usize::from(self.input.byte()) * 2];
+        let name = CString::new(name).unwrap();
+        let given = match self.place() {
+            Place::Null => std::ptr::null(),
+            _ => name.as_ptr(),
+        };
+        let (size, huge_page_size) = (self.long(), self.long());
+        let flags = match self.input.byte() {
+            0xff => self.number(),
+            byte => u32::from(byte & 1),
+        };
+        let out = Block::new(size_of::<c_int>(), self.place());
+        // SAFETY: all are valid or null.
+        let rc = self
+            .timed(|| unsafe { vuf_memfd_create(given, size, huge_page_size, flags, out.at()) });
+        self.check(rc, About::default());
+        if out.place != Place::Good {
+            assert!(rc == -libc::EINVAL && out.untouched());
+            return;
+        }
+        let fd: c_int = out.read();
+        assert_eq!(rc == 0, fd != -1, "{rc}, and {fd}");
+        if rc == 0 {
+            // SAFETY: given to us.
+            let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+            assert!(close_on_exec(std::os::fd::AsFd::as_fd(&fd)));
+            let file = std::fs::File::from(fd);
+            assert_eq!(file.metadata().unwrap().len(), size);
         }
     }
 

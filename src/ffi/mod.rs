@@ -14,6 +14,7 @@ pub mod client;
 pub mod device;
 pub mod device_kinds;
 pub mod error;
+pub mod memfd;
 pub mod memory;
 pub mod postcopy;
 pub mod trace;

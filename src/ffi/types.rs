@@ -179,6 +179,9 @@ pub const VUF_CLIENT_ADOPT: u32 = 1;
 /// In struct vuf_client_options: vuf_client_connect() waits for a socket that is
 /// not there yet, or on which nobody listens, as after a back-end was started.
 pub const VUF_CLIENT_WAIT_FOR_SOCKET: u32 = 2;
+/// For vuf_memfd_create(): the size of the file stays (F_SEAL_SHRINK, F_SEAL_GROW),
+/// and no other seal is added later (F_SEAL_SEAL).
+pub const VUF_MEMFD_SEAL: u32 = 1;
 /// Device state moves from the back-end to the front-end.
 pub const VUF_TRANSFER_DIRECTION_SAVE: u32 = 0;
 /// Device state moves from the front-end to the back-end.

@@ -17,8 +17,10 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 
 const PAGE: u64 = 4096;
-/// An interpreter is slow.
+/// Of regions, of acts, and how many such: an interpreter is slow.
 const LONGEST_ROW: u64 = if cfg!(miri) { 12 } else { 300 };
+const MOST_ACTS: usize = if cfg!(miri) { 12 } else { 40 };
+const CASES: u32 = if cfg!(miri) { 1 } else { 64 };
 
 /// Any descriptor: nothing here looks at it.
 fn some_fd() -> Arc<OwnedFd> {
@@ -477,11 +479,10 @@ enum Act {
     Replace(usize),
     Clear,
     Reconnect,
-    /// Only some of the steps, then the next act.
-    Hurry(usize),
 }
 
-fn acts() -> impl Strategy<Value = Vec<Act>> {
+/// Each with how many steps there is time for before the next, if that matters.
+fn acts() -> impl Strategy<Value = Vec<(Act, Option<usize>)>> {
     let act = prop_oneof![
         6 => (0..80_u64, 1..4_u64, 0..3_u64, 1..3_u64).prop_map(|(at, pages, shift, ino)| Act::Add {
             at,
@@ -496,9 +497,9 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         2 => any::<usize>().prop_map(Act::Replace),
         1 => Just(Act::Clear),
         1 => Just(Act::Reconnect),
-        2 => (0..5_usize).prop_map(Act::Hurry),
     ];
-    prop::collection::vec(act, 1..40)
+    let hurry = prop::option::weighted(0.3, 0..5_usize);
+    prop::collection::vec((act, hurry), 1..MOST_ACTS)
 }
 
 impl Act {
@@ -536,7 +537,7 @@ impl Act {
                 }
             }
             Self::Clear => *wanted = MemoryList::default(),
-            Self::Reconnect | Self::Hurry(_) => {}
+            Self::Reconnect => {}
         }
     }
 }
@@ -583,7 +584,7 @@ impl Backend {
     }
 }
 
-fn any_changes(acts: &[Act], limit: Option<u64>) {
+fn any_changes(acts: &[(Act, Option<usize>)], limit: Option<u64>) {
     let fd = some_fd();
     let configure = limit.is_some();
     let limits = Limits {
@@ -593,23 +594,17 @@ fn any_changes(acts: &[Act], limit: Option<u64>) {
     let mut wanted = MemoryList::default();
     let mut sent = Sent::new(configure);
     let mut backend = Backend::default();
-    for act in acts {
+    for (act, hurry) in acts {
         let mut changed = wanted.clone();
         act.on(&mut changed, &fd);
         if fits(&changed, limits).is_err() {
             continue;
         }
         wanted = changed;
-        let mut most = sent.slots.len() + wanted.len();
-        let mut hurry = None;
-        match *act {
-            Act::Reconnect => {
-                (sent, backend) = (Sent::new(configure), Backend::default());
-                most = wanted.len();
-            }
-            Act::Hurry(steps) => hurry = Some(steps),
-            _ => {}
+        if matches!(act, Act::Reconnect) {
+            (sent, backend) = (Sent::new(configure), Backend::default());
         }
+        let most = sent.slots.len() + wanted.len();
         // A removal or a change is known before, and nothing else is taken for one.
         let live = changes_live(&sent, &wanted).cloned();
         let resident = sent.slots.clone();
@@ -683,7 +678,7 @@ fn list_of(pages: &Pages, fd: &Arc<OwnedFd>) -> MemoryList {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 1 } else { 100 },
+        cases: CASES,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
