@@ -23,18 +23,16 @@ use self::event::Events;
 use self::memory::{GuestRegion, Limits, MemoryList};
 use self::plan::{Drain, RingWanted, Wanted};
 use self::ring::{Kept, Origin};
-use crate::backend_client::{
-    BackendClient, BackendHandler, HostNotifier, Timeout, Uuid,
-};
+use crate::backend_client::{BackendHandler, HostNotifier, Timeout, Uuid};
 use crate::connection::{Counters, TraceSink};
 use crate::error::{Error, Kind, Result};
 use crate::message::{
     BackendRequest, Iotlb, ProtocolFeatures, SHMEM_REGIONS, ShmemArea, VringAddr, virtio,
 };
-use crate::socket::{self, Alarm, Bell, Credentials, Deadline, Pollable, Watch};
+use crate::socket::{self, Alarm, Bell, Credentials, Deadline, Pollable};
 use nix::errno::Errno;
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -112,10 +110,12 @@ pub struct Device {
     driving: AtomicBool,
     /// Threads in [`wait`](Self::wait).
     waiting: Mutex<Vec<Arc<Bell>>>,
-    poll: Pollable,
+    /// Ready when there is something to do on a socket.
+    traffic: Pollable,
+    /// Ready when there is an event, or something to do because of the time.
     alarm: Alarm,
-    /// Rings while there are events.
-    bell: Bell,
+    /// Ready when either is.
+    notifier: Pollable,
     closed: AtomicBool,
 }
 
@@ -267,14 +267,13 @@ impl Device {
             config,
             driving: AtomicBool::new(false),
             waiting: Mutex::new(Vec::new()),
-            poll: Pollable::new().map_err(made)?,
+            traffic: Pollable::new().map_err(made)?,
             alarm: Alarm::new().map_err(made)?,
-            bell: Bell::new().map_err(made)?,
+            notifier: Pollable::new().map_err(made)?,
             closed: AtomicBool::new(false),
         };
-        let watched = [device.alarm.fd(), device.bell.fd()];
-        for fd in watched {
-            device.poll.watch(readable(fd)).map_err(made)?;
+        for fd in [device.traffic.fd(), device.alarm.fd()] {
+            device.notifier.watch(readable(fd)).map_err(made)?;
         }
         device.arm(&device.lock());
         Ok(device)
@@ -294,7 +293,7 @@ impl Device {
     /// The one descriptor to poll: readable when [`process`](Self::process) has
     /// something to do or an event to give. It stays the same.
     pub fn notifier(&self) -> BorrowedFd<'_> {
-        self.poll.fd()
+        self.notifier.fd()
     }
 
     /// Does a bounded part of what there is to do, without waiting, and gives the
@@ -326,7 +325,8 @@ impl Device {
                 return Err(Error::new(Kind::Canceled, "the device is being closed"));
             }
             if core.wanted.held && core.wanted.rings.iter().any(Option::is_some) {
-                let text = "rings that ran when the back-end was lost wait for a reset of the device";
+                let text =
+                    "rings that ran when the back-end was lost wait for a reset of the device";
                 return Err(Error::new(Kind::State, text));
             }
             if core.settled() {
@@ -345,37 +345,12 @@ impl Device {
                 Some(due) => deadline.no_later_than(due.saturating_duration_since(now)),
                 None => deadline,
             };
-            // Duplicates would cost a system call each; the lock is let go, and a
-            // descriptor that is closed meanwhile only ends the wait early.
-            self.sleep(core, &waiting.1, until)?;
-        }
-    }
-
-    /// Sleeps until something happens to the device.
-    fn sleep(&self, core: MutexGuard<'_, Core>, bell: &Bell, until: Deadline) -> Result<()> {
-        let mut fds: [Option<OwnedFd>; 4] = [const { None }; 4];
-        let mut wants = [(false, false, false); 4];
-        for ((place, want), watch) in fds.iter_mut().zip(&mut wants).zip(core.watches()) {
-            if let Some(watch) = watch {
-                *place = socket::duplicate(watch.fd).ok();
-                *want = (watch.read, watch.write, watch.end);
-            }
-        }
-        drop(core);
-        let mut watched = [readable(bell.fd()); 5];
-        for ((slot, fd), (read, write, end)) in watched.iter_mut().zip(&fds).zip(wants) {
-            if let Some(fd) = fd {
-                *slot = Watch {
-                    fd: fd.as_fd(),
-                    read,
-                    write,
-                    end,
-                };
-            }
-        }
-        match socket::wait(watched, until) {
-            Ok(_) => Ok(()),
-            Err(errno) => Err(Error::os(errno, "cannot wait for the back-end")),
+            drop(core);
+            socket::wait(
+                [readable(self.traffic.fd()), readable(waiting.1.fd())],
+                until,
+            )
+            .map_err(|errno| Error::os(errno, "cannot wait for the back-end"))?;
         }
     }
 
@@ -387,21 +362,21 @@ impl Device {
         }
         let driving = Driving(&self.driving);
         let mut core = self.lock();
-        let before = (core.applied, core.generation);
-        core.transport(&self.poll, Instant::now());
+        let before = core.stage();
+        core.transport(&self.traffic, Instant::now());
         let client = core.live().map(|live| Arc::clone(&live.client));
         if let Some(client) = client {
             // What was asked for meanwhile, in one go with what is there.
-            core.advance(&self.poll, Instant::now());
+            core.advance(&self.traffic, Instant::now());
             // Handlers run here.
             drop(core);
             client.step();
             core = self.lock();
-            core.advance(&self.poll, Instant::now());
+            core.advance(&self.traffic, Instant::now());
         }
         let retired = std::mem::take(&mut core.retired);
         self.arm(&core);
-        let moved = before != (core.applied, core.generation);
+        let moved = before != core.stage();
         drop(core);
         for client in retired {
             // Mappings that are gone are reported here.
@@ -423,16 +398,14 @@ impl Device {
     fn arm(&self, core: &Core) {
         for watch in core.watches().into_iter().flatten() {
             // What cannot be watched for is looked at when something else is.
-            let _ = self.poll.watch(watch);
-        }
-        match core.events.is_empty() {
-            true => self.bell.silence(),
-            false => self.bell.ring(),
+            let _ = self.traffic.watch(watch);
         }
         let now = Instant::now();
-        let due = core.due(now);
-        self.alarm
-            .set(due.map(|due| due.saturating_duration_since(now)));
+        let due = core.due(now).map(|due| due.saturating_duration_since(now));
+        self.alarm.set(match core.events.is_empty() {
+            true => due,
+            false => Some(Duration::ZERO),
+        });
     }
 
     /// Something else is wanted: the event loop is woken for it.
@@ -619,9 +592,7 @@ impl Device {
                 err: kept.err.is_some(),
                 size: kept.size,
             };
-            if let (Some(place), Some(want)) =
-                (core.kept.get_mut(index), Some(wanted))
-            {
+            if let (Some(place), Some(want)) = (core.kept.get_mut(index), Some(wanted)) {
                 *place = Some(kept);
                 if let Some(place) = core.wanted.rings.get_mut(index) {
                     *place = Some(want);
@@ -646,7 +617,9 @@ impl Device {
         let base = match ring.base {
             Base::New => ring::new_base(packed),
             Base::At(base) if !packed && base > u32::from(u16::MAX) => {
-                return Err(Error::invalid("base has more than 16 bits, and the ring is split"));
+                return Err(Error::invalid(
+                    "base has more than 16 bits, and the ring is split",
+                ));
             }
             Base::At(base) => base,
             Base::Resume => match core.bases.get(index) {
@@ -717,9 +690,8 @@ impl Device {
         };
         let Core { kept, wanted, .. } = &mut *core;
         for (index, (kept, wanted)) in kept.iter_mut().zip(&mut wanted.rings).enumerate() {
-            let named = u32::try_from(index).is_ok_and(|index| {
-                rings.is_none_or(|rings| rings.contains(&index))
-            });
+            let named = u32::try_from(index)
+                .is_ok_and(|index| rings.is_none_or(|rings| rings.contains(&index)));
             if named {
                 *kept = None;
                 *wanted = None;
@@ -727,7 +699,7 @@ impl Device {
         }
         if mode == StopMode::Abandon {
             let error = Error::new(Kind::Canceled, "the caller abandoned the connection");
-            core.lose(error, &self.poll, Instant::now());
+            core.lose(error, &self.traffic, Instant::now());
         }
         self.moved(core);
         self.quiet()

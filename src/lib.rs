@@ -1,8 +1,10 @@
 //! The front-end half of vhost-user.
 //!
-//! [`BackendClient`] has one method per request of the protocol. The same
-//! functions are exported to C as `vuf_client_*`; the C API is the stable one,
-//! this Rust API may still change.
+//! [`BackendClient`] has one method per request of the protocol. [`Device`] is what
+//! a virtual machine monitor builds on it: a state machine that makes a back-end
+//! as the guest wants it, and makes it so again after each loss. The same
+//! functions are exported to C as `vuf_client_*` and `vuf_device_*`; the C API is
+//! the stable one, this Rust API may still change.
 
 mod backend_client;
 mod connection;
@@ -18,4 +20,9 @@ pub use backend_client::{
     SharedRegion, Timeout, Uuid,
 };
 pub use connection::{Counters, OnTimeout, TraceRecord, TraceSink};
+pub use device::{
+    Base, Device, DeviceInfo, DeviceOptions, Event, EventKind, OnUnfenced, OutOfOrder, Peer,
+    Policy, Quiet, Recovery, Region, Ring, RingIndices, StopMode,
+};
 pub use error::{Class, Error, Kind, Phase, Result, class_of, code};
+pub use socket::Credentials;

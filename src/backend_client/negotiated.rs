@@ -6,8 +6,7 @@
 use super::options::Adopted;
 use crate::error::{Error, Kind, Result};
 use crate::message::{
-    Gate, PROTOCOL_FEATURE_NEEDS, ProtocolFeatures, RequestInfo, SHMEM_REGIONS,
-    bit_names as names,
+    Gate, PROTOCOL_FEATURE_NEEDS, ProtocolFeatures, RequestInfo, SHMEM_REGIONS, bit_names as names,
     protocol_feature_name, virtio,
 };
 use std::sync::OnceLock;

@@ -42,7 +42,11 @@ impl Config {
     pub(super) fn read(&self, offset: u32, buffer: &mut [u8]) -> Result<u32> {
         let space = self.read_lock();
         let range = range(offset, buffer.len())?;
-        let known = space.known || space.own.get(range.clone()).is_some_and(|own| own.iter().all(|own| *own));
+        let known = space.known
+            || space
+                .own
+                .get(range.clone())
+                .is_some_and(|own| own.iter().all(|own| *own));
         let bytes = space.bytes.get(range).ok_or_else(beyond)?;
         if !known {
             let text = "the configuration space has not been read from the back-end yet";
@@ -87,7 +91,9 @@ impl Config {
     /// The back-end has told. Whether that changed anything.
     pub(super) fn update(&self, bytes: &[u8]) -> bool {
         let mut space = self.write_lock();
-        let Space { bytes: old, own, .. } = &mut *space;
+        let Space {
+            bytes: old, own, ..
+        } = &mut *space;
         let mut changed = false;
         for ((old, new), own) in old.iter_mut().zip(bytes).zip(own) {
             if !*own {

@@ -12,9 +12,7 @@ use super::{DeviceOptions, OnUnfenced, OutOfOrder};
 use crate::backend_client::{Answer, BackendClient, BackendHandler, Begun, Op, Timeout};
 use crate::connection::TraceSink;
 use crate::error::{Class, Error, Kind, Phase, Result};
-use crate::message::{
-    ConfigHeader, Inflight, ProtocolFeatures, SHMEM_REGIONS, VringState, virtio,
-};
+use crate::message::{ConfigHeader, Inflight, ProtocolFeatures, SHMEM_REGIONS, VringState, virtio};
 use crate::socket::{self, Pollable, Watch};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -311,11 +309,7 @@ impl Core {
         let socket = live.client.read_notifier();
         forget(poll, socket);
         // Somebody who never saw memory cannot write it.
-        let harmless = live
-            .actual
-            .memory
-            .as_ref()
-            .is_none_or(|sent| !sent.any());
+        let harmless = live.actual.memory.as_ref().is_none_or(|sent| !sent.any());
         let gone = harmless || socket::peer_is_gone(socket);
         let kept_open = match gone {
             true => None,
@@ -680,6 +674,12 @@ impl Core {
 
     // ---- waiting ----
 
+    /// Changes with whatever somebody may wait for.
+    pub(super) fn stage(&self) -> impl PartialEq + use<> {
+        let up = matches!(self.mode, Mode::Up(_));
+        (self.applied, self.generation, self.lives, up)
+    }
+
     /// All that is wanted stands, and nothing is outstanding.
     pub(super) fn settled(&self) -> bool {
         self.applied == Some(self.generation)
@@ -719,7 +719,10 @@ impl Core {
             Mode::Down => None,
         };
         let ghost = self.ghost.as_ref().and_then(Fence::due);
-        [of_mode, self.link.due(), ghost].into_iter().flatten().min()
+        [of_mode, self.link.due(), ghost]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 

@@ -27,7 +27,12 @@ pub enum Peer {
     /// It listens at this path, now or later.
     Path(PathBuf),
     /// It connects to this path, where we listen. The file gets these permissions.
-    Listen { path: PathBuf, mode: u32 },
+    Listen {
+        /// Where.
+        path: PathBuf,
+        /// As chmod() takes them.
+        mode: u32,
+    },
     /// Somebody else connects, and [supplies](Link::supply) the socket.
     Fd,
 }

@@ -235,16 +235,18 @@ pub(super) const SERVED: ProtocolFeatures = ProtocolFeatures::MQ
 fn acknowledge(offered: u64, wanted: &Wanted) -> ProtocolFeatures {
     let mut agreed = ProtocolFeatures::from_bits_truncate(offered & wanted.protocol) & SERVED;
     if !wanted.channel {
-        agreed -= ProtocolFeatures::BACKEND_REQ;
+        agreed.remove(ProtocolFeatures::BACKEND_REQ);
     }
     if !agreed.contains(ProtocolFeatures::BACKEND_REQ) {
-        agreed -= ProtocolFeatures::BACKEND_SEND_FD
-            | ProtocolFeatures::HOST_NOTIFIER
-            | ProtocolFeatures::SHARED_OBJECT
-            | ProtocolFeatures::SHMEM;
+        agreed.remove(
+            ProtocolFeatures::BACKEND_SEND_FD
+                | ProtocolFeatures::HOST_NOTIFIER
+                | ProtocolFeatures::SHARED_OBJECT
+                | ProtocolFeatures::SHMEM,
+        );
     }
     if wanted.config_size == 0 {
-        agreed -= ProtocolFeatures::CONFIG;
+        agreed.remove(ProtocolFeatures::CONFIG);
     }
     // Twice, as one needs another that needs a third.
     for (feature, needs) in crate::message::PROTOCOL_FEATURE_NEEDS
@@ -252,7 +254,7 @@ fn acknowledge(offered: u64, wanted: &Wanted) -> ProtocolFeatures {
         .chain(&crate::message::PROTOCOL_FEATURE_NEEDS)
     {
         if !agreed.contains(*needs) {
-            agreed -= *feature;
+            agreed.remove(*feature);
         }
     }
     agreed

@@ -1,8 +1,8 @@
 //! Descriptors that carry no bytes: a clock to be woken by, and eventfds that are
 //! shared with others.
 
-use super::wait::{Watch, wait};
 use super::Deadline;
+use super::wait::{Watch, wait};
 use nix::errno::Errno;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
