@@ -285,7 +285,8 @@ impl BlkRing {
     /// Makes a request available, and returns its number. The data of an odd sector
     /// is in two parts, so that requests differ in length.
     pub fn submit(&mut self, op: Op, sector: u64) -> u64 {
-        let slot = self.slots.iter().position(Option::is_none).expect("room");
+        // From the end: the order of descriptors is not that of requests.
+        let slot = self.slots.iter().rposition(Option::is_none).expect("room");
         let slot = u16::try_from(slot).unwrap();
         let number = self.submitted;
         self.submitted += 1;
