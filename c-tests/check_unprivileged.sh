@@ -26,7 +26,8 @@ examples=${CARGO_TARGET_DIR:-target}/debug/examples
 mkdir "$dir/build" "$dir/build/c-tests" "$dir/rust" "$dir/tmp" || exit 1
 cp -P build/libvhost_user_frontend.so* "$dir/build/" &&
     cp build/c-tests/test_* "$dir/build/c-tests/" &&
-    cp "$examples/embedded_backend" "$examples/foreign_backend" build/vuf-mock-backend "$dir/" &&
+    cp "$examples/embedded_backend" "$examples/foreign_backend" "$examples/inflight_backend" \
+        build/vuf-mock-backend "$dir/" &&
     cp c-tests/run_programs.sh "$dir/" || exit 1
 $CARGO test --locked --no-run --tests 2>&1 |
     sed -n 's/^ *Executable [^(]*(\(.*\))$/\1/p' >"$dir/binaries"
@@ -42,6 +43,7 @@ cat >"$dir/run" <<'SH'
 cd "$1" && ulimit -n "$2" || exit 1
 export TMPDIR="$1/tmp" VUF_EMBEDDED_BACKEND="$1/embedded_backend"
 export VUF_FOREIGN_BACKEND="$1/foreign_backend" VUF_MOCK_BACKEND="$1/vuf-mock-backend"
+export VUF_INFLIGHT_BACKEND="$1/inflight_backend"
 echo "user $(id -u), $(grep CapEff /proc/self/status), $(ulimit -n) descriptors"
 [ "$(id -u)" != 0 ] && [ "$(ulimit -n)" = "$2" ] || exit 1
 sh run_programs.sh build/c-tests
