@@ -11,150 +11,33 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "common/blk_peer.rs"]
+mod blk_peer;
 #[path = "common/blk_ring.rs"]
 mod blk_ring;
 
-use blk_ring::{BlkRequest, BlkRing, GuestMemory, Layout, Op, SECTOR, pattern};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use blk_peer::{PATIENCE, Peer, Place, SECTORS, deadline};
+use blk_ring::{BlkRequest, BlkRing, GuestMemory, Layout, Op, pattern};
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use vhost_user_frontend::message::{Inflight, ProtocolFeatures};
 use vhost_user_frontend::{BackendClient, Kind, Options, Result, Timeout};
 
-/// Longer than anything takes here, also on a machine that is busy.
-const PATIENCE: Duration = Duration::from_secs(20);
 const LAYOUTS: [Layout; 2] = [Layout::Split, Layout::Packed];
 /// Requests of one round; together they turn a packed ring once, nearly.
 const ROUND: u64 = 16;
 const RING_SIZE: u16 = 64;
-const SECTORS: u64 = 64;
 /// Those from here on are only read.
 const READ_ONLY: u64 = 48;
 
 const PACKED: u64 = 1 << 34;
 const IN_ORDER: u64 = 1 << 35;
 const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 9;
-
-fn deadline() -> Instant {
-    Instant::now() + PATIENCE
-}
-
-// ---- the peer ----
-
-/// A directory with the peer's files.
-struct Place(PathBuf);
-
-impl Place {
-    fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("vuf-inflight.{}.{count}", std::process::id());
-        let place = Self(std::env::temp_dir().join(name));
-        fs::create_dir(&place.0).unwrap();
-        let disk: Vec<u8> = (0..SECTORS).flat_map(pattern).collect();
-        fs::write(place.file("disk"), disk).unwrap();
-        fs::write(place.file("journal"), "").unwrap();
-        place
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    /// What was executed since the last time.
-    fn take_journal(&self) -> Vec<String> {
-        let path = self.file("journal");
-        let text = fs::read_to_string(&path).unwrap();
-        fs::write(path, "").unwrap();
-        text.lines().map(str::to_owned).collect()
-    }
-
-    fn sector(&self, sector: u64) -> [u8; SECTOR] {
-        let mut data = [0; SECTOR];
-        let disk = File::open(self.file("disk")).unwrap();
-        disk.read_exact_at(&mut data, sector * 512).unwrap();
-        data
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-struct Peer(Child);
-
-impl Peer {
-    /// Starts it, and returns when it listens.
-    fn start(place: &Place, args: &[&str]) -> Self {
-        let program = std::env::var_os("VUF_INFLIGHT_BACKEND").map_or_else(built, PathBuf::from);
-        let child = Command::new(&program)
-            .arg("--socket")
-            .arg(place.file("sock"))
-            .arg("--file")
-            .arg(place.file("disk"))
-            .arg("--journal")
-            .arg(place.file("journal"))
-            .args(args)
-            .stdout(Stdio::piped())
-            .spawn();
-        let child = child.unwrap_or_else(|e| {
-            panic!("{} (cargo build --examples): {e}", program.display());
-        });
-        let mut peer = Self(child);
-        let stdout = peer.0.stdout.take().unwrap();
-        let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
-        let patience = PollTimeout::try_from(PATIENCE).unwrap();
-        assert_eq!(poll(&mut fds, patience), Ok(1), "it does not start");
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n");
-        peer
-    }
-
-    fn kill(&mut self) {
-        self.0.kill().unwrap();
-        self.wait_for_death();
-    }
-
-    fn wait_for_death(&mut self) {
-        let deadline = deadline();
-        loop {
-            if let Some(status) = self.0.try_wait().unwrap() {
-                assert_eq!(status.signal(), Some(libc::SIGKILL), "{status}");
-                return;
-            }
-            assert!(Instant::now() < deadline, "it does not die");
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // It may be dead already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Beside this program, where cargo puts examples.
-fn built() -> PathBuf {
-    let tests = std::env::current_exe().unwrap();
-    let debug = tests.ancestors().nth(2).unwrap();
-    debug.join("examples/inflight_backend")
-}
 
 // ---- the guest ----
 

@@ -237,6 +237,36 @@ impl BlkRing {
         }
     }
 
+    /// The same in guest addresses.
+    pub fn guest_addr(&self) -> VringAddr {
+        VringAddr {
+            descriptor: self.desc,
+            available: self.driver,
+            used: self.device,
+            ..self.addr()
+        }
+    }
+
+    /// Reads the index of a split used ring, on any thread.
+    pub fn used_reader(&self) -> Box<dyn Fn() -> u16 + Send + Sync> {
+        let (map, device) = (self.memory.map.clone(), self.device);
+        Box::new(move || {
+            let at = GuestAddress(device + 2);
+            u16::from_le(map.load(at, Ordering::SeqCst).unwrap())
+        })
+    }
+
+    /// Where the next used buffer goes in a packed ring, as far as the driver has
+    /// taken them, and its wrap counter.
+    pub fn used_place(&self) -> u16 {
+        self.used.bits()
+    }
+
+    /// What was made available in a split ring.
+    pub fn avail_index(&self) -> u16 {
+        self.avail_idx
+    }
+
     /// The base that says that nothing is in flight but what the in-flight region
     /// knows: where the next used buffer goes. In a packed ring only the driver
     /// can tell, so everything used must have been taken from it.
