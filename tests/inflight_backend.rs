@@ -640,6 +640,42 @@ fn a_packed_ring_needs_no_base() {
     }
 }
 
+/// A device that was reset starts anew, with new rings and a new region; memory
+/// comes in slots here.
+#[test]
+fn it_is_reset() {
+    for layout in LAYOUTS {
+        let mut guest = Guest::new(layout, 1);
+        let _peer = Peer::start(&guest.place, &[]);
+        let protocol = ProtocolFeatures::REPLY_ACK
+            | ProtocolFeatures::INFLIGHT_SHMFD
+            | ProtocolFeatures::RESET_DEVICE
+            | ProtocolFeatures::CONFIGURE_MEM_SLOTS;
+        let client = guest.connect(protocol);
+        let region = guest.memory.region();
+        client.remove_mem_region(&region.region).unwrap();
+        client.add_mem_region(&region).unwrap();
+        let features = client.acked_features();
+        for _ in 0..2 {
+            let (inflight, fd) = client.get_inflight_fd(1, RING_SIZE).unwrap();
+            let fd = fd.unwrap();
+            client.set_inflight_fd(&inflight, fd.as_fd()).unwrap();
+            guest.rings = vec![BlkRing::new(&guest.memory, layout, 0, RING_SIZE)];
+            let base = guest.rings[0].used_base();
+            guest.rings[0].start(&client, base).unwrap();
+            guest.submit_round(0);
+            guest.rings[0].kick();
+            check(&guest.rings[0].wait_all(deadline()));
+            guest.check_rest();
+
+            client.set_vring_enable(0, false).unwrap();
+            client.get_vring_base(0, Timeout::Default).unwrap();
+            client.reset_device().unwrap();
+            client.set_features(features).unwrap();
+        }
+    }
+}
+
 #[test]
 fn without_inflight_it_is_a_disk() {
     for layout in LAYOUTS {
