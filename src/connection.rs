@@ -140,12 +140,17 @@ struct State {
 /// What tells threads apart. The address of something that each has for itself
 /// needs no destructor, unlike the standard library's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct ThreadMark(usize);
+pub(crate) struct ThreadMark(usize);
 
 impl ThreadMark {
-    fn here() -> Self {
+    pub(crate) fn here() -> Self {
         thread_local!(static MARK: u8 = const { 0 });
         MARK.with(|mark| Self(std::ptr::from_ref(mark).addr()))
+    }
+
+    /// Never 0.
+    pub(crate) fn number(self) -> usize {
+        self.0
     }
 }
 

@@ -18,13 +18,13 @@ mod ring;
 mod testing;
 
 use self::config::Config;
-use self::core::{Core, Live, Mode, readable};
+use self::core::{Core, Live, Mode, Stood, readable};
 use self::event::Events;
 use self::memory::{GuestRegion, Limits, MemoryList};
 use self::plan::{Drain, RingWanted, Wanted};
 use self::ring::{Kept, Origin};
 use crate::backend_client::{BackendHandler, HostNotifier, Timeout, Uuid};
-use crate::connection::{Counters, TraceSink};
+use crate::connection::{Counters, ThreadMark, TraceSink};
 use crate::error::{Error, Kind, Result};
 use crate::message::{
     BackendRequest, Iotlb, ProtocolFeatures, SHMEM_REGIONS, ShmemArea, VringAddr, virtio,
@@ -33,7 +33,7 @@ use crate::socket::{self, Alarm, Bell, Credentials, Deadline, Pollable};
 use nix::errno::Errno;
 use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -106,8 +106,9 @@ pub struct DeviceInfo {
 pub struct Device {
     core: Mutex<Core>,
     config: Arc<Config>,
-    /// A thread drives the connection, without the lock.
-    driving: AtomicBool,
+    /// The number of the thread that drives the connection, without the lock; 0 for
+    /// none.
+    driving: AtomicUsize,
     /// Threads in [`wait`](Self::wait).
     waiting: Mutex<Vec<Arc<Bell>>>,
     /// Ready when there is something to do on a socket.
@@ -194,11 +195,11 @@ impl BackendHandler for Handler {
 }
 
 /// The thread that drives does no longer, whatever happens to it.
-struct Driving<'a>(&'a AtomicBool);
+struct Driving<'a>(&'a AtomicUsize);
 
 impl Drop for Driving<'_> {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        self.0.store(0, Ordering::Release);
     }
 }
 
@@ -248,7 +249,7 @@ impl Device {
             mode: Mode::Down,
             wanted,
             kept: (0..rings).map(|_| None).collect(),
-            bases: vec![None; rings],
+            stood: vec![Stood::default(); rings],
             starts: 0,
             generation: 0,
             applied: None,
@@ -256,6 +257,7 @@ impl Device {
             buffer: None,
             lives: 0,
             recovering: false,
+            unfit: None,
             ghost: None,
             unfenced: false,
             writes: VecDeque::new(),
@@ -265,7 +267,7 @@ impl Device {
         let device = Self {
             core: Mutex::new(core),
             config,
-            driving: AtomicBool::new(false),
+            driving: AtomicUsize::new(0),
             waiting: Mutex::new(Vec::new()),
             traffic: Pollable::new().map_err(made)?,
             alarm: Alarm::new().map_err(made)?,
@@ -356,9 +358,16 @@ impl Device {
 
     /// One step of everything.
     fn turn(&self) -> Result<()> {
-        if self.driving.swap(true, Ordering::Acquire) {
-            // Another thread does it, or this one from inside a handler.
-            return Ok(());
+        let here = ThreadMark::here().number();
+        let order = (Ordering::Acquire, Ordering::Relaxed);
+        match self.driving.compare_exchange(0, here, order.0, order.1) {
+            Ok(_) => {}
+            Err(driver) if driver == here => {
+                let text = "this call may not be made by a function that the library has called";
+                return Err(Error::new(Kind::State, text));
+            }
+            // Another thread does it.
+            Err(_) => return Ok(()),
         }
         let driving = Driving(&self.driving);
         let mut core = self.lock();
@@ -377,9 +386,14 @@ impl Device {
         let retired = std::mem::take(&mut core.retired);
         self.arm(&core);
         let moved = before != core.stage();
+        let client = core.live().map(|live| Arc::clone(&live.client));
         drop(core);
+        if let Some(client) = client {
+            client.tell_begun();
+        }
         for client in retired {
             // Mappings that are gone are reported here.
+            client.tell_begun();
             client.finish_handlers();
         }
         drop(driving);
@@ -614,21 +628,25 @@ impl Device {
             return Err(busy("the ring runs already"));
         }
         ring::check(ring, features, &core.wanted.memory)?;
-        let base = match ring.base {
-            Base::New => ring::new_base(packed),
+        let origin = match ring.base {
+            Base::New => Origin::At(ring::new_base(packed)),
             Base::At(base) if !packed && base > u32::from(u16::MAX) => {
                 return Err(Error::invalid(
                     "base has more than 16 bits, and the ring is split",
                 ));
             }
-            Base::At(base) => base,
-            Base::Resume => match core.bases.get(index) {
-                Some(Some(base)) => *base,
-                _ => {
-                    let text = "where the ring was stopped is not known";
-                    return Err(Error::new(Kind::State, text));
-                }
-            },
+            Base::At(base) => Origin::At(base),
+            Base::Resume => Origin::Stopped,
+        };
+        let stops = core.live().and_then(|live| live.actual.rings.get(index));
+        let origin = match (origin, core.stood.get(index)) {
+            (Origin::Stopped, Some(Stood::At(base))) => Origin::At(*base),
+            (Origin::Stopped, _) if stops.is_some_and(|ring| ring.kick) => Origin::Stopped,
+            (Origin::Stopped, _) => {
+                let text = "where the ring was stopped is not known";
+                return Err(Error::new(Kind::State, text));
+            }
+            (origin, _) => origin,
         };
         let keep = |fd: BorrowedFd<'_>| {
             let kept = socket::duplicate(fd).map_err(|errno| match errno {
@@ -647,7 +665,7 @@ impl Device {
                 log: 0,
             },
             size: ring.size,
-            origin: Origin::At(base),
+            origin,
             kick: keep(ring.kick)?,
             call: ring.call.map(keep).transpose()?,
             err: ring.err.map(keep).transpose()?,
@@ -688,18 +706,15 @@ impl Device {
             StopMode::SkipDrain => Drain::Skip,
             StopMode::Drain | StopMode::Abandon => Drain::Finish,
         };
-        let Core { kept, wanted, .. } = &mut *core;
-        for (index, (kept, wanted)) in kept.iter_mut().zip(&mut wanted.rings).enumerate() {
-            let named = u32::try_from(index)
-                .is_ok_and(|index| rings.is_none_or(|rings| rings.contains(&index)));
-            if named {
-                *kept = None;
-                *wanted = None;
+        for index in 0..core.kept.len() {
+            let number = u32::try_from(index).unwrap_or(u32::MAX);
+            if rings.is_none_or(|rings| rings.contains(&number)) {
+                core.unwant(index);
             }
         }
         if mode == StopMode::Abandon {
             let error = Error::new(Kind::Canceled, "the caller abandoned the connection");
-            core.lose(error, &self.traffic, Instant::now());
+            core.lose(error, false, &self.traffic, Instant::now());
         }
         self.moved(core);
         self.quiet()
@@ -719,12 +734,12 @@ impl Device {
             sent.is_some_and(|sent| sent.stale(&core.wanted.memory)) || live.memory_under_way()
         });
         let fencing = matches!(core.mode, Mode::Fencing(..)) || core.unfenced;
-        let stopped = core.kept.iter().zip(&core.bases);
+        let stopped = core.kept.iter().zip(&core.stood);
         Quiet {
             quiesced: !(rings || memory || fencing),
             bases_valid: stopped
                 .filter(|(kept, _)| kept.is_none())
-                .all(|(_, base)| base.is_some()),
+                .all(|(_, stood)| *stood != Stood::Unknown),
         }
     }
 
@@ -732,8 +747,8 @@ impl Device {
     pub fn vring_base(&self, index: u32) -> Result<u32> {
         let core = self.lock();
         let at = usize::try_from(index).unwrap_or(usize::MAX);
-        match core.bases.get(at) {
-            Some(Some(base)) => Ok(*base),
+        match (core.stood.get(at), core.kept.get(at)) {
+            (Some(Stood::At(base)), Some(None)) => Ok(*base),
             _ => {
                 let text = "where the ring was stopped is not known";
                 Err(Error::new(Kind::State, text).ring(index))
@@ -751,8 +766,8 @@ impl Device {
         core.wanted.drain = Drain::Skip;
         core.wanted.rings.fill(None);
         core.kept.iter_mut().for_each(|kept| *kept = None);
-        core.bases.fill(None);
-        core.forget_inflight();
+        core.stood.fill(Stood::default());
+        core.buffer = None;
         self.moved(core);
         self.quiet()
     }
@@ -820,10 +835,13 @@ impl Device {
     /// called by a handler. Its user address is a guest address.
     pub fn post_iotlb(&self, entry: &Iotlb) -> Result<()> {
         let client = self.lock().live().map(|live| Arc::clone(&live.client));
-        match client {
-            Some(client) => client.post_iotlb(entry),
-            None => Err(Error::new(Kind::Disconnected, "there is no back-end")),
-        }
+        let Some(client) = client else {
+            return Err(Error::new(Kind::Disconnected, "there is no back-end"));
+        };
+        client.post_iotlb(entry)?;
+        // It may not have fit.
+        self.arm(&self.lock());
+        Ok(())
     }
 
     /// Ends every wait, for ever.

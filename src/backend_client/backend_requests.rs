@@ -290,6 +290,14 @@ impl Desk {
         }
     }
 
+    /// The same for who may call no handler now: they hear of it in the next
+    /// [`deliver`](Self::deliver).
+    pub(super) fn reset_later(&self) {
+        let mut waiting = self.waiting();
+        let mappings = waiting.mappings.take();
+        waiting.gone.extend(mappings);
+    }
+
     fn agreed(&self, gate: BackendGate) -> bool {
         match gate {
             BackendGate::Acked(bit) => self.negotiated.acked() & 1_u64.wrapping_shl(bit) != 0,

@@ -1,6 +1,7 @@
 //! Giving the back-end a channel of its own, and serving it.
 
 use super::backend_requests::Desk;
+use super::shmem::MAX_MAPPINGS;
 use super::{BackendClient, BackendHandler, Begun, MAX_DELIVERED, Op, Timeout, no_channel};
 use crate::error::{Error, Kind, Result};
 use crate::message::Request;
@@ -69,8 +70,18 @@ impl BackendClient {
         let end = Error::new(Kind::Disconnected, "the connection was given up");
         self.connection.close_channel(&end);
         if let Some(desk) = self.desk.get() {
-            while desk.deliver(MAX_DELIVERED).is_ok() {}
+            // All there can be; and no more than that, whatever happens.
+            for _ in 0..MAX_MAPPINGS {
+                if desk.deliver(MAX_DELIVERED).is_err() {
+                    break;
+                }
+            }
         }
+    }
+
+    /// Tells what the trace has to say of requests that were begun.
+    pub(crate) fn tell_begun(&self) {
+        self.connection.tell();
     }
 
     /// Ready to be read when

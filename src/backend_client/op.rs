@@ -312,7 +312,10 @@ impl BackendClient {
     /// A request that is acknowledged or not answered.
     pub(super) fn tell_op(&self, op: &Op<'_>) -> Result<()> {
         self.encode(op, |call| self.tell(call))?;
-        self.settle(op.effect());
+        self.remember(op.effect());
+        if let (Op::ResetDevice, Some(desk)) = (op, self.desk.get()) {
+            self.connection.while_unserved(|| desk.reset());
+        }
         Ok(())
     }
 
@@ -379,7 +382,11 @@ impl BackendClient {
             })?;
         Some(match outcome {
             Ok(answer) => {
-                self.settle(begun.effect);
+                if let (Effect::Reset, Some(desk)) = (begun.effect, self.desk.get()) {
+                    // Handlers hear of it in the next step.
+                    desk.reset_later();
+                }
+                self.remember(begun.effect);
                 Ok(answer)
             }
             Err(error) => Err(begun.name(error)),
@@ -392,7 +399,7 @@ impl BackendClient {
     }
 
     /// What a request that was answered with success has changed.
-    fn settle(&self, effect: Effect) {
+    fn remember(&self, effect: Effect) {
         match effect {
             Effect::Acked(features) => self.negotiated.set_acked(features),
             Effect::Owner => self.negotiated.set_owner(true),
@@ -401,12 +408,7 @@ impl BackendClient {
                 self.negotiated.set_protocol(features);
             }
             Effect::Memory => self.negotiated.set_memory(),
-            Effect::Reset => {
-                self.negotiated.reset_device();
-                if let Some(desk) = self.desk.get() {
-                    self.connection.while_unserved(|| desk.reset());
-                }
-            }
+            Effect::Reset => self.negotiated.reset_device(),
             _ => {}
         }
     }

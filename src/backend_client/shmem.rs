@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use std::collections::BTreeMap;
 
 /// Most mappings at once; a virtio-fs window of 128 GiB has as many of 2 MiB.
-const MAX_MAPPINGS: usize = 1 << 16;
+pub(super) const MAX_MAPPINGS: usize = 1 << 16;
 /// The only flag: the mapping may be written.
 const WRITABLE: u64 = 1;
 

@@ -1,12 +1,13 @@
 //! The shell for an event loop: requests are begun, bytes move by steps that never
 //! wait, and outcomes are there when they are there.
+//!
+//! The caller's functions run inside [`step`](Connection::step) and
+//! [`tell`](Connection::tell) only, so that whoever begins requests may hold a lock.
 
 use super::machine::{Reply, Ticket};
-use super::{Connection, Expect, Outgoing, State};
+use super::{Connection, Expect, Outgoing};
 use crate::error::{Error, Result};
-use crate::message::Request;
 use crate::socket::Watch;
-use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 
 /// How often one step reads: each read brings one message or many.
@@ -17,7 +18,7 @@ const MAX_READS: usize = 64;
 pub(crate) struct Pending {
     /// What is waited for, and what came before it for its sake.
     ticket: Ticket,
-    first: Option<(Ticket, Request)>,
+    first: Option<Ticket>,
     expect: Option<Expect>,
 }
 
@@ -41,10 +42,9 @@ impl Connection {
     /// Begins a request, with a reply or without one.
     pub(crate) fn begin(&self, out: &Outgoing<'_>, expect: Option<Expect>) -> Result<Pending> {
         let mut state = self.enter()?;
-        let ticket = self.submit(&mut state, out, expect);
-        drop(self.emit(state));
+        let ticket = self.submit(&mut state, out, expect)?;
         Ok(Pending {
-            ticket: ticket?,
+            ticket,
             first: None,
             expect,
         })
@@ -59,24 +59,14 @@ impl Connection {
         expect: Expect,
     ) -> Result<Pending> {
         let mut state = self.enter()?;
-        let tickets = self.submit(&mut state, out, None).and_then(|first| {
-            let second = self.submit(&mut state, barrier, Some(expect));
-            match second {
-                Ok(second) => {
-                    state.machine.is_barrier(second, out.request);
-                    Ok((first, second))
-                }
-                Err(error) => {
-                    state.machine.disown(first);
-                    Err(error)
-                }
-            }
-        });
-        drop(self.emit(state));
-        let (first, second) = tickets?;
+        let first = self.submit(&mut state, out, None)?;
+        let second = self
+            .submit(&mut state, barrier, Some(expect))
+            .inspect_err(|_| state.machine.disown(first))?;
+        state.machine.is_barrier(second, out.request);
         Ok(Pending {
             ticket: second,
-            first: Some((first, out.request)),
+            first: Some(first),
             expect: None,
         })
     }
@@ -84,7 +74,7 @@ impl Connection {
     /// Sends and receives what can be at once, and serves some of what the
     /// back-end asks.
     pub(crate) fn step(&self) -> Result<()> {
-        let mut state = self.enter()?;
+        let mut state = self.emit(self.enter()?);
         state.machine.flush(self.fd());
         for _ in 0..MAX_READS {
             if state.machine.lost() || !state.machine.receive(self.fd()) {
@@ -103,7 +93,7 @@ impl Connection {
         decode: impl FnOnce(Outcome<'_>) -> Result<T>,
     ) -> Option<Result<T>> {
         let mut state = self.lock();
-        let first = pending.first.map(|(first, _)| first);
+        let first = pending.first;
         if !state.machine.done(pending.ticket)
             || first.is_some_and(|first| !state.machine.done(first))
         {
@@ -117,20 +107,19 @@ impl Connection {
                 Some(_) => Outcome::Reply(reply),
             })
         });
-        let state = self.left(state);
-        drop(self.emit(state));
+        self.leave(&mut state);
         Some(sent.and(result))
     }
 
-    fn left<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.leave(&mut state);
-        state
+    /// Tells what the trace has to say of what was begun.
+    pub(crate) fn tell(&self) {
+        drop(self.emit(self.lock()));
     }
 
     /// Gives a request up whose deadline has passed.
     pub(crate) fn overdue(&self, pending: &Pending) -> Error {
         let mut state = self.lock();
-        if let Some((first, _)) = pending.first {
+        if let Some(first) = pending.first {
             state.machine.disown(first);
         }
         self.give_up(&mut state, pending.ticket)

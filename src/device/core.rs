@@ -82,6 +82,17 @@ pub(super) enum Mode {
     Fencing(Fence, Refused),
 }
 
+/// Where a ring was when it was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Stood {
+    /// It never ran.
+    #[default]
+    Nowhere,
+    At(u32),
+    /// It is being stopped, or was lost while it ran.
+    Unknown,
+}
+
 /// The back-end said no, and will hardly think better of it soon.
 pub(super) type Refused = bool;
 
@@ -95,8 +106,7 @@ pub(super) struct Core {
     pub(super) mode: Mode,
     pub(super) wanted: Wanted,
     pub(super) kept: Vec<Option<Kept>>,
-    /// Where each ring was when it was stopped.
-    pub(super) bases: Vec<Option<u32>>,
+    pub(super) stood: Vec<Stood>,
     pub(super) starts: u64,
     pub(super) generation: u64,
     pub(super) applied: Option<u64>,
@@ -107,6 +117,8 @@ pub(super) struct Core {
     /// What is offered, as the back-end told last.
     pub(super) offered: Option<u64>,
     pub(super) recovering: bool,
+    /// What this back-end lacks: another connection will hardly help.
+    pub(super) unfit: Option<Error>,
     /// An old back-end that may still write guest memory, which was not waited for.
     pub(super) ghost: Option<Fence>,
     pub(super) unfenced: bool,
@@ -157,6 +169,25 @@ impl Core {
     /// Something else is wanted from now on.
     pub(super) fn moved(&mut self) {
         self.generation = self.generation.saturating_add(1);
+    }
+
+    /// A ring is no longer wanted.
+    pub(super) fn unwant(&mut self, index: usize) {
+        let kept = self.kept.get_mut(index).and_then(Option::take);
+        if let Some(want) = self.wanted.rings.get_mut(index) {
+            *want = None;
+        }
+        let ran = self.live().is_some_and(|live| {
+            let ring = live.actual.rings.get(index);
+            ring.is_some_and(|ring| ring.kick)
+        });
+        if let (Some(kept), Some(stood)) = (kept, self.stood.get_mut(index)) {
+            *stood = match kept.origin {
+                // It never got to run.
+                Origin::At(base) if !ran => Stood::At(base),
+                _ => Stood::Unknown,
+            };
+        }
     }
 
     // ---- connections ----
@@ -279,7 +310,7 @@ impl Core {
     }
 
     /// The connection is of no further use.
-    pub(super) fn lose(&mut self, error: Error, poll: &Pollable, now: Instant) {
+    pub(super) fn lose(&mut self, error: Error, refused: Refused, poll: &Pollable, now: Instant) {
         let live = match std::mem::replace(&mut self.mode, Mode::Down) {
             Mode::Up(live) => live,
             mode => {
@@ -292,20 +323,32 @@ impl Core {
             if !actual.kick {
                 continue;
             }
-            if let Some(base) = self.bases.get_mut(index) {
-                *base = None;
+            if let Some(stood) = self.stood.get_mut(index) {
+                *stood = Stood::Unknown;
             }
-            if let Some(kept) = self.kept.get_mut(index).and_then(Option::as_mut) {
-                kept.origin = match recovery {
-                    Recovery::ResumeFromAvailable => Origin::Available,
-                    _ => Origin::Used,
-                };
+            let want = self.wanted.rings.get(index).copied().flatten();
+            let same = want.is_some_and(|want| Some(want.start) == actual.start);
+            match self.kept.get_mut(index) {
+                // What begins elsewhere still does.
+                Some(Some(kept)) if same || kept.origin == Origin::Stopped => {
+                    kept.origin = match recovery {
+                        Recovery::ResumeFromAvailable => Origin::Available,
+                        _ => Origin::Used,
+                    };
+                }
+                _ => {}
             }
         }
         if recovery != Recovery::Idle {
             self.recovering = true;
         }
-        let refused = matches!(error.class(), Class::Refused) || error.kind == Kind::NotNegotiated;
+        let mut error = error;
+        if error.kind == Kind::TimedOut && live.actual.offered.told().is_none() {
+            error.message = "the back-end took the connection and does not answer; \
+                             is it in use by another front-end?"
+                .into();
+        }
+        let refused = refused || matches!(error.class(), Class::Refused);
         let socket = live.client.read_notifier();
         forget(poll, socket);
         // Somebody who never saw memory cannot write it.
@@ -377,7 +420,9 @@ impl Core {
     /// Takes what was answered, and asks for what comes next.
     pub(super) fn advance(&mut self, poll: &Pollable, now: Instant) {
         if let Err(error) = self.answered(now).and_then(|()| self.ask(now)) {
-            self.lose(error, poll, now);
+            self.lose(error, false, poll, now);
+        } else if let Some(error) = self.unfit.take() {
+            self.lose(error, true, poll, now);
         }
     }
 
@@ -449,7 +494,8 @@ impl Core {
         let (step, answer) = step;
         let told = match (&step, answer) {
             (Step::GetConfig, Answer::Config(bytes)) => {
-                let first = self.live().is_some_and(|live| !live.connected);
+                // Not of what the guest has never seen.
+                let first = self.lives <= 1 && self.live().is_some_and(|live| !live.connected);
                 if self.config.update(&bytes) && !first {
                     self.tell(EventKind::ConfigChanged);
                 }
@@ -467,8 +513,8 @@ impl Core {
                 0
             }
             (Step::Ring(index, RingStep::Stop(_)), Answer::Base(base)) => {
-                if let Some(place) = self.bases.get_mut(*index) {
-                    *place = Some(base);
+                if let Some(stood) = self.stood.get_mut(*index) {
+                    *stood = Stood::At(base);
                 }
                 0
             }
@@ -511,7 +557,10 @@ impl Core {
                 return Ok(());
             }
             if !live.connected && live.actual.connected(&self.wanted) {
-                self.check_offer()?;
+                if let Err(error) = self.check_offer() {
+                    self.unfit = Some(error);
+                    return Ok(());
+                }
                 self.handshake_done();
                 continue;
             }
@@ -599,8 +648,8 @@ impl Core {
             if let Some(kept) = self.kept.get(index).and_then(Option::as_ref) {
                 let call = kept.call.as_deref();
                 for fd in [Some(&*kept.kick), call].into_iter().flatten() {
-                    socket::notify(fd.as_fd())
-                        .map_err(|errno| Error::os(errno, "cannot write a notification"))?;
+                    // One that cannot be written is nobody's but the caller's.
+                    let _ = socket::notify(fd.as_fd());
                 }
             }
         }
@@ -631,6 +680,7 @@ impl Core {
         }
         let client = &live.client;
         let kept = |index: usize| self.kept.get(index).and_then(Option::as_ref);
+        let stood = |index: usize| self.stood.get(index).copied().unwrap_or_default();
         let default = Timeout::Default;
         let begun = match &step {
             Step::OpenChannel => client.begin_channel(Arc::clone(&self.handler)),
@@ -650,13 +700,20 @@ impl Core {
                 client.begin(&op, default)
             }
             Step::Ring(index, part) => match kept(*index) {
-                Some(kept) => begin_ring(client, *index, *part, kept, live.actual.packed()),
+                Some(kept) => {
+                    let packed = live.actual.packed();
+                    begin_ring(client, *index, *part, kept, stood(*index), packed)
+                }
                 None => Err(lost_track()),
             },
             plain => client.begin(&plain_op(plain, &self.wanted)?, default),
         }?;
-        if let Step::Ring(index, RingStep::Kick) = &step {
-            live.started.push(*index);
+        // An interrupt may have gone to the call descriptor of before.
+        let swapped = |ring: usize| live.actual.rings.get(ring).is_some_and(|ring| ring.kick);
+        match &step {
+            Step::Ring(index, RingStep::Kick) => live.started.push(*index),
+            Step::Ring(index, RingStep::Call) if swapped(*index) => live.started.push(*index),
+            _ => {}
         }
         live.actual.begun(&step, &self.wanted);
         live.under_way.push_back(UnderWay {
@@ -665,11 +722,6 @@ impl Core {
             since: now,
         });
         Ok(())
-    }
-
-    /// A reset drops the in-flight buffer.
-    pub(super) fn forget_inflight(&mut self) {
-        self.buffer = None;
     }
 
     // ---- waiting ----
@@ -774,6 +826,7 @@ fn begin_ring(
     index: usize,
     part: RingStep,
     kept: &Kept,
+    stood: Stood,
     packed: bool,
 ) -> Result<Begun> {
     let index = number(index);
@@ -787,9 +840,11 @@ fn begin_ring(
         }),
         RingStep::Base => {
             let text = "where the ring stands cannot be read any more";
-            let num = kept
-                .base(packed)
-                .ok_or_else(|| Error::new(Kind::State, text).ring(index))?;
+            let num = match (kept.origin, stood) {
+                (Origin::Stopped, Stood::At(base)) => Some(base),
+                _ => kept.base(packed),
+            };
+            let num = num.ok_or_else(|| Error::new(Kind::State, text).ring(index))?;
             Op::SetVringBase(VringState { index, num })
         }
         RingStep::Addr => Op::SetVringAddr(&kept.addr),

@@ -341,7 +341,11 @@ impl Actual {
             return Next::Do(self.reset());
         }
         let Some(features) = features else {
-            return Next::Nothing;
+            // Reset: what was shared still is, and may be taken away.
+            return match self.memory.as_ref().filter(|sent| sent.any()) {
+                Some(sent) => Self::share(sent, wanted).unwrap_or(Next::Nothing),
+                None => Next::Nothing,
+            };
         };
         if self.features != Some(features) {
             return Next::Do(Step::SetFeatures(features));
@@ -349,15 +353,18 @@ impl Actual {
         if self.agreed(ProtocolFeatures::STATUS) && self.status & status::AGREED != status::AGREED {
             return Next::Do(Step::SetStatus(status::AGREED));
         }
-        if let Some(sent) = &self.memory {
-            if let Some(step) = memory::next(sent, &wanted.memory) {
-                return Next::Do(Step::Memory(step));
-            }
+        let sent = self.memory.as_ref();
+        if let Some(next) = sent.and_then(|sent| Self::share(sent, wanted)) {
+            return next;
         }
         match wanted.held {
             true => Next::Nothing,
             false => self.starts(wanted),
         }
+    }
+
+    fn share(sent: &Sent, wanted: &Wanted) -> Option<Next> {
+        memory::next(sent, &wanted.memory).map(|step| Next::Do(Step::Memory(step)))
     }
 
     fn with_ours(&self, features: u64) -> u64 {

@@ -70,6 +70,8 @@ impl std::fmt::Debug for Ring<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
     At(u32),
+    /// Where the ring was stopped, which is not known before that is done.
+    Stopped,
     Used,
     Available,
 }
@@ -100,6 +102,7 @@ impl Kept {
         let indices = self.indices.as_ref();
         match self.origin {
             Origin::At(base) => Some(base),
+            Origin::Stopped => None,
             Origin::Used => {
                 let used = u32::from(indices?.used()?);
                 Some(match packed {
@@ -118,7 +121,7 @@ impl Kept {
             return false;
         };
         match origin {
-            Origin::At(_) => true,
+            Origin::At(_) | Origin::Stopped => true,
             Origin::Used => indices.used().is_some(),
             Origin::Available => indices.available().is_some(),
         }
