@@ -8,6 +8,7 @@ mod config;
 mod core;
 mod event;
 mod fence;
+mod group;
 mod link;
 pub(crate) mod memfd;
 pub(crate) mod memory;
@@ -26,9 +27,7 @@ use self::ring::{Kept, Origin};
 use crate::backend_client::{BackendHandler, HostNotifier, Timeout, Uuid};
 use crate::connection::{Counters, ThreadMark, TraceSink};
 use crate::error::{Error, Kind, Result};
-use crate::message::{
-    BackendRequest, Iotlb, ProtocolFeatures, SHMEM_REGIONS, ShmemArea, VringAddr, virtio,
-};
+use crate::message::{BackendRequest, Iotlb, ProtocolFeatures, SHMEM_REGIONS, ShmemArea, virtio};
 use crate::socket::{self, Alarm, Bell, Credentials, Deadline, Pollable};
 use nix::errno::Errno;
 use std::collections::VecDeque;
@@ -38,6 +37,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use event::{Event, EventKind, Recovery};
+pub use group::{MemoryGroup, MemoryState};
 pub use link::{Peer, Policy};
 pub use memory::GuestRegion as Region;
 pub use options::{DeviceOptions, OnUnfenced, OutOfOrder};
@@ -109,6 +109,8 @@ pub struct Device {
     /// The number of the thread that drives the connection, without the lock; 0 for
     /// none.
     driving: AtomicUsize,
+    /// Another one wanted to meanwhile.
+    missed: AtomicBool,
     /// Threads in [`wait`](Self::wait).
     waiting: Mutex<Vec<Arc<Bell>>>,
     /// Ready when there is something to do on a socket.
@@ -199,7 +201,7 @@ struct Driving<'a>(&'a AtomicUsize);
 
 impl Drop for Driving<'_> {
     fn drop(&mut self) {
-        self.0.store(0, Ordering::Release);
+        self.0.store(0, Ordering::SeqCst);
     }
 }
 
@@ -211,6 +213,11 @@ impl Drop for Waiting<'_> {
         let mut waiting = self.0.waiters();
         waiting.retain(|bell| !Arc::ptr_eq(bell, &self.1));
     }
+}
+
+fn held() -> Error {
+    let text = "rings that ran when the back-end was lost wait for a reset of the device";
+    Error::new(Kind::State, text)
 }
 
 fn busy(text: &'static str) -> Error {
@@ -257,6 +264,7 @@ impl Device {
             buffer: None,
             lives: 0,
             recovering: false,
+            memory_refused: false,
             unfit: None,
             ghost: None,
             unfenced: false,
@@ -268,6 +276,7 @@ impl Device {
             core: Mutex::new(core),
             config,
             driving: AtomicUsize::new(0),
+            missed: AtomicBool::new(false),
             waiting: Mutex::new(Vec::new()),
             traffic: Pollable::new().map_err(made)?,
             alarm: Alarm::new().map_err(made)?,
@@ -314,25 +323,34 @@ impl Device {
     /// [`Kind::TimedOut`], and with [`Kind::State`] where rings wait for a reset of
     /// the device.
     pub fn wait(&self, timeout: Timeout) -> Result<()> {
+        self.wait_until(timeout, |core| {
+            if core.wanted.held && core.wanted.rings.iter().any(Option::is_some) {
+                return Some(Err(held()));
+            }
+            core.settled().then_some(Ok(()))
+        })
+    }
+
+    /// Drives until there is a result.
+    fn wait_until(
+        &self,
+        timeout: Timeout,
+        result: impl Fn(&Core) -> Option<Result<()>>,
+    ) -> Result<()> {
         let deadline = Deadline::after(timeout.or(DEFAULT_WAIT));
         let made = |errno| Error::os(errno, "cannot make what the device waits with");
         let bell = Arc::new(Bell::new().map_err(made)?);
         self.waiters().push(Arc::clone(&bell));
         let waiting = Waiting(self, bell);
         loop {
-            self.turn()?;
+            let drove = self.turn()?;
             waiting.1.silence();
             let core = self.lock();
             if self.closed.load(Ordering::Acquire) {
                 return Err(Error::new(Kind::Canceled, "the device is being closed"));
             }
-            if core.wanted.held && core.wanted.rings.iter().any(Option::is_some) {
-                let text =
-                    "rings that ran when the back-end was lost wait for a reset of the device";
-                return Err(Error::new(Kind::State, text));
-            }
-            if core.settled() {
-                return Ok(());
+            if let Some(result) = result(&core) {
+                return result;
             }
             if deadline.passed() {
                 let what = match &core.mode {
@@ -344,31 +362,48 @@ impl Device {
             }
             let now = Instant::now();
             let until = match core.due(now) {
-                Some(due) => deadline.no_later_than(due.saturating_duration_since(now)),
-                None => deadline,
+                Some(due) if drove => deadline.no_later_than(due.saturating_duration_since(now)),
+                _ => deadline,
             };
             drop(core);
-            socket::wait(
-                [readable(self.traffic.fd()), readable(waiting.1.fd())],
-                until,
-            )
-            .map_err(|errno| Error::os(errno, "cannot wait for the back-end"))?;
+            // What another thread is at stays readable as long as it is.
+            let bell = readable(waiting.1.fd());
+            let traffic = if drove {
+                readable(self.traffic.fd())
+            } else {
+                bell
+            };
+            socket::wait([traffic, bell], until)
+                .map_err(|errno| Error::os(errno, "cannot wait for the back-end"))?;
         }
     }
 
-    /// One step of everything.
-    fn turn(&self) -> Result<()> {
+    /// One step of everything, unless another thread is at it: whether it is not.
+    /// That wakes who waits here, when it is done.
+    fn turn(&self) -> Result<bool> {
         let here = ThreadMark::here().number();
-        let order = (Ordering::Acquire, Ordering::Relaxed);
-        match self.driving.compare_exchange(0, here, order.0, order.1) {
-            Ok(_) => {}
-            Err(driver) if driver == here => {
-                let text = "this call may not be made by a function that the library has called";
-                return Err(Error::new(Kind::State, text));
+        // Once more after the flag is set: who drives looks at it last.
+        for _ in 0..2 {
+            let (free, order) = (0, Ordering::SeqCst);
+            match self.driving.compare_exchange(free, here, order, order) {
+                Ok(_) => {
+                    self.drive();
+                    if self.missed.swap(false, Ordering::SeqCst) {
+                        self.wake();
+                    }
+                    return Ok(true);
+                }
+                Err(driver) if driver == here => {
+                    let text = "this call may not be made by a function that the library calls";
+                    return Err(Error::new(Kind::State, text));
+                }
+                Err(_) => self.missed.store(true, Ordering::SeqCst),
             }
-            // Another thread does it.
-            Err(_) => return Ok(()),
         }
+        Ok(false)
+    }
+
+    fn drive(&self) {
         let driving = Driving(&self.driving);
         let mut core = self.lock();
         let before = core.stage();
@@ -400,7 +435,6 @@ impl Device {
         if moved {
             self.wake();
         }
-        Ok(())
     }
 
     /// Threads that wait look again.
@@ -526,33 +560,67 @@ impl Device {
         allow_gap: bool,
         change: impl FnOnce(&mut MemoryList) -> Result<()>,
     ) -> Result<()> {
-        let mut core = self.lock();
+        let core = self.lock();
         let mut memory = core.wanted.memory.clone();
         change(&mut memory)?;
+        Self::check_change(&core, &memory, allow_gap)?;
+        self.share(core, memory);
+        Ok(())
+    }
+
+    /// Whether a list could be [applied](Self::apply_memory).
+    pub(crate) fn check_memory(&self, memory: &MemoryList, allow_gap: bool) -> Result<()> {
+        Self::check_change(&self.lock(), memory, allow_gap)
+    }
+
+    /// What was checked is wanted from now on.
+    pub(crate) fn apply_memory(&self, memory: &MemoryList) {
+        self.share(self.lock(), memory.clone());
+    }
+
+    fn share(&self, mut core: MutexGuard<'_, Core>, memory: MemoryList) {
+        core.wanted.memory = memory;
+        core.memory_refused = false;
+        self.moved(core);
+    }
+
+    fn check_change(core: &Core, memory: &MemoryList, allow_gap: bool) -> Result<()> {
         if let Some(live) = core.live() {
             if live.connected {
-                memory::fits(&memory, Self::limits(live))?;
+                memory::fits(memory, Self::limits(live))?;
             }
             let sent = live.actual.memory.as_ref();
-            let changes = sent.and_then(|sent| memory::changes_live(sent, &memory));
+            let changes = sent.and_then(|sent| memory::changes_live(sent, memory));
             if let (Some(region), true, false) = (changes, live.actual.running(), allow_gap) {
                 let text = format!("{region}, would change while rings run");
                 return Err(Error::new(Kind::Argument(Errno::EBUSY), text));
             }
         }
         // Rings that are to run need their memory, whoever is there now.
+        let features = core.wanted.features.unwrap_or_default();
         for kept in core.kept.iter().flatten() {
-            let features = core.wanted.features.unwrap_or_default();
-            if features & 1_u64.wrapping_shl(virtio::F_ACCESS_PLATFORM) == 0
-                && memory::covers(&memory, kept.addr.descriptor, 1).is_none()
-            {
-                let text = format!("ring {} lies in what would be taken away", kept.addr.index);
-                return Err(Error::new(Kind::Argument(Errno::EBUSY), text).ring(kept.addr.index));
+            if !ring::lies_in(kept, features, memory) {
+                let index = kept.addr.index;
+                let text = format!("ring {index} lies in what would be taken away");
+                return Err(Error::new(Kind::Argument(Errno::EBUSY), text).ring(index));
             }
         }
-        core.wanted.memory = memory;
-        self.moved(core);
         Ok(())
+    }
+
+    /// How far the back-end has got with the memory that is wanted.
+    pub fn memory_state(&self) -> MemoryState {
+        self.lock().memory_state()
+    }
+
+    /// Waits until the memory is not [`MemoryState::Pending`]; whether it is not.
+    pub(crate) fn wait_for_memory(&self, timeout: Timeout) -> Result<bool> {
+        let told = |core: &Core| (core.memory_state() != MemoryState::Pending).then_some(Ok(()));
+        match self.wait_until(timeout, told) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind == Kind::TimedOut => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn limits(live: &Live) -> Limits {
@@ -565,21 +633,23 @@ impl Device {
     /// Whether the back-end could hold these regions; without one, whether any
     /// could.
     pub fn memory_fits(&self, regions: Vec<GuestRegion>) -> Result<()> {
-        let list = MemoryList::new(regions)?;
+        self.fits(&MemoryList::new(regions)?)
+    }
+
+    pub(crate) fn fits(&self, list: &MemoryList) -> Result<()> {
         let core = self.lock();
         let unknown = Limits {
             slots: None,
             configure: true,
         };
-        memory::fits(&list, core.live().map_or(unknown, Self::limits))
+        memory::fits(list, core.live().map_or(unknown, Self::limits))
     }
 
     /// Starts rings that do not run, all or none of them.
     pub fn start(&self, rings: &[Ring<'_>]) -> Result<()> {
         let mut core = self.lock();
         if core.wanted.held {
-            let text = "rings that ran when the back-end was lost wait for a reset of the device";
-            return Err(Error::new(Kind::State, text));
+            return Err(held());
         }
         let Some(features) = core.wanted.features else {
             let text = "features come first";
@@ -656,14 +726,7 @@ impl Device {
             kept.map(Arc::new)
         };
         Ok(Kept {
-            addr: VringAddr {
-                index: ring.index,
-                flags: 0,
-                descriptor: ring.descriptor,
-                used: ring.used,
-                available: ring.available,
-                log: 0,
-            },
+            addr: ring::addr_of(ring),
             size: ring.size,
             origin,
             kick: keep(ring.kick)?,

@@ -21,8 +21,8 @@ pub use backend_client::{
 };
 pub use connection::{Counters, OnTimeout, TraceRecord, TraceSink};
 pub use device::{
-    Base, Device, DeviceInfo, DeviceOptions, Event, EventKind, OnUnfenced, OutOfOrder, Peer,
-    Policy, Quiet, Recovery, Region, Ring, RingIndices, StopMode,
+    Base, Device, DeviceInfo, DeviceOptions, Event, EventKind, MemoryGroup, MemoryState,
+    OnUnfenced, OutOfOrder, Peer, Policy, Quiet, Recovery, Region, Ring, RingIndices, StopMode,
 };
 pub use error::{Class, Error, Kind, Phase, Result, class_of, code};
 pub use socket::Credentials;

@@ -8,7 +8,7 @@ use super::fence::{Fence, Fenced};
 use super::link::{Happened, Link};
 use super::plan::{self, Actual, Drain, InflightKey, Next, RingStep, Step, Wanted};
 use super::ring::{Kept, Origin};
-use super::{DeviceOptions, OnUnfenced, OutOfOrder};
+use super::{DeviceOptions, MemoryState, OnUnfenced, OutOfOrder, memory};
 use crate::backend_client::{Answer, BackendClient, BackendHandler, Begun, Op, Timeout};
 use crate::connection::TraceSink;
 use crate::error::{Class, Error, Kind, Phase, Result};
@@ -117,6 +117,8 @@ pub(super) struct Core {
     /// What is offered, as the back-end told last.
     pub(super) offered: Option<u64>,
     pub(super) recovering: bool,
+    /// A back-end refused the memory that is wanted.
+    pub(super) memory_refused: bool,
     /// What this back-end lacks: another connection will hardly help.
     pub(super) unfit: Option<Error>,
     /// An old back-end that may still write guest memory, which was not waited for.
@@ -187,6 +189,34 @@ impl Core {
                 Origin::At(base) if !ran => Stood::At(base),
                 _ => Stood::Unknown,
             };
+        }
+    }
+
+    /// How far the back-end has got with the memory that is wanted.
+    pub(super) fn memory_state(&self) -> MemoryState {
+        match &self.mode {
+            _ if self.unfenced => MemoryState::Unconfirmed,
+            Mode::Fencing(..) => MemoryState::Pending,
+            Mode::Down | Mode::Up(_) if self.memory_refused => MemoryState::Failed,
+            Mode::Down => MemoryState::Absent,
+            Mode::Up(live) => {
+                let sent = live.actual.memory.as_ref();
+                let told = sent.is_some_and(|sent| {
+                    memory::next(sent, &self.wanted.memory).is_none()
+                        && !sent.stale(&self.wanted.memory)
+                });
+                match told && !live.memory_under_way() {
+                    true => MemoryState::Applied,
+                    // It has none before the features are agreed.
+                    false
+                        if self.wanted.features.is_none()
+                            && sent.is_none_or(|sent| !sent.any()) =>
+                    {
+                        MemoryState::Absent
+                    }
+                    false => MemoryState::Pending,
+                }
+            }
         }
     }
 
@@ -483,11 +513,9 @@ impl Core {
                 return Ok(());
             }
             (What::Step(step), Err(error)) => {
-                return Err(match step {
-                    // The rust-vmm back-ends hang up over what they do not like.
-                    Step::Memory(_) => error.during(Phase::Reply),
-                    _ => error,
-                });
+                self.memory_refused =
+                    matches!(step, Step::Memory(_)) && matches!(error.class(), Class::Refused);
+                return Err(error);
             }
             (What::Step(step), Ok(answer)) => (step, answer),
         };

@@ -136,10 +136,21 @@ pub(super) const fn new_base(packed: bool) -> u32 {
     }
 }
 
+pub(super) fn addr_of(ring: &Ring<'_>) -> VringAddr {
+    VringAddr {
+        index: ring.index,
+        flags: 0,
+        descriptor: ring.descriptor,
+        used: ring.used,
+        available: ring.available,
+        log: 0,
+    }
+}
+
 /// The parts of a ring: name, address, bytes, alignment. The rust-vmm back-ends
 /// hang up on an alignment that is wrong.
-fn parts(ring: &Ring<'_>, packed: bool) -> [(&'static str, u64, u64, u64); 3] {
-    let size = u64::from(ring.size);
+fn parts(ring: &VringAddr, size: u32, packed: bool) -> [(&'static str, u64, u64, u64); 3] {
+    let size = u64::from(size);
     let of = |each: u64, more: u64| size.saturating_mul(each).saturating_add(more);
     match packed {
         true => [
@@ -154,6 +165,16 @@ fn parts(ring: &Ring<'_>, packed: bool) -> [(&'static str, u64, u64, u64); 3] {
             ("used ring", ring.used, of(8, 6), 4),
         ],
     }
+}
+
+/// Whether a ring that is to run lies in this memory.
+pub(super) fn lies_in(kept: &Kept, features: u64, memory: &MemoryList) -> bool {
+    let has = |bit: u32| features & 1_u64.wrapping_shl(bit) != 0;
+    // An address for an IOMMU is no place in memory.
+    has(virtio::F_ACCESS_PLATFORM)
+        || parts(&kept.addr, kept.size, has(virtio::F_RING_PACKED))
+            .iter()
+            .all(|(_, addr, len, _)| memory::covers(memory, *addr, *len).is_some())
 }
 
 /// Checks that a ring lies in memory, as back-ends insist.
@@ -174,7 +195,7 @@ pub(super) fn check(ring: &Ring<'_>, features: u64, memory: &MemoryList) -> Resu
             }
         )));
     }
-    for (name, addr, len, alignment) in parts(ring, packed) {
+    for (name, addr, len, alignment) in parts(&addr_of(ring), ring.size, packed) {
         if addr.checked_rem(alignment) != Some(0) {
             let text = format!("the {name} at {addr:#x} is not aligned to {alignment}");
             return Err(Error::invalid(text));

@@ -41,7 +41,7 @@ impl RingIndices for Stand {
 
 pub struct Vmm {
     pub place: Place,
-    pub device: Device,
+    pub device: Arc<Device>,
     pub memory: Rc<GuestMemory>,
     pub rings: Vec<BlkRing>,
     /// What the device was told of each ring's place.
@@ -95,7 +95,7 @@ impl Vmm {
         let memory = GuestMemory::new(1 << 20);
         let number = |_| Arc::new(AtomicU16::new(0));
         Self {
-            device: Device::open(peer, options).unwrap(),
+            device: Arc::new(Device::open(peer, options).unwrap()),
             rings: (0..rings)
                 .map(|index| BlkRing::new(&memory, layout, index, RING_SIZE))
                 .collect(),
