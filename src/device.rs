@@ -23,7 +23,7 @@ use self::core::{Core, Live, Mode, Stood, readable};
 use self::event::Events;
 use self::memory::{GuestRegion, Limits, MemoryList};
 use self::plan::{Drain, RingWanted, Wanted};
-use self::ring::{Kept, Origin};
+use self::ring::{CanTell, Kept, Origin};
 use crate::backend_client::{BackendHandler, HostNotifier, Timeout, Uuid};
 use crate::connection::{Counters, ThreadMark, TraceSink};
 use crate::error::{Error, Kind, Result};
@@ -241,6 +241,7 @@ impl Device {
         let rings = usize::try_from(options.rings()).unwrap_or_default();
         let wanted = Wanted {
             protocol: options.protocol_features,
+            num_rings: options.num_rings,
             channel: options.handler.is_some() || options.config_size > 0,
             config_size: options.config_size,
             rings: vec![None; rings],
@@ -408,6 +409,20 @@ impl Device {
         let mut core = self.lock();
         let before = core.stage();
         core.transport(&self.traffic, Instant::now());
+        if core.live().is_some_and(|live| !live.placed) {
+            let unplaced = core.unplaced();
+            drop(core);
+            let read = |(index, origin, indices): (usize, Origin, Arc<dyn RingIndices>)| {
+                let place = match origin {
+                    Origin::Available => indices.available(),
+                    _ => indices.used(),
+                };
+                (index, origin, place)
+            };
+            let places: Vec<_> = unplaced.into_iter().map(read).collect();
+            core = self.lock();
+            core.place(&places);
+        }
         let client = core.live().map(|live| Arc::clone(&live.client));
         if let Some(client) = client {
             // What was asked for meanwhile, in one go with what is there.
@@ -647,6 +662,7 @@ impl Device {
 
     /// Starts rings that do not run, all or none of them.
     pub fn start(&self, rings: &[Ring<'_>]) -> Result<()> {
+        let can_tell: Vec<_> = rings.iter().map(CanTell::of).collect();
         let mut core = self.lock();
         if core.wanted.held {
             return Err(held());
@@ -657,15 +673,20 @@ impl Device {
         };
         let packed = features & 1_u64.wrapping_shl(virtio::F_RING_PACKED) != 0;
         let mut starts = Vec::with_capacity(rings.len());
-        for ring in rings {
+        for (ring, can_tell) in rings.iter().zip(can_tell) {
             let kept = self
-                .keep(&core, ring, features, packed)
+                .keep(&core, ring, can_tell, features, packed)
                 .map_err(|error| error.ring(ring.index))?;
             let index = usize::try_from(ring.index).unwrap_or(usize::MAX);
             if starts.iter().any(|(other, _)| *other == index) {
                 return Err(Error::invalid("a ring is there twice").ring(ring.index));
             }
             starts.push((index, kept));
+        }
+        if !core.buffer_holds(&starts) {
+            let text =
+                "more or larger rings than the in-flight buffer of those that run has room for";
+            return Err(busy(text));
         }
         for (index, kept) in starts {
             core.starts = core.starts.saturating_add(1);
@@ -688,7 +709,14 @@ impl Device {
     }
 
     /// Checks a ring, and duplicates what is kept of it.
-    fn keep(&self, core: &Core, ring: &Ring<'_>, features: u64, packed: bool) -> Result<Kept> {
+    fn keep(
+        &self,
+        core: &Core,
+        ring: &Ring<'_>,
+        can_tell: CanTell,
+        features: u64,
+        packed: bool,
+    ) -> Result<Kept> {
         let index = usize::try_from(ring.index).unwrap_or(usize::MAX);
         let Some(place) = core.kept.get(index) else {
             let rings = core.kept.len();
@@ -733,6 +761,7 @@ impl Device {
             call: ring.call.map(keep).transpose()?,
             err: ring.err.map(keep).transpose()?,
             indices: ring.indices.clone(),
+            can_tell,
         })
     }
 

@@ -8,8 +8,8 @@ use crate::message::{
     self, ConfigHeader, Inflight, MAX_CONFIG_SIZE, MemRegion, ProtocolFeatures, Request,
     SHMEM_REGIONS, ShmemConfig, VringAddr, VringState,
 };
-use crate::socket::Deadline;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// A request; everything is borrowed for the call that begins it.
@@ -153,7 +153,7 @@ pub(crate) struct Begun {
     effect: Effect,
     request: Request,
     ring: Option<u32>,
-    deadline: Deadline,
+    timeout: Option<Duration>,
 }
 
 impl Begun {
@@ -161,9 +161,10 @@ impl Begun {
         self.request
     }
 
-    /// How long it may take.
-    pub(crate) fn deadline(&self) -> Deadline {
-        self.deadline
+    /// How long it may take, from when the one before it was answered; `None`: for
+    /// ever.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.timeout
     }
 }
 
@@ -336,7 +337,6 @@ impl BackendClient {
     /// Begins a request; [`outcome`](Self::outcome) has what became of it.
     pub(crate) fn begin(&self, op: &Op<'_>, timeout: Timeout) -> Result<Begun> {
         self.encode(op, |call| {
-            let after = timeout.or(self.timeouts.of(call.info.wait));
             let pending = self.checked(call, |_| match call.info.reply {
                 message::Reply::Always(_) => {
                     let expect = Self::expect(call)?;
@@ -363,7 +363,7 @@ impl BackendClient {
                 effect: op.effect(),
                 request: op.request(),
                 ring: op.ring(),
-                deadline: Deadline::after(after),
+                timeout: timeout.or(self.timeouts.of(call.info.wait)),
             })
         })
     }

@@ -7,12 +7,14 @@ use super::event::{Event, EventKind, Events, Recovery};
 use super::fence::{Fence, Fenced};
 use super::link::{Happened, Link};
 use super::plan::{self, Actual, Drain, InflightKey, Next, RingStep, Step, Wanted};
-use super::ring::{Kept, Origin};
+use super::ring::{self, Kept, Origin, RingIndices};
 use super::{DeviceOptions, MemoryState, OnUnfenced, OutOfOrder, memory};
 use crate::backend_client::{Answer, BackendClient, BackendHandler, Begun, Op, Timeout};
 use crate::connection::TraceSink;
 use crate::error::{Class, Error, Kind, Phase, Result};
-use crate::message::{ConfigHeader, Inflight, ProtocolFeatures, SHMEM_REGIONS, VringState, virtio};
+use crate::message::{
+    ConfigHeader, Inflight, ProtocolFeatures, Request, SHMEM_REGIONS, VringState, virtio,
+};
 use crate::socket::{self, Pollable, Watch};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -41,7 +43,14 @@ pub(super) struct Buffer {
 struct UnderWay {
     what: What,
     begun: Begun,
+    /// Since when it is the one that the back-end works at.
     since: Instant,
+}
+
+impl UnderWay {
+    fn due(&self) -> Option<Instant> {
+        self.since.checked_add(self.begun.timeout()?)
+    }
 }
 
 /// What it is for.
@@ -62,6 +71,8 @@ pub(super) struct Live {
     /// Rings that were started, whose descriptors are to be written.
     started: Vec<usize>,
     stalled: bool,
+    /// Where rings stand has been read, if they ran before.
+    pub(super) placed: bool,
     pub(super) shmem: [u64; SHMEM_REGIONS],
 }
 
@@ -220,6 +231,20 @@ impl Core {
         }
     }
 
+    /// Whether the in-flight buffer, if rings depend on it, has room for these as
+    /// well.
+    pub(super) fn buffer_holds(&self, starts: &[(usize, Kept)]) -> bool {
+        let Some(buffer) = &self.buffer else {
+            return true;
+        };
+        let depends = self.kept.iter().any(Option::is_some);
+        !depends
+            || starts.iter().all(|(index, kept)| {
+                usize::from(buffer.key.num_queues) > *index
+                    && u32::from(buffer.key.queue_size) >= kept.size
+            })
+    }
+
     // ---- connections ----
 
     /// Gets or loses a connection, as far as that needs no waiting.
@@ -321,6 +346,7 @@ impl Core {
                     connected: false,
                     started: Vec::new(),
                     stalled: false,
+                    placed: !self.kept.iter().flatten().any(Kept::unplaced),
                     shmem: [0; SHMEM_REGIONS],
                 }));
                 self.lives = self.lives.saturating_add(1);
@@ -447,6 +473,42 @@ impl Core {
 
     // ---- requests ----
 
+    /// The rings whose place has to be read, now that nobody moves it any more; and
+    /// who knows it.
+    pub(super) fn unplaced(&self) -> Vec<(usize, Origin, Arc<dyn RingIndices>)> {
+        let kept = self.kept.iter().enumerate();
+        kept.filter_map(|(index, kept)| {
+            let kept = kept.as_ref().filter(|kept| kept.unplaced())?;
+            Some((index, kept.origin, Arc::clone(kept.indices.as_ref()?)))
+        })
+        .collect()
+    }
+
+    /// Here they are.
+    pub(super) fn place(&mut self, places: &[(usize, Origin, Option<u16>)]) {
+        let packed = self.wanted.features.unwrap_or_default()
+            & 1_u64.wrapping_shl(virtio::F_RING_PACKED)
+            != 0;
+        for (index, origin, place) in places {
+            // It may have been stopped and started meanwhile.
+            let kept = self.kept.get_mut(*index).and_then(Option::as_mut);
+            let kept = kept.filter(|kept| kept.origin == *origin);
+            match (kept, place) {
+                (Some(kept), Some(place)) => {
+                    kept.origin = Origin::At(ring::base_at(*place, packed))
+                }
+                (Some(_), None) => {
+                    self.wanted.held = true;
+                    self.tell(EventKind::NeedsReset);
+                }
+                (None, _) => {}
+            }
+        }
+        if let Mode::Up(live) = &mut self.mode {
+            live.placed = true;
+        }
+    }
+
     /// Takes what was answered, and asks for what comes next.
     pub(super) fn advance(&mut self, poll: &Pollable, now: Instant) {
         if let Err(error) = self.answered(now).and_then(|()| self.ask(now)) {
@@ -471,11 +533,15 @@ impl Core {
             match live.client.outcome(&first.begun) {
                 Some(outcome) => {
                     live.stalled = false;
-                    if let Some(first) = live.under_way.pop_front() {
+                    let first = live.under_way.pop_front();
+                    if let Some(next) = live.under_way.front_mut() {
+                        next.since = now;
+                    }
+                    if let Some(first) = first {
                         self.settle(first.what, outcome)?;
                     }
                 }
-                None if first.begun.deadline().passed() => {
+                None if first.due().is_some_and(|due| due <= now) => {
                     return Err(live.client.overdue(&first.begun));
                 }
                 None => {
@@ -531,6 +597,7 @@ impl Core {
             }
             (Step::GetInflight(key), Answer::Inflight(body, fd)) => {
                 let key = *key;
+                check_buffer(&body, fd.as_ref())?;
                 self.buffer = fd.map(|fd| Buffer { key, body, fd });
                 u64::from(self.buffer.is_some())
             }
@@ -578,7 +645,8 @@ impl Core {
             {
                 live.actual.config = plan::Asked::Not;
             }
-            let waits = live.under_way.len() >= WINDOW
+            let waits = !live.placed
+                || live.under_way.len() >= WINDOW
                 || matches!(live.under_way.back(),
                     Some(UnderWay { what: What::Step(step), .. }) if step.alone());
             if waits {
@@ -728,10 +796,7 @@ impl Core {
                 client.begin(&op, default)
             }
             Step::Ring(index, part) => match kept(*index) {
-                Some(kept) => {
-                    let packed = live.actual.packed();
-                    begin_ring(client, *index, *part, kept, stood(*index), packed)
-                }
+                Some(kept) => begin_ring(client, *index, *part, kept, stood(*index)),
                 None => Err(lost_track()),
             },
             plain => client.begin(&plain_op(plain, &self.wanted)?, default),
@@ -787,8 +852,7 @@ impl Core {
             Mode::Up(live) => {
                 let throttled = live.client.interest().1.then(|| now.checked_add(THROTTLE));
                 let first = live.under_way.front().and_then(|first| {
-                    let deadline = first.begun.deadline().remaining();
-                    let deadline = deadline.and_then(|left| now.checked_add(left));
+                    let deadline = first.due();
                     let stall = first.since.checked_add(self.options.stall);
                     let stall = stall.filter(|_| !live.stalled);
                     [deadline, stall].into_iter().flatten().min()
@@ -808,6 +872,26 @@ impl Core {
 
 fn number(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
+}
+
+/// A back-end could shrink its buffer later as well; it is not mapped here, and a
+/// size that does not fit shows a back-end that is wrong from the beginning.
+fn check_buffer(body: &Inflight, fd: Option<&OwnedFd>) -> Result<()> {
+    let Some(fd) = fd else {
+        return Ok(());
+    };
+    let failed = |errno| Error::os(errno, "cannot look at the in-flight buffer");
+    let stat = nix::sys::stat::fstat(fd).map_err(failed)?;
+    let there = u64::try_from(stat.st_size).unwrap_or_default();
+    match body.mmap_offset.checked_add(body.mmap_size) {
+        Some(end) if end <= there => Ok(()),
+        _ => {
+            let text = "the in-flight buffer is larger than its file";
+            Err(Error::protocol(text)
+                .of(Request::GetInflightFd)
+                .value(body.mmap_size))
+        }
+    }
 }
 
 /// The plan and what is kept for it have come apart.
@@ -855,7 +939,6 @@ fn begin_ring(
     part: RingStep,
     kept: &Kept,
     stood: Stood,
-    packed: bool,
 ) -> Result<Begun> {
     let index = number(index);
     let fd = |fd: &Option<Arc<OwnedFd>>| fd.clone();
@@ -869,8 +952,8 @@ fn begin_ring(
         RingStep::Base => {
             let text = "where the ring stands cannot be read any more";
             let num = match (kept.origin, stood) {
-                (Origin::Stopped, Stood::At(base)) => Some(base),
-                _ => kept.base(packed),
+                (Origin::At(base), _) | (Origin::Stopped, Stood::At(base)) => Some(base),
+                _ => None,
             };
             let num = num.ok_or_else(|| Error::new(Kind::State, text).ring(index))?;
             Op::SetVringBase(VringState { index, num })

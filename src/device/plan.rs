@@ -57,6 +57,8 @@ pub(super) struct RingWanted {
 pub(super) struct Wanted {
     /// Protocol features that may be acknowledged.
     pub(super) protocol: u64,
+    /// How many rings the device has; 0: as many as are started.
+    pub(super) num_rings: u32,
     /// Serve the back-end's requests.
     pub(super) channel: bool,
     /// Bytes of the configuration space; 0 for none.
@@ -114,6 +116,15 @@ pub(super) struct InflightKey {
     pub(super) packed: bool,
     pub(super) num_queues: u16,
     pub(super) queue_size: u16,
+}
+
+impl InflightKey {
+    /// A buffer for this is one for `other`, too.
+    fn holds(self, other: Self) -> bool {
+        self.packed == other.packed
+            && self.num_queues >= other.num_queues
+            && self.queue_size >= other.queue_size
+    }
 }
 
 /// What a back-end has been told on its connection, and has told.
@@ -414,9 +425,10 @@ impl Actual {
                 .zip(&wanted.rings)
                 .filter_map(|((index, actual), wanted)| Some((index, actual, (*wanted)?)))
         };
-        let mut largest = 0;
+        let (mut count, mut largest) = (wanted.num_rings, 0);
         for (index, ring, want) in rings() {
             largest = want.size.max(largest);
+            count = count.max(u32::try_from(index).unwrap_or(u32::MAX).saturating_add(1));
             let step = match ring {
                 _ if ring.call != Some(want.call) => RingStep::Call,
                 RingActual { num: false, .. } => RingStep::Num,
@@ -428,12 +440,12 @@ impl Actual {
         if self.agreed(ProtocolFeatures::INFLIGHT_SHMFD) && largest != 0 && !self.inflight {
             let key = InflightKey {
                 packed: self.packed(),
-                num_queues: u16::try_from(wanted.rings.len()).unwrap_or(u16::MAX),
+                num_queues: u16::try_from(count).unwrap_or(u16::MAX),
                 queue_size: u16::try_from(largest).unwrap_or(u16::MAX),
             };
             match self.buffer {
                 Asked::Asking => return Next::Wait,
-                Asked::Told(Some(has)) if has == key => return Next::Do(Step::SetInflight),
+                Asked::Told(Some(has)) if has.holds(key) => return Next::Do(Step::SetInflight),
                 // It wants none.
                 Asked::Told(None) => {}
                 _ => return Next::Do(Step::GetInflight(key)),

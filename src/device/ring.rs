@@ -6,8 +6,9 @@ use crate::message::{VringAddr, virtio};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-/// Where a ring stands, read from guest memory when that is needed: after a
-/// back-end was lost.
+/// Where a ring stands, read from guest memory when that is needed: once when the
+/// ring is started, and after a back-end was lost. No lock of the device is held
+/// meanwhile.
 pub trait RingIndices: Send + Sync {
     /// What the device has used. Split: the index field of the used ring. Packed:
     /// bits 0-14 the next used descriptor, 15 its wrap counter.
@@ -85,6 +86,7 @@ pub(super) struct Kept {
     pub(super) call: Option<Arc<OwnedFd>>,
     pub(super) err: Option<Arc<OwnedFd>>,
     pub(super) indices: Option<Arc<dyn RingIndices>>,
+    pub(super) can_tell: CanTell,
 }
 
 impl std::fmt::Debug for Kept {
@@ -97,34 +99,46 @@ impl std::fmt::Debug for Kept {
 }
 
 impl Kept {
-    /// The base to send, if it can be told.
-    pub(super) fn base(&self, packed: bool) -> Option<u32> {
-        let indices = self.indices.as_ref();
-        match self.origin {
-            Origin::At(base) => Some(base),
-            Origin::Stopped => None,
-            Origin::Used => {
-                let used = u32::from(indices?.used()?);
-                Some(match packed {
-                    // The driver's side of it goes on from there, too.
-                    true => used | used.wrapping_shl(16),
-                    false => used,
-                })
-            }
-            Origin::Available => Some(u32::from(indices?.available()?)),
-        }
+    /// It ran before, and where it stands now has to be read.
+    pub(super) fn unplaced(&self) -> bool {
+        matches!(self.origin, Origin::Used | Origin::Available)
     }
 
     /// Whether where it stands can be read.
     pub(super) fn knows(&self, origin: Origin) -> bool {
-        let Some(indices) = &self.indices else {
-            return false;
-        };
         match origin {
             Origin::At(_) | Origin::Stopped => true,
-            Origin::Used => indices.used().is_some(),
-            Origin::Available => indices.available().is_some(),
+            Origin::Used => self.can_tell.used,
+            Origin::Available => self.can_tell.available,
         }
+    }
+}
+
+/// What [`RingIndices`] of a ring tell.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct CanTell {
+    used: bool,
+    available: bool,
+}
+
+impl CanTell {
+    /// Asks, so not under a lock.
+    pub(super) fn of(ring: &Ring<'_>) -> Self {
+        let indices = ring.indices.as_ref();
+        Self {
+            used: indices.is_some_and(|it| it.used().is_some()),
+            available: indices.is_some_and(|it| it.available().is_some()),
+        }
+    }
+}
+
+/// A place as a base.
+pub(super) fn base_at(place: u16, packed: bool) -> u32 {
+    let place = u32::from(place);
+    match packed {
+        // The driver's side of it goes on from there, too.
+        true => place | place.wrapping_shl(16),
+        false => place,
     }
 }
 
