@@ -426,12 +426,12 @@ impl Device {
         let client = core.live().map(|live| Arc::clone(&live.client));
         if let Some(client) = client {
             // What was asked for meanwhile, in one go with what is there.
-            core.advance(&self.traffic, Instant::now());
+            core.advance(false, &self.traffic, Instant::now());
             // Handlers run here.
             drop(core);
             client.step();
             core = self.lock();
-            core.advance(&self.traffic, Instant::now());
+            core.advance(true, &self.traffic, Instant::now());
         }
         let retired = std::mem::take(&mut core.retired);
         self.arm(&core);

@@ -175,3 +175,25 @@ fn a_policy_is_followed_and_told_before() {
         }
     }
 }
+
+/// The deadlines of a process that was stopped have passed when it goes on; what
+/// arrived meanwhile still counts.
+#[test]
+fn an_answer_that_waits_is_no_timeout() {
+    const SHORT: Duration = Duration::from_millis(30);
+    let mut vmm = Vmm::new(Layout::Split, 1, |options| {
+        options.quick = Timeout::After(SHORT);
+        options.slow = Timeout::After(SHORT);
+    });
+    let _peer = BlkPeer::start(&vmm.place, &[]);
+    let mut turns = 0;
+    while !vmm.device.info().connected {
+        vmm.turn(PATIENCE);
+        // As if the process had been stopped.
+        std::thread::sleep(3 * SHORT);
+        turns += 1;
+        assert!(turns < 50);
+    }
+    assert!(vmm.events.iter().all(|event| event.kind != EventKind::Lost));
+    assert_eq!(vmm.device.info().connections, 1);
+}

@@ -510,8 +510,12 @@ impl Core {
     }
 
     /// Takes what was answered, and asks for what comes next.
-    pub(super) fn advance(&mut self, poll: &Pollable, now: Instant) {
-        if let Err(error) = self.answered(now).and_then(|()| self.ask(now)) {
+    /// `looked`: what has arrived was read just before, so that a deadline that has
+    /// passed is one of the back-end's and not of this process, which may have been
+    /// stopped.
+    pub(super) fn advance(&mut self, looked: bool, poll: &Pollable, now: Instant) {
+        let done = self.answered(looked, now).and_then(|()| self.ask(now));
+        if let Err(error) = done {
             self.lose(error, false, poll, now);
         } else if let Some(error) = self.unfit.take() {
             self.lose(error, true, poll, now);
@@ -519,7 +523,7 @@ impl Core {
     }
 
     /// Takes the answers that are there, in order.
-    fn answered(&mut self, now: Instant) -> Result<()> {
+    fn answered(&mut self, looked: bool, now: Instant) -> Result<()> {
         loop {
             let Mode::Up(live) = &mut self.mode else {
                 return Ok(());
@@ -541,7 +545,7 @@ impl Core {
                         self.settle(first.what, outcome)?;
                     }
                 }
-                None if first.due().is_some_and(|due| due <= now) => {
+                None if looked && first.due().is_some_and(|due| due <= now) => {
                     return Err(live.client.overdue(&first.begun));
                 }
                 None => {
@@ -665,7 +669,7 @@ impl Core {
                 Next::Wait => return Ok(()),
                 Next::Nothing => return self.idle(now),
             }
-            self.answered(now)?;
+            self.answered(false, now)?;
         }
     }
 
