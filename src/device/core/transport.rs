@@ -1,0 +1,250 @@
+//! Getting a connection, losing it, and shutting out who was at the other end.
+
+use super::{Core, Live, Mode, Refused, Stood, forget};
+use crate::backend_client::BackendClient;
+use crate::device::event::{Event, EventKind, Recovery};
+use crate::device::fence::{Fence, Fenced};
+use crate::device::link::Happened;
+use crate::device::plan::Actual;
+use crate::device::ring::{Kept, Origin};
+use crate::device::{OnUnfenced, OutOfOrder};
+use crate::error::{Class, Error, Kind};
+use crate::message::{SHMEM_REGIONS, virtio};
+use crate::socket::{self, Pollable};
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+impl Core {
+    /// Gets or loses a connection, as far as that needs no waiting.
+    pub(in crate::device) fn transport(&mut self, poll: &Pollable, now: Instant) {
+        if let Some(ghost) = &mut self.ghost {
+            if ghost.step(now) == Some(Fenced::Gone) {
+                forget(poll, ghost.watch().fd);
+                self.ghost = None;
+                self.unfenced = false;
+                self.tell(EventKind::Fenced);
+            }
+        }
+        match &mut self.mode {
+            Mode::Fencing(fence, refused) => {
+                let refused = *refused;
+                match fence.step(now) {
+                    Some(Fenced::Gone) => {
+                        forget(poll, fence.watch().fd);
+                        self.mode = Mode::Down;
+                        self.link.failed(now, refused);
+                        if std::mem::take(&mut self.unfenced) {
+                            self.tell(EventKind::Fenced);
+                        }
+                    }
+                    Some(Fenced::Unfenced) => {
+                        self.unfenced = true;
+                        self.tell(EventKind::Unfenced);
+                        self.proceed(now);
+                    }
+                    None => {}
+                }
+            }
+            Mode::Down => {
+                let happened = self.link.step(now, None);
+                self.linked(happened, now);
+            }
+            Mode::Up(live) => {
+                let current = live.client.read_notifier();
+                let happened = self.link.step(now, Some(current));
+                self.linked(happened, now);
+            }
+        }
+    }
+
+    /// Goes on beside a back-end that cannot be shut out, if the caller chose so.
+    fn proceed(&mut self, now: Instant) {
+        if self.options.on_unfenced != OnUnfenced::Proceed {
+            return;
+        }
+        match std::mem::replace(&mut self.mode, Mode::Down) {
+            Mode::Fencing(fence, refused) => {
+                // Of several the first: it has been there longest.
+                self.ghost.get_or_insert(fence);
+                self.link.failed(now, refused);
+            }
+            mode => self.mode = mode,
+        }
+    }
+
+    fn linked(&mut self, happened: Option<Happened>, now: Instant) {
+        match happened {
+            Some(Happened::Connected(fd)) => self.up(fd, now),
+            Some(Happened::Retrying {
+                attempt,
+                error,
+                delay,
+            }) => {
+                let event = Event {
+                    count: attempt,
+                    error: Some(error),
+                    delay: Some(delay),
+                    ..self.event(EventKind::Retrying)
+                };
+                self.events.push(event);
+            }
+            Some(Happened::NeedsFd) => self.tell(EventKind::NeedsFd),
+            Some(Happened::Refused { peers }) => {
+                let event = Event {
+                    count: peers,
+                    ..self.event(EventKind::PeersRefused)
+                };
+                self.events.push(event);
+            }
+            None => {}
+        }
+    }
+
+    fn up(&mut self, fd: OwnedFd, now: Instant) {
+        match BackendClient::from_fd(fd, &self.options.client()) {
+            Ok(client) => {
+                client.drive_by_steps();
+                // It fails only inside a callback.
+                let _ = client.set_trace(self.trace.clone());
+                let key = self.buffer.as_ref().map(|buffer| buffer.key);
+                self.mode = Mode::Up(Box::new(Live {
+                    client: Arc::new(client),
+                    actual: Actual::new(&self.wanted, key),
+                    under_way: VecDeque::new(),
+                    connected: false,
+                    started: Vec::new(),
+                    stalled: false,
+                    placed: !self.kept.iter().flatten().any(Kept::unplaced),
+                    shmem: [0; SHMEM_REGIONS],
+                }));
+                self.lives = self.lives.saturating_add(1);
+                self.changed.store(false, Ordering::Relaxed);
+            }
+            Err(error) => {
+                let delay = self.link.failed(now, false);
+                let event = Event {
+                    error: Some(error),
+                    count: self.link.attempt(),
+                    delay,
+                    ..self.event(EventKind::Retrying)
+                };
+                self.events.push(event);
+            }
+        }
+    }
+
+    /// The connection is of no further use.
+    pub(in crate::device) fn lose(
+        &mut self,
+        error: Error,
+        refused: Refused,
+        poll: &Pollable,
+        now: Instant,
+    ) {
+        let live = match std::mem::replace(&mut self.mode, Mode::Down) {
+            Mode::Up(live) => live,
+            mode => {
+                self.mode = mode;
+                return;
+            }
+        };
+        let recovery = self.recovery(&live.actual);
+        for (index, actual) in live.actual.rings.iter().enumerate() {
+            if !actual.kick {
+                continue;
+            }
+            if let Some(stood) = self.stood.get_mut(index) {
+                *stood = Stood::Unknown;
+            }
+            let want = self.wanted.rings.get(index).copied().flatten();
+            let same = want.is_some_and(|want| Some(want.start) == actual.start);
+            match self.kept.get_mut(index) {
+                // What begins elsewhere still does.
+                Some(Some(kept)) if same || kept.origin == Origin::Stopped => {
+                    kept.origin = match recovery {
+                        Recovery::ResumeFromAvailable => Origin::Available,
+                        _ => Origin::Used,
+                    };
+                }
+                _ => {}
+            }
+        }
+        if recovery != Recovery::Idle {
+            self.recovering = true;
+        }
+        let mut error = error;
+        if error.kind == Kind::TimedOut && live.actual.offered.told().is_none() {
+            error.message = "the back-end took the connection and does not answer; \
+                             is it in use by another front-end?"
+                .into();
+        }
+        let refused = refused || matches!(error.class(), Class::Refused);
+        let socket = live.client.read_notifier();
+        forget(poll, socket);
+        // Somebody who never saw memory cannot write it.
+        let harmless = live.actual.memory.as_ref().is_none_or(|sent| !sent.any());
+        let gone = harmless || socket::peer_is_gone(socket);
+        let kept_open = match gone {
+            true => None,
+            false => socket::duplicate(socket).ok(),
+        };
+        let mut delay = None;
+        match kept_open {
+            Some(socket) => {
+                let fence = Fence::new(socket, self.options.fence_limit(), now);
+                self.link.stop();
+                self.mode = Mode::Fencing(fence, refused);
+            }
+            None => delay = self.link.failed(now, refused),
+        }
+        self.retired.push(live.client);
+        let event = Event {
+            error: Some(error),
+            recovery,
+            delay,
+            count: self.link.attempt(),
+            ..self.event(EventKind::Lost)
+        };
+        self.events.push(event);
+        if recovery == Recovery::NeedsReset {
+            self.wanted.held = true;
+            self.tell(EventKind::NeedsReset);
+        }
+        self.applied = None;
+    }
+
+    /// How the rings that ran go on.
+    fn recovery(&self, actual: &Actual) -> Recovery {
+        let ran = || {
+            let pairs = actual.rings.iter().zip(&self.kept);
+            pairs.filter_map(|(ring, kept)| ring.kick.then_some(kept.as_ref()?))
+        };
+        if ran().next().is_none() {
+            return Recovery::Idle;
+        }
+        let features = actual.features.unwrap_or_default();
+        let has = |bit: u32| features & 1_u64.wrapping_shl(bit) != 0;
+        let know = |origin| ran().all(|kept| kept.knows(origin));
+        let packed = has(virtio::F_RING_PACKED);
+        let from_used = |recovery| match know(Origin::Used) {
+            true => recovery,
+            false => Recovery::NeedsReset,
+        };
+        if actual.inflight {
+            return from_used(Recovery::Inflight);
+        }
+        match self.options.out_of_order {
+            _ if packed => Recovery::NeedsReset,
+            _ if has(virtio::F_IN_ORDER) => from_used(Recovery::InOrder),
+            OutOfOrder::NeedsReset => Recovery::NeedsReset,
+            OutOfOrder::ReplayFromUsed => from_used(Recovery::ReplayFromUsed),
+            OutOfOrder::ResumeFromAvailable => match know(Origin::Available) {
+                true => Recovery::ResumeFromAvailable,
+                false => Recovery::NeedsReset,
+            },
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Making a device as it is wanted: from an event loop, or waiting for it.
+
+use super::core::{Core, Mode, readable};
+use super::event::Event;
+use super::ring::{Origin, RingIndices};
+use super::{Device, held};
+use crate::backend_client::Timeout;
+use crate::connection::ThreadMark;
+use crate::error::{Error, Kind, Result};
+use crate::socket::{self, Bell, Deadline};
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, MutexGuard};
+use std::time::{Duration, Instant};
+
+const DEFAULT_WAIT: Option<Duration> = Some(Duration::from_secs(60));
+
+/// The thread that drives does no longer, whatever happens to it.
+struct Driving<'a>(&'a AtomicUsize);
+
+impl Drop for Driving<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, Ordering::SeqCst);
+    }
+}
+
+/// A thread waits.
+struct Waiting<'a>(&'a Device, Arc<Bell>);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.0.waiters();
+        waiting.retain(|bell| !Arc::ptr_eq(bell, &self.1));
+    }
+}
+
+impl Device {
+    /// The one descriptor to poll: readable when [`process`](Self::process) has
+    /// something to do or an event to give. It stays the same.
+    pub fn notifier(&self) -> BorrowedFd<'_> {
+        self.notifier.fd()
+    }
+
+    /// Does a bounded part of what there is to do, without waiting, and gives the
+    /// next event.
+    pub fn process(&self) -> Result<Option<Event>> {
+        self.turn()?;
+        let mut core = self.lock();
+        let event = core.events.pop();
+        self.arm(&core);
+        Ok(event)
+    }
+
+    /// Waits until the back-end has been told all that is wanted.
+    ///
+    /// Events are left for [`process`](Self::process). Fails with
+    /// [`Kind::TimedOut`], and with [`Kind::State`] where rings wait for a reset of
+    /// the device.
+    pub fn wait(&self, timeout: Timeout) -> Result<()> {
+        self.wait_until(timeout, |core| {
+            if core.wanted.held && core.wanted.rings.iter().any(Option::is_some) {
+                return Some(Err(held()));
+            }
+            core.settled().then_some(Ok(()))
+        })
+    }
+
+    /// Drives until there is a result.
+    pub(super) fn wait_until(
+        &self,
+        timeout: Timeout,
+        result: impl Fn(&Core) -> Option<Result<()>>,
+    ) -> Result<()> {
+        let deadline = Deadline::after(timeout.or(DEFAULT_WAIT));
+        let made = |errno| Error::os(errno, "cannot make what the device waits with");
+        let bell = Arc::new(Bell::new().map_err(made)?);
+        self.waiters().push(Arc::clone(&bell));
+        let waiting = Waiting(self, bell);
+        loop {
+            let drove = self.turn()?;
+            waiting.1.silence();
+            let core = self.lock();
+            if self.closed.load(Ordering::Acquire) {
+                return Err(Error::new(Kind::Canceled, "the device is being closed"));
+            }
+            if let Some(result) = result(&core) {
+                return result;
+            }
+            if deadline.passed() {
+                let what = match &core.mode {
+                    Mode::Up(_) => "the back-end has not done all of what is wanted",
+                    Mode::Fencing(..) => "the back-end that was lost has not closed its connection",
+                    Mode::Down => "there is no back-end",
+                };
+                return Err(Error::new(Kind::TimedOut, what));
+            }
+            let now = Instant::now();
+            let until = match core.due(now) {
+                Some(due) if drove => deadline.no_later_than(due.saturating_duration_since(now)),
+                _ => deadline,
+            };
+            drop(core);
+            // What another thread is at stays readable as long as it is.
+            let bell = readable(waiting.1.fd());
+            let traffic = if drove {
+                readable(self.traffic.fd())
+            } else {
+                bell
+            };
+            socket::wait([traffic, bell], until)
+                .map_err(|errno| Error::os(errno, "cannot wait for the back-end"))?;
+        }
+    }
+
+    /// One step of everything, unless another thread is at it: whether it is not.
+    /// That wakes who waits here, when it is done.
+    pub(super) fn turn(&self) -> Result<bool> {
+        let here = ThreadMark::here().number();
+        // Once more after the flag is set: who drives looks at it last.
+        for _ in 0..2 {
+            let (free, order) = (0, Ordering::SeqCst);
+            match self.driving.compare_exchange(free, here, order, order) {
+                Ok(_) => {
+                    self.drive();
+                    if self.missed.swap(false, Ordering::SeqCst) {
+                        self.wake();
+                    }
+                    return Ok(true);
+                }
+                Err(driver) if driver == here => {
+                    let text = "this call may not be made by a function that the library calls";
+                    return Err(Error::new(Kind::State, text));
+                }
+                Err(_) => self.missed.store(true, Ordering::SeqCst),
+            }
+        }
+        Ok(false)
+    }
+
+    pub(super) fn drive(&self) {
+        let driving = Driving(&self.driving);
+        let mut core = self.lock();
+        let before = core.stage();
+        core.transport(&self.traffic, Instant::now());
+        if core.live().is_some_and(|live| !live.placed) {
+            let unplaced = core.unplaced();
+            drop(core);
+            let read = |(index, origin, indices): (usize, Origin, Arc<dyn RingIndices>)| {
+                let place = match origin {
+                    Origin::Available => indices.available(),
+                    _ => indices.used(),
+                };
+                (index, origin, place)
+            };
+            let places: Vec<_> = unplaced.into_iter().map(read).collect();
+            core = self.lock();
+            core.place(&places);
+        }
+        let client = core.live().map(|live| Arc::clone(&live.client));
+        if let Some(client) = client {
+            // What was asked for meanwhile, in one go with what is there.
+            core.advance(false, &self.traffic, Instant::now());
+            // Handlers run here.
+            drop(core);
+            client.step();
+            core = self.lock();
+            core.advance(true, &self.traffic, Instant::now());
+        }
+        let retired = std::mem::take(&mut core.retired);
+        self.arm(&core);
+        let moved = before != core.stage();
+        let client = core.live().map(|live| Arc::clone(&live.client));
+        drop(core);
+        if let Some(client) = client {
+            client.tell_begun();
+        }
+        for client in retired {
+            // Mappings that are gone are reported here.
+            client.tell_begun();
+            client.finish_handlers();
+        }
+        drop(driving);
+        if moved {
+            self.wake();
+        }
+    }
+
+    /// Threads that wait look again.
+    pub(super) fn wake(&self) {
+        self.waiters().iter().for_each(|bell| bell.ring());
+    }
+
+    /// Makes the descriptor for polling say what there is to do.
+    pub(super) fn arm(&self, core: &Core) {
+        for watch in core.watches().into_iter().flatten() {
+            // What cannot be watched for is looked at when something else is.
+            let _ = self.traffic.watch(watch);
+        }
+        let now = Instant::now();
+        let due = core.due(now).map(|due| due.saturating_duration_since(now));
+        self.alarm.set(match core.events.is_empty() {
+            true => due,
+            false => Some(Duration::ZERO),
+        });
+    }
+
+    /// Something else is wanted: the event loop is woken for it.
+    pub(super) fn moved(&self, mut core: MutexGuard<'_, Core>) {
+        core.moved();
+        drop(core);
+        self.alarm.set(Some(Duration::ZERO));
+        self.wake();
+    }
+}

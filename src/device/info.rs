@@ -1,0 +1,84 @@
+//! What is known of a device.
+
+use super::{Device, plan};
+use crate::connection::{Counters, TraceSink};
+use crate::error::Result;
+use crate::message::SHMEM_REGIONS;
+use crate::socket::{self, Credentials};
+use std::sync::Arc;
+
+/// What is known of a device.
+#[derive(Debug, Clone)]
+pub struct DeviceInfo {
+    /// There is a connection, and its handshake went through.
+    pub connected: bool,
+    /// Virtio features that the back-end offers, or offered last, or is assumed to;
+    /// without those that belong to the library.
+    pub offered_features: u64,
+    /// Those acknowledged on this connection.
+    pub acked_features: u64,
+    /// Protocol features that the back-end offers.
+    pub offered_protocol_features: u64,
+    /// Those acknowledged.
+    pub protocol_features: u64,
+    /// GET_QUEUE_NUM, if it was asked. Some back-ends count pairs.
+    pub queue_num: Option<u64>,
+    /// GET_MAX_MEM_SLOTS, if it was asked.
+    pub max_mem_slots: Option<u64>,
+    /// Sizes of the shared memory regions by `shmid`.
+    pub shmem_sizes: [u64; SHMEM_REGIONS],
+    /// Who is at the other end.
+    pub peer: Option<Credentials>,
+    /// Counts what was asked for.
+    pub generation: u64,
+    /// Up to where it was done; `None` while there is no connection.
+    pub applied: Option<u64>,
+    /// How many connections there have been.
+    pub connections: u64,
+    /// The rings wait for a reset of the device.
+    pub needs_reset: bool,
+    /// A back-end that was given up may still write guest memory.
+    pub unfenced: bool,
+}
+
+impl Device {
+    /// What is known of the device and its back-end.
+    pub fn info(&self) -> DeviceInfo {
+        let core = self.lock();
+        let live = core.live();
+        let actual = live.map(|live| &live.actual);
+        let protocol = actual.and_then(|actual| actual.protocol);
+        DeviceInfo {
+            connected: live.is_some_and(|live| live.connected),
+            offered_features: core.offered.unwrap_or_default() & !plan::OURS,
+            acked_features: actual.and_then(|it| it.features).unwrap_or_default() & !plan::OURS,
+            offered_protocol_features: actual
+                .and_then(|it| it.offered_protocol.told())
+                .unwrap_or_default(),
+            protocol_features: protocol.map(|it| it.bits()).unwrap_or_default(),
+            queue_num: actual.and_then(|it| it.queue_num.told()),
+            max_mem_slots: actual.and_then(|it| it.slots.told()),
+            shmem_sizes: live.map_or([0; SHMEM_REGIONS], |live| live.shmem),
+            peer: live.and_then(|live| socket::peer_credentials(live.client.read_notifier())),
+            generation: core.generation,
+            applied: core.applied,
+            connections: core.lives,
+            needs_reset: core.wanted.held,
+            unfenced: core.unfenced,
+        }
+    }
+
+    /// What the connection has done so far; `None` while there is none.
+    pub fn counters(&self) -> Option<Counters> {
+        self.lock().live().map(|live| live.client.counters())
+    }
+
+    /// Has `sink` told of every message, on this connection and all that follow.
+    pub fn set_trace(&self, sink: Option<TraceSink>) -> Result<()> {
+        let mut core = self.lock();
+        core.trace = sink.clone();
+        let client = core.live().map(|live| Arc::clone(&live.client));
+        drop(core);
+        client.map_or(Ok(()), |client| client.set_trace(sink))
+    }
+}

@@ -1,0 +1,124 @@
+//! Sharing guest memory.
+
+use super::core::{Core, Live};
+use super::memory::{self, GuestRegion, Limits, MemoryList};
+use super::{Device, MemoryState, Quiet, ring};
+use crate::backend_client::Timeout;
+use crate::error::{Error, Kind, Result};
+use crate::message::ProtocolFeatures;
+use nix::errno::Errno;
+use std::sync::MutexGuard;
+
+impl Device {
+    /// All guest memory, in any order. While rings run, what is there already has
+    /// to stay, unless `allow_gap`.
+    pub fn set_memory(&self, regions: Vec<GuestRegion>, allow_gap: bool) -> Result<()> {
+        let list = MemoryList::new(regions)?;
+        self.change_memory(allow_gap, |memory| {
+            *memory = list;
+            Ok(())
+        })
+    }
+
+    /// One region more.
+    pub fn add_memory(&self, region: GuestRegion) -> Result<()> {
+        self.change_memory(false, |memory| memory.add(region))
+    }
+
+    /// Takes away the region with these bounds. Whether no back-end uses it any
+    /// more: before that it must not be unmapped, and [`quiet`](Self::quiet) tells.
+    pub fn remove_memory(&self, guest_addr: u64, size: u64) -> Result<Quiet> {
+        self.change_memory(true, |memory| memory.remove(guest_addr, size))?;
+        Ok(self.quiet())
+    }
+
+    pub(super) fn change_memory(
+        &self,
+        allow_gap: bool,
+        change: impl FnOnce(&mut MemoryList) -> Result<()>,
+    ) -> Result<()> {
+        let core = self.lock();
+        let mut memory = core.wanted.memory.clone();
+        change(&mut memory)?;
+        Self::check_change(&core, &memory, allow_gap)?;
+        self.share(core, memory);
+        Ok(())
+    }
+
+    /// Whether a list could be [applied](Self::apply_memory).
+    pub(super) fn check_memory(&self, memory: &MemoryList, allow_gap: bool) -> Result<()> {
+        Self::check_change(&self.lock(), memory, allow_gap)
+    }
+
+    /// What was checked is wanted from now on.
+    pub(super) fn apply_memory(&self, memory: &MemoryList) {
+        self.share(self.lock(), memory.clone());
+    }
+
+    pub(super) fn share(&self, mut core: MutexGuard<'_, Core>, memory: MemoryList) {
+        core.wanted.memory = memory;
+        core.memory_refused = false;
+        self.moved(core);
+    }
+
+    pub(super) fn check_change(core: &Core, memory: &MemoryList, allow_gap: bool) -> Result<()> {
+        if let Some(live) = core.live() {
+            if live.connected {
+                memory::fits(memory, Self::limits(live))?;
+            }
+            let sent = live.actual.memory.as_ref();
+            let changes = sent.and_then(|sent| memory::changes_live(sent, memory));
+            if let (Some(region), true, false) = (changes, live.actual.running(), allow_gap) {
+                let text = format!("{region}, would change while rings run");
+                return Err(Error::new(Kind::Argument(Errno::EBUSY), text));
+            }
+        }
+        // Rings that are to run need their memory, whoever is there now.
+        let features = core.wanted.features.unwrap_or_default();
+        for kept in core.kept.iter().flatten() {
+            if !ring::lies_in(kept, features, memory) {
+                let index = kept.addr.index;
+                let text = format!("ring {index} lies in what would be taken away");
+                return Err(Error::new(Kind::Argument(Errno::EBUSY), text).ring(index));
+            }
+        }
+        Ok(())
+    }
+
+    /// How far the back-end has got with the memory that is wanted.
+    pub fn memory_state(&self) -> MemoryState {
+        self.lock().memory_state()
+    }
+
+    /// Waits until the memory is not [`MemoryState::Pending`]; whether it is not.
+    pub(super) fn wait_for_memory(&self, timeout: Timeout) -> Result<bool> {
+        let told = |core: &Core| (core.memory_state() != MemoryState::Pending).then_some(Ok(()));
+        match self.wait_until(timeout, told) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind == Kind::TimedOut => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn limits(live: &Live) -> Limits {
+        Limits {
+            slots: live.actual.slots.told(),
+            configure: live.actual.agreed(ProtocolFeatures::CONFIGURE_MEM_SLOTS),
+        }
+    }
+
+    /// Whether the back-end could hold these regions; without one, whether any
+    /// could.
+    pub fn memory_fits(&self, regions: Vec<GuestRegion>) -> Result<()> {
+        self.fits(&MemoryList::new(regions)?)
+    }
+
+    pub(super) fn fits(&self, list: &MemoryList) -> Result<()> {
+        let core = self.lock();
+        let unknown = Limits {
+            slots: None,
+            configure: true,
+        };
+        memory::fits(list, core.live().map_or(unknown, Self::limits))
+    }
+}
