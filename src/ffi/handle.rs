@@ -1,4 +1,4 @@
-//! The client behind the pointer that C holds, and who is inside it.
+//! What is behind a pointer that C holds, a client or a device, and who is inside.
 
 use super::args::Args;
 use super::boundary::{catch, guard};
@@ -12,9 +12,38 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 /// In [`Handle::inside`]: the handle is being freed.
 const FREEING: u32 = 1 << 31;
 
-/// What a `struct vuf_client *` points to.
-struct Handle {
-    client: BackendClient,
+/// A struct that C knows only by pointers, and what is behind one.
+pub(super) trait Opaque: Sized {
+    /// As arguments and errors call it.
+    const NAME: &'static str;
+    type Object;
+
+    /// Calls under way end, and later ones do not wait any more.
+    fn cancel(object: &Self::Object);
+    /// A call has panicked.
+    fn poison(object: &Self::Object, panic: &Error);
+    /// Drops a forked child's copy, and leaves the parent's connection alone.
+    fn close_in_child(object: Self::Object);
+}
+
+impl Opaque for vuf_client {
+    const NAME: &'static str = "client";
+    type Object = BackendClient;
+
+    fn cancel(client: &BackendClient) {
+        client.abort();
+    }
+    fn poison(client: &BackendClient, panic: &Error) {
+        client.poison(panic);
+    }
+    fn close_in_child(client: BackendClient) {
+        client.close_in_child();
+    }
+}
+
+/// What such a pointer really points to.
+struct Handle<O: Opaque> {
+    object: O::Object,
     /// How many threads are inside, and [`FREEING`]. A futex, as a thread that
     /// leaves may not touch the handle after the count has dropped.
     inside: AtomicU32,
@@ -23,9 +52,9 @@ struct Handle {
 }
 
 /// Makes a handle.
-pub(super) fn new(client: BackendClient) -> *mut vuf_client {
-    let handle = Handle {
-        client,
+pub(super) fn new<O: Opaque>(object: O::Object) -> *mut O {
+    let handle = Handle::<O> {
+        object,
         inside: AtomicU32::new(0),
         process: std::process::id(),
     };
@@ -33,20 +62,21 @@ pub(super) fn new(client: BackendClient) -> *mut vuf_client {
 }
 
 /// A thread inside a handle.
-struct Inside<'a>(&'a Handle);
+struct Inside<'a, O: Opaque>(&'a Handle<O>);
 
-impl<'a> Inside<'a> {
-    fn enter(handle: &'a Handle) -> Result<Self> {
+impl<'a, O: Opaque> Inside<'a, O> {
+    fn enter(handle: &'a Handle<O>) -> Result<Self> {
         let before = handle.inside.fetch_add(1, SeqCst);
         let this = Self(handle);
         if before & FREEING != 0 {
-            return Err(Error::new(Kind::Canceled, "the client is being freed"));
+            let text = format!("the {} is being freed", O::NAME);
+            return Err(Error::new(Kind::Canceled, text));
         }
         Ok(this)
     }
 }
 
-impl Drop for Inside<'_> {
+impl<O: Opaque> Drop for Inside<'_, O> {
     fn drop(&mut self) {
         let inside = &raw const self.0.inside;
         if self.0.inside.fetch_sub(1, SeqCst) == FREEING.wrapping_add(1) {
@@ -58,7 +88,8 @@ impl Drop for Inside<'_> {
 /// A call that this thread is in, and the call from inside which it came: through
 /// one of the caller's functions.
 struct Frame {
-    handle: *const Handle,
+    /// Only its address counts.
+    handle: *const (),
     outer: *const Frame,
 }
 
@@ -68,7 +99,7 @@ thread_local! {
 
 impl Frame {
     /// Runs `body` as a call on this handle.
-    fn run<T>(handle: &Handle, body: impl FnOnce() -> T) -> T {
+    fn run<O: Opaque, T>(handle: &Handle<O>, body: impl FnOnce() -> T) -> T {
         struct Leave(*const Frame);
         impl Drop for Leave {
             fn drop(&mut self) {
@@ -76,7 +107,7 @@ impl Frame {
             }
         }
         let frame = Self {
-            handle,
+            handle: std::ptr::from_ref(handle).cast(),
             outer: INNERMOST.get(),
         };
         INNERMOST.set(&raw const frame);
@@ -85,11 +116,11 @@ impl Frame {
     }
 
     /// Whether this thread is in a call on this handle.
-    fn within(handle: &Handle) -> bool {
+    fn within<O: Opaque>(handle: &Handle<O>) -> bool {
         let mut next = INNERMOST.get();
         // SAFETY: null, or on this thread's stack in `run`, which has not returned.
         while let Some(frame) = unsafe { next.as_ref() } {
-            if std::ptr::eq(frame.handle, handle) {
+            if frame.handle == std::ptr::from_ref(handle).cast() {
                 return true;
             }
             next = frame.outer;
@@ -108,10 +139,11 @@ fn futex(word: *const AtomicU32, operation: libc::c_int, value: u32) {
 }
 
 /// # Safety
-/// `client` is null or came from [`new`] and has not been freed.
-unsafe fn handle<'a>(client: *const vuf_client) -> Result<&'a Handle> {
+/// `opaque` is null or came from [`new`] and has not been freed.
+unsafe fn handle<'a, O: Opaque>(opaque: *const O) -> Result<&'a Handle<O>> {
     // SAFETY: as above.
-    unsafe { client.cast::<Handle>().as_ref() }.ok_or_else(|| Error::invalid("client is NULL"))
+    unsafe { opaque.cast::<Handle<O>>().as_ref() }
+        .ok_or_else(|| Error::invalid(format!("{} is NULL", O::NAME)))
 }
 
 /// Which request a call is about, and which ring, as far as it is about one.
@@ -148,6 +180,31 @@ impl About {
     }
 }
 
+/// Runs a call: 0, or the code of its failure. A panic poisons what it was on.
+///
+/// # Safety
+/// `opaque` is null or came from [`new`] and has not been freed; what `body`
+/// reads through its [`Args`] is as [`Args::new`] demands.
+unsafe fn with<O: Opaque>(
+    opaque: *const O,
+    about: About,
+    body: impl FnOnce(&Handle<O>, &Args) -> Result<()>,
+) -> i32 {
+    guard(|| {
+        // SAFETY: passed on from the caller.
+        let handle = unsafe { handle(opaque) }?;
+        let inside = Inside::enter(handle)?;
+        // SAFETY: passed on from the caller.
+        let args = unsafe { Args::new() };
+        catch(|| Frame::run(inside.0, || body(inside.0, &args)))
+            .unwrap_or_else(|panic| {
+                O::poison(&inside.0.object, &panic);
+                Err(panic)
+            })
+            .map_err(|error| about.name(error))
+    })
+}
+
 /// Runs a call on a client: 0, or the code of its failure. A panic poisons it.
 ///
 /// # Safety
@@ -158,41 +215,33 @@ pub(super) unsafe fn with_client(
     about: impl Into<About>,
     body: impl FnOnce(&BackendClient, &Args) -> Result<()>,
 ) -> i32 {
-    guard(|| {
-        // SAFETY: passed on from the caller.
-        let handle = unsafe { handle(client) }?;
-        let inside = Inside::enter(handle)?;
-        let client = &inside.0.client;
-        // SAFETY: passed on from the caller.
-        let args = unsafe { Args::new() };
-        catch(|| Frame::run(inside.0, || body(client, &args)))
-            .unwrap_or_else(|panic| {
-                client.poison(&panic);
-                Err(panic)
-            })
-            .map_err(|error| about.into().name(error))
-    })
+    // SAFETY: passed on from the caller.
+    unsafe {
+        with(client, about.into(), |handle, args| {
+            body(&handle.object, args)
+        })
+    }
 }
 
-/// Ends the connection of a handle. Async-signal-safe unless it fails.
+/// Ends what is under way. Async-signal-safe unless it fails.
 ///
 /// # Safety
-/// `client` is null or came from [`new`] and has not been freed.
-pub(super) unsafe fn abort(client: *const vuf_client) -> Result<()> {
+/// `opaque` is null or came from [`new`] and has not been freed.
+pub(super) unsafe fn abort<O: Opaque>(opaque: *const O) -> Result<()> {
     // SAFETY: passed on from the caller.
-    let handle = unsafe { handle(client) }?;
-    Inside::enter(handle).map(|inside| inside.0.client.abort())
+    let handle = unsafe { handle(opaque) }?;
+    Inside::enter(handle).map(|inside| O::cancel(&inside.0.object))
 }
 
 /// Frees a handle: cancels what is under way, waits until nobody is inside, and
 /// closes the connection.
 ///
 /// # Safety
-/// `client` is null or came from [`new`], has not been freed, and no call on it
+/// `opaque` is null or came from [`new`], has not been freed, and no call on it
 /// begins after this one.
-pub(super) unsafe fn free(client: *mut vuf_client) {
+pub(super) unsafe fn free<O: Opaque>(opaque: *mut O) {
     // SAFETY: passed on from the caller.
-    let Ok(handle) = (unsafe { handle(client) }) else {
+    let Ok(handle) = (unsafe { handle(opaque.cast_const()) }) else {
         return;
     };
     let forked = handle.process != std::process::id();
@@ -200,7 +249,7 @@ pub(super) unsafe fn free(client: *mut vuf_client) {
     if !forked {
         let mut inside = handle.inside.fetch_or(FREEING, SeqCst) | FREEING;
         if inside != FREEING {
-            handle.client.abort();
+            O::cancel(&handle.object);
             // It is inside itself, and would wait for ever. Not freed, rather.
             if Frame::within(handle) {
                 return;
@@ -212,8 +261,8 @@ pub(super) unsafe fn free(client: *mut vuf_client) {
         }
     }
     // SAFETY: made by Box::into_raw in `new`, and nobody else uses it any more.
-    let handle = unsafe { Box::from_raw(client.cast::<Handle>()) };
+    let handle = unsafe { Box::from_raw(opaque.cast::<Handle<O>>()) };
     if forked {
-        handle.client.close_in_child();
+        O::close_in_child(handle.object);
     }
 }
