@@ -263,9 +263,29 @@ impl Device {
         Ok(())
     }
 
-    /// Ends every wait, for ever.
+    /// Ends every wait, for ever; nothing is done with the back-end any more.
     pub(crate) fn abort(&self) {
         self.closed.store(true, Ordering::Release);
         self.wake();
+    }
+
+    /// Drops a forked child's copy, and leaves the parent's connection alone.
+    pub(crate) fn close_in_child(self) {
+        if self.core.try_lock().is_err() || self.waiting.try_lock().is_err() {
+            // Another thread of the parent was changing it at the fork.
+            std::mem::forget(self);
+            return;
+        }
+        let core = self.core.into_inner();
+        let core = core.unwrap_or_else(PoisonError::into_inner);
+        let live = match core.mode {
+            Mode::Up(live) => Some(live.client),
+            Mode::Down | Mode::Fencing(..) => None,
+        };
+        for client in live.into_iter().chain(core.retired) {
+            if let Some(client) = Arc::into_inner(client) {
+                client.close_in_child();
+            }
+        }
     }
 }

@@ -80,9 +80,8 @@ impl Device {
             let drove = self.turn()?;
             waiting.1.silence();
             let core = self.lock();
-            if self.closed.load(Ordering::Acquire) {
-                return Err(Error::new(Kind::Canceled, "the device is being closed"));
-            }
+            // Who closes rings first, and that may just have been silenced.
+            self.check_open()?;
             if let Some(result) = result(&core) {
                 return result;
             }
@@ -112,9 +111,17 @@ impl Device {
         }
     }
 
+    fn check_open(&self) -> Result<()> {
+        match self.closed.load(Ordering::Acquire) {
+            true => Err(Error::new(Kind::Canceled, "the device is being closed")),
+            false => Ok(()),
+        }
+    }
+
     /// One step of everything, unless another thread is at it: whether it is not.
     /// That wakes who waits here, when it is done.
     pub(super) fn turn(&self) -> Result<bool> {
+        self.check_open()?;
         let here = ThreadMark::here().number();
         // Once more after the flag is set: who drives looks at it last.
         for _ in 0..2 {

@@ -4,6 +4,7 @@ use super::core::{Core, Mode, Stood};
 use super::plan::{Drain, RingWanted};
 use super::ring::{self, Base, CanTell, Kept, Origin, Ring};
 use super::{Device, busy, held};
+use crate::backend_client::Timeout;
 use crate::error::{Error, Kind, Result};
 use crate::message::virtio;
 use crate::socket;
@@ -189,7 +190,19 @@ impl Device {
 
     /// Whether what was stopped or taken away is really out of use.
     pub fn quiet(&self) -> Quiet {
-        let core = self.lock();
+        Self::quiet_of(&self.lock())
+    }
+
+    /// Waits until it is, or until it cannot be waited for any longer.
+    pub fn wait_quiet(&self, timeout: Timeout) -> Quiet {
+        // Whatever ends the wait early, what is left is told.
+        let _ = self.wait_until(timeout, |core| {
+            Self::quiet_of(core).quiesced.then_some(Ok(()))
+        });
+        self.quiet()
+    }
+
+    fn quiet_of(core: &Core) -> Quiet {
         let rings = core.live().is_some_and(|live| {
             let rings = live.actual.rings.iter().zip(&core.wanted.rings);
             rings.into_iter().any(|(actual, wanted)| {
