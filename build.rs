@@ -44,6 +44,11 @@ fn generate(target: &str) -> Result<(), Box<dyn std::error::Error>> {
         "device_kinds",
         "backend",
         "trace",
+        "virtual_device/types",
+        "virtual_device",
+        "virtual_device/config",
+        "virtual_device/memory",
+        "virtual_device/rings",
     ];
     let builder =
         cbindgen::Builder::new().with_config(cbindgen::Config::from_file("cbindgen.toml")?);

@@ -24,12 +24,28 @@
  *      vuf_client_get_vring_base()
  *   7. vuf_client_free()
  *
+ * A device does all this by itself, over a client that it makes anew after each
+ * loss of the back-end. Its functions say what is wanted, succeed without a
+ * back-end, too, and send nothing: vuf_device_process() makes it so, from an event
+ * loop, and tells what happens. The life of a device:
+ *   1. vuf_device_open(), vuf_device_listen() or vuf_device_open_fd(); from here
+ *      on vuf_device_process() whenever vuf_device_get_fd() is readable
+ *   2. VUF_DEVICE_EVENT_CONNECTED: vuf_device_get_info() has what is offered
+ *   3. vuf_device_set_memory()
+ *   4. when the guest's driver is ready, vuf_device_set_features() and
+ *      vuf_device_start(); VUF_DEVICE_EVENT_APPLIED, or vuf_device_wait()
+ *   5. VUF_DEVICE_EVENT_LOST, and VUF_DEVICE_EVENT_RECOVERED with the next
+ *      back-end; or, where nobody can tell what was finished,
+ *      VUF_DEVICE_EVENT_NEEDS_RESET: vuf_device_reset(), and on with 4
+ *   6. to pause, vuf_device_stop(); vuf_device_start() with VUF_RING_BASE_RESUME
+ *   7. vuf_device_free()
+ *
  * Errors. Functions return 0 for success and a negative code otherwise: -errno
  * (-1 to -4095), or a VUF_E_* code (below -4096). Results are written only on
  * success; descriptor results are set to -1 first. vuf_last_error() has the
  * words, vuf_last_error_info() the fields. Common codes, which every function
  * that sends a request may return besides those that it lists:
- *   -EINVAL              client is NULL
+ *   -EINVAL              client is NULL (of a device: device)
  *   -ETIMEDOUT           the back-end did not answer before the deadline
  *   -ECANCELED           vuf_client_abort() was called
  *   VUF_E_DISCONNECTED   the back-end closed the connection
@@ -41,13 +57,14 @@
  * After a caller's mistake (-EINVAL, -EBADF, VUF_E_NOT_NEGOTIATED, VUF_E_STATE)
  * nothing has been sent and the client is as before.
  *
- * Descriptors. A parameter is borrowed (for the call only; you close yours) or
- * taken (the library's, on success); a result is given (yours to close,
- * close-on-exec).
+ * Descriptors. A parameter is borrowed (for the call only; you close yours), kept
+ * (the same, but a duplicate stays until the moment that is named) or taken (the
+ * library's, on success); a result is given (yours to close, close-on-exec).
  *
- * Threads. Any thread may use any client; several may have a request under way
- * on one client. The library starts no thread, installs no signal handler and
- * prints nothing. After a fork the child may only free clients, exec or exit.
+ * Threads. Any thread may use any client or device; several may have a request
+ * under way on one client. The library starts no thread, installs no signal
+ * handler and prints nothing. After a fork the child may only free clients and
+ * devices, exec or exit.
  *
  * Time. Every wait has a deadline; see struct vuf_client_options.
  *
@@ -469,9 +486,197 @@
 #define VUF_TRACE_RECEIVED 1
 
 /**
+ * Nothing has happened (struct vuf_device_event).
+ */
+#define VUF_DEVICE_EVENT_NONE 0
+
+/**
+ * The handshake went through: vuf_device_get_info() has what is offered.
+ */
+#define VUF_DEVICE_EVENT_CONNECTED 1
+
+/**
+ * The connection is lost; the error says why, recovery how the rings go on.
+ */
+#define VUF_DEVICE_EVENT_LOST 2
+
+/**
+ * An attempt to connect has failed, count in a row; the next comes after delay_ms.
+ */
+#define VUF_DEVICE_EVENT_RETRYING 3
+
+/**
+ * The back-end has not answered for stall_ms; it is waited for.
+ */
+#define VUF_DEVICE_EVENT_STALLED 4
+
+/**
+ * Rings that ran before a loss run again.
+ */
+#define VUF_DEVICE_EVENT_RECOVERED 5
+
+/**
+ * The back-end has been told all that was wanted up to generation.
+ */
+#define VUF_DEVICE_EVENT_APPLIED 6
+
+/**
+ * The configuration space has changed and has been read: tell the guest.
+ */
+#define VUF_DEVICE_EVENT_CONFIG_CHANGED 7
+
+/**
+ * The rings cannot go on before vuf_device_reset(): the guest has to be asked
+ * for it (virtio's DEVICE_NEEDS_RESET).
+ */
+#define VUF_DEVICE_EVENT_NEEDS_RESET 8
+
+/**
+ * The back-end that was given up may still write guest memory.
+ */
+#define VUF_DEVICE_EVENT_UNFENCED 9
+
+/**
+ * It is gone after all.
+ */
+#define VUF_DEVICE_EVENT_FENCED 10
+
+/**
+ * The device waits for a socket: vuf_device_set_fd().
+ */
+#define VUF_DEVICE_EVENT_NEEDS_FD 11
+
+/**
+ * Others, count of them, wanted to connect while a back-end is in use.
+ */
+#define VUF_DEVICE_EVENT_PEERS_REFUSED 12
+
+/**
+ * The back-end refused a write to its configuration space; the error says how.
+ */
+#define VUF_DEVICE_EVENT_CONFIG_REFUSED 13
+
+/**
+ * None ran.
+ */
+#define VUF_RECOVERY_IDLE 0
+
+/**
+ * From the used index; the in-flight buffer has the rest. Each request completes
+ * once.
+ */
+#define VUF_RECOVERY_INFLIGHT 1
+
+/**
+ * From the used index, as VIRTIO_F_IN_ORDER was agreed. Each request completes
+ * once.
+ */
+#define VUF_RECOVERY_IN_ORDER 2
+
+/**
+ * From the used index, as VUF_OUT_OF_ORDER_REPLAY_FROM_USED asks for.
+ */
+#define VUF_RECOVERY_REPLAY_FROM_USED 3
+
+/**
+ * From the available index, as VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE asks for.
+ */
+#define VUF_RECOVERY_RESUME_FROM_AVAILABLE 4
+
+/**
+ * Not before vuf_device_reset().
+ */
+#define VUF_RECOVERY_NEEDS_RESET 5
+
+/**
+ * In struct vuf_device_options: a back-end that was given up is waited for, so
+ * that no two use the memory. The default.
+ */
+#define VUF_ON_UNFENCED_WAIT 0
+
+/**
+ * Another is used beside it.
+ */
+#define VUF_ON_UNFENCED_PROCEED 1
+
+/**
+ * In struct vuf_device_options, for split rings with neither an in-flight buffer
+ * nor VIRTIO_F_IN_ORDER: they wait for vuf_device_reset(). The default.
+ */
+#define VUF_OUT_OF_ORDER_NEEDS_RESET 0
+
+/**
+ * They go on from the used index: what was finished out of order is done again.
+ */
+#define VUF_OUT_OF_ORDER_REPLAY_FROM_USED 1
+
+/**
+ * They go on from the available index: what was taken and not finished is lost.
+ */
+#define VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE 2
+
+/**
+ * For vuf_device_set_memory(): memory that is in use may change while rings run;
+ * see to it that none of it is needed meanwhile.
+ */
+#define VUF_MEMORY_ALLOW_GAP 1
+
+/**
+ * For vuf_device_stop(): the back-end finishes what it has taken (GET_VRING_BASE).
+ */
+#define VUF_STOP_DRAIN 0
+
+/**
+ * It does not, where that was agreed (GET_VRING_BASE_SKIP_DRAIN): what is left
+ * stands in the in-flight buffer. Otherwise as VUF_STOP_DRAIN.
+ */
+#define VUF_STOP_SKIP_DRAIN 1
+
+/**
+ * The connection is ended, and where the rings stood is not known.
+ */
+#define VUF_STOP_ABANDON 2
+
+/**
+ * In struct vuf_ring: from the beginning.
+ */
+#define VUF_RING_BASE_NEW 0
+
+/**
+ * From where it was stopped on this device.
+ */
+#define VUF_RING_BASE_RESUME 1
+
+/**
+ * From base.
+ */
+#define VUF_RING_BASE_AT 2
+
+/**
+ * For get_index in struct vuf_ring: what the device has used.
+ */
+#define VUF_RING_INDEX_USED 0
+
+/**
+ * What the driver has made available.
+ */
+#define VUF_RING_INDEX_AVAILABLE 1
+
+/**
+ * Bytes of text in struct vuf_device_event, with its NUL.
+ */
+#define VUF_DEVICE_TEXT_SIZE 256
+
+/**
  * A connection to a back-end. Only ever used through a pointer.
  */
 struct vuf_client;
+
+/**
+ * A device: what is wanted of a back-end, made so over all its lives. Only ever
+ * used through a pointer.
+ */
+struct vuf_device;
 
 /**
  * The last failure of a thread, in fields. Set size to
@@ -1119,6 +1324,392 @@ struct vuf_counters {
      * Zero.
      */
     uint32_t reserved;
+};
+
+/**
+ * What a caller chooses when it opens a device. Set size to
+ * sizeof(struct vuf_device_options) and the rest to zero; zero is always the
+ * default. Times are in milliseconds, VUF_TIMEOUT_DEFAULT or
+ * VUF_TIMEOUT_FOREVER.
+ *
+ * A longer struct than this library knows is refused with -E2BIG unless the
+ * rest is zero.
+ */
+struct vuf_device_options {
+    /**
+     * sizeof(struct vuf_device_options)
+     */
+    size_t size;
+    /**
+     * How many rings the device has: an index at or above it is refused.
+     * Default 256. The in-flight buffer is made for so many.
+     */
+    uint32_t num_rings;
+    /**
+     * Bytes of its configuration space that the back-end is asked for: the exact
+     * size of the virtio device's. 0: none, and VUF_PROTOCOL_F_CONFIG is not
+     * acknowledged. At most VUF_MAX_CONFIG_SIZE.
+     */
+    uint32_t config_size;
+    /**
+     * Virtio features (a mask) without which a back-end is refused.
+     */
+    uint64_t required_features;
+    /**
+     * Protocol features that may be acknowledged where they are offered, of those
+     * that the device makes use of. 0 means all.
+     */
+    uint64_t protocol_features;
+    /**
+     * Protocol features without which a back-end is refused.
+     */
+    uint64_t required_protocol_features;
+    /**
+     * Virtio features that count as offered before there is a back-end, so that a
+     * guest can be started without one. A back-end that offers fewer is refused.
+     * 0: vuf_device_set_features() has to wait for the first.
+     */
+    uint64_t assume_features;
+    /**
+     * The caller's functions that do what the back-end asks on its channel; NULL
+     * for none. Read during the call. They run inside vuf_device_process(),
+     * vuf_device_wait() and the functions with a timeout. Of config_changed
+     * nothing is heard: VUF_DEVICE_EVENT_CONFIG_CHANGED comes once the space has
+     * been read. They may call with this device what neither waits nor processes.
+     */
+    const struct vuf_backend_ops *backend_ops;
+    /**
+     * Passed to each of them.
+     */
+    void *user;
+    /**
+     * When to connect again after a loss, or after the first attempt that fails.
+     * Each further delay is twice the one before. Default 100.
+     */
+    uint32_t first_delay_ms;
+    /**
+     * But not more than this. Default 5000, or first_delay_ms if that is more.
+     */
+    uint32_t max_delay_ms;
+    /**
+     * After a back-end was refused, or refused us. Default 30000.
+     */
+    uint32_t slow_delay_ms;
+    /**
+     * How much of a delay chance may take away, in percent: 1 to 100. Default 25.
+     */
+    uint32_t jitter_percent;
+    /**
+     * How long a back-end that was given up, and may use the memory, has to close
+     * its connection before VUF_DEVICE_EVENT_UNFENCED. Default 5000.
+     */
+    uint32_t fence_ms;
+    /**
+     * VUF_ON_UNFENCED_WAIT or VUF_ON_UNFENCED_PROCEED.
+     */
+    uint32_t on_unfenced;
+    /**
+     * VUF_OUT_OF_ORDER_*
+     */
+    uint32_t out_of_order;
+    /**
+     * After how long without an answer VUF_DEVICE_EVENT_STALLED comes.
+     * Default 1000.
+     */
+    uint32_t stall_ms;
+    /**
+     * For requests that the back-end answers from its memory; without an answer
+     * until then it is given up. Default 5000.
+     */
+    uint32_t timeout_ms;
+    /**
+     * For memory, enabling rings and in-flight buffers, likewise. Default 60000.
+     */
+    uint32_t slow_timeout_ms;
+    /**
+     * For stopping a ring, likewise. Default 60000.
+     */
+    uint32_t drain_timeout_ms;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+};
+
+/**
+ * What has happened to a device. Set size to sizeof(struct vuf_device_event)
+ * before the call. Fields that kind does not name are zero.
+ */
+struct vuf_device_event {
+    /**
+     * sizeof(struct vuf_device_event)
+     */
+    size_t size;
+    /**
+     * VUF_DEVICE_EVENT_*
+     */
+    uint32_t kind;
+    /**
+     * VUF_RECOVERY_*: how rings go on.
+     */
+    uint32_t recovery;
+    /**
+     * What was asked for when it happened: see generation in
+     * struct vuf_device_info.
+     */
+    uint64_t generation;
+    /**
+     * How many attempts have failed in a row, or how many peers were refused.
+     */
+    uint32_t count;
+    /**
+     * When the next attempt comes, in milliseconds.
+     */
+    uint32_t delay_ms;
+    /**
+     * So many events before this one were left out, because nobody took them.
+     */
+    uint32_t missed;
+    /**
+     * Why, as in struct vuf_error_info; 0 where there is no error.
+     */
+    int code;
+    /**
+     * As in struct vuf_error_info; so are the next ones.
+     */
+    int errno_value;
+    /**
+     * VUF_CLASS_*
+     */
+    uint32_t error_class;
+    /**
+     * VUF_PHASE_*
+     */
+    uint32_t phase;
+    /**
+     * Number of the request.
+     */
+    uint32_t request;
+    /**
+     * Index of the ring; -1 if none.
+     */
+    int32_t ring;
+    /**
+     * Position of the region; -1 if none.
+     */
+    int32_t region;
+    /**
+     * 1 if value is what the back-end sent.
+     */
+    uint32_t has_value;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+    /**
+     * The back-end's raw value.
+     */
+    uint64_t value;
+    /**
+     * The error in words, NUL-terminated; empty where there is none.
+     */
+    char text[VUF_DEVICE_TEXT_SIZE];
+};
+
+/**
+ * What is known of a device and its back-end. Set size to
+ * sizeof(struct vuf_device_info) before the call.
+ */
+struct vuf_device_info {
+    /**
+     * sizeof(struct vuf_device_info)
+     */
+    size_t size;
+    /**
+     * 1: there is a connection, and its handshake went through.
+     */
+    uint32_t connected;
+    /**
+     * 1: the back-end has been told all that is wanted, up to generation.
+     */
+    uint32_t settled;
+    /**
+     * 1: the rings wait for vuf_device_reset().
+     */
+    uint32_t needs_reset;
+    /**
+     * 1: a back-end that was given up may still write guest memory.
+     */
+    uint32_t unfenced;
+    /**
+     * Counts what was asked for: each function that changes it adds one.
+     */
+    uint64_t generation;
+    /**
+     * Up to where the back-end has been told; 0 while there is no connection.
+     */
+    uint64_t applied;
+    /**
+     * How many connections there have been.
+     */
+    uint64_t connections;
+    /**
+     * Virtio features that the back-end offers, or offered last, or is assumed
+     * to; without VUF_F_PROTOCOL_FEATURES and VUF_F_LOG_ALL, which are not for
+     * the guest.
+     */
+    uint64_t offered_features;
+    /**
+     * Those acknowledged on this connection.
+     */
+    uint64_t acked_features;
+    /**
+     * Protocol features that the back-end offers on this connection.
+     */
+    uint64_t offered_protocol_features;
+    /**
+     * Those acknowledged.
+     */
+    uint64_t protocol_features;
+    /**
+     * GET_QUEUE_NUM; 0 if it was not asked. Some back-ends count pairs.
+     */
+    uint64_t queue_num;
+    /**
+     * GET_MAX_MEM_SLOTS; 0 if it was not asked.
+     */
+    uint64_t max_mem_slots;
+    /**
+     * The process at the other end, its user and group; -1 while there is none,
+     * and pid 0 where it cannot be seen from here.
+     */
+    int32_t peer_pid;
+    /**
+     * See peer_pid.
+     */
+    int32_t peer_uid;
+    /**
+     * See peer_pid.
+     */
+    int32_t peer_gid;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+    /**
+     * Size in bytes of the shared memory region with each shmid; 0 where there is
+     * none.
+     */
+    uint64_t shmem_sizes[VUF_SHMEM_REGIONS];
+};
+
+/**
+ * What is left of rings that were stopped, or of memory that was taken away. Set
+ * size to sizeof(struct vuf_quiet) before the call.
+ */
+struct vuf_quiet {
+    /**
+     * sizeof(struct vuf_quiet)
+     */
+    size_t size;
+    /**
+     * 1: no back-end uses them any more. 0: guest memory may still be written,
+     * what was taken away must not be unmapped.
+     */
+    uint32_t quiesced;
+    /**
+     * 1: where each of the stopped rings stood is known, for
+     * VUF_RING_BASE_RESUME and vuf_device_get_vring_base().
+     */
+    uint32_t bases_valid;
+};
+
+/**
+ * A ring to be started. Zero it first, and set fds that there are not to -1: 0 is
+ * refused. Addresses are guest addresses; with VIRTIO_F_ACCESS_PLATFORM they are
+ * I/O virtual addresses.
+ *
+ * After a loss the library has to know where the ring stands, from used_index and
+ * avail_index or from get_index. Without them the rings wait for
+ * vuf_device_reset() then.
+ */
+struct vuf_ring {
+    /**
+     * Which one: below num_rings of the options.
+     */
+    uint32_t index;
+    /**
+     * Descriptors: 1 to 32768, for a split ring a power of two.
+     */
+    uint32_t size;
+    /**
+     * Descriptor table (packed: descriptor ring); a multiple of 16.
+     */
+    uint64_t descriptor;
+    /**
+     * Available ring (packed: driver event suppression area); a multiple of 2
+     * (packed: of 4).
+     */
+    uint64_t available;
+    /**
+     * Used ring (packed: device event suppression area); a multiple of 4.
+     */
+    uint64_t used;
+    /**
+     * VUF_RING_BASE_*: where it begins.
+     */
+    uint32_t base_mode;
+    /**
+     * With VUF_RING_BASE_AT: in the form of vuf_client_set_vring_base(). Otherwise
+     * zero.
+     */
+    uint32_t base;
+    /**
+     * What the driver writes, an eventfd. Kept: duplicated, until the ring is
+     * stopped.
+     */
+    int kick_fd;
+    /**
+     * What the device writes; -1 if the driver polls. Kept, as kick_fd.
+     */
+    int call_fd;
+    /**
+     * What the device writes when the ring is broken; -1 for none. Kept.
+     */
+    int err_fd;
+    /**
+     * Zero.
+     */
+    uint32_t reserved0;
+    /**
+     * The index field of the used ring (packed: a word of the caller's, bits 0-14
+     * the next used descriptor, bit 15 its wrap counter) in this process, aligned
+     * and little-endian; NULL for none. The library reads it, and nothing else of
+     * guest memory, inside vuf_device_start(), vuf_device_process() and functions
+     * that wait. It must stay mapped until the ring is stopped, and calls of these
+     * that other threads were in meanwhile have returned.
+     */
+    const uint16_t *used_index;
+    /**
+     * The index field of the available ring, likewise; only of use with
+     * VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE.
+     */
+    const uint16_t *avail_index;
+    /**
+     * In place of these two: called with user, the index of the ring and
+     * VUF_RING_INDEX_*, it sets *index (in this machine's byte order) and returns
+     * 0, or another number where that is not known. It may not wait for or process
+     * this device, and is called as long as used_index would have to stay.
+     */
+    int (*get_index)(void *user, uint32_t ring, uint32_t which, uint16_t *index);
+    /**
+     * Passed to get_index.
+     */
+    void *user;
+    /**
+     * Zero.
+     */
+    uint64_t reserved[4];
 };
 
 #ifdef __cplusplus
@@ -2384,6 +2975,647 @@ int vuf_client_set_trace(struct vuf_client *client,
  */
 int vuf_client_get_counters(const struct vuf_client *client,
                             struct vuf_counters *counters);
+
+/**
+ * Makes a device whose back-end listens at a path, now or later.
+ *
+ * Nothing is sent before vuf_device_process() or vuf_device_wait() is called; they
+ * connect, and connect again after each loss, for ever.
+ *
+ * path     the socket's path, not necessarily UTF-8; of any length, but its last
+ *          part of not much more than 80 bytes
+ * options  NULL for the defaults; read during the call
+ * out      gets the device; NULL on failure
+ *
+ * Returns 0 also where nobody listens, otherwise
+ *   -EINVAL        an argument is NULL or empty, or an option is not valid
+ *   -ENAMETOOLONG  the last part of path does not fit into a socket address
+ *   -E2BIG         options has fields that this library does not know
+ * or another negative errno from the system, as -EMFILE.
+ */
+int vuf_device_open(const char *path,
+                    const struct vuf_device_options *options,
+                    struct vuf_device **out);
+
+/**
+ * Makes a device whose back-end connects to a path, at which it listens until it
+ * is freed; the file goes with it.
+ *
+ * While a back-end is in use others are turned away.
+ *
+ * path     where to listen, as for vuf_device_open(). A socket there whose owner
+ *          is gone is replaced.
+ * mode     permissions of the file, as chmod() takes them, whatever the umask:
+ *          at most 0777
+ * options  NULL for the defaults; read during the call
+ * out      gets the device; NULL on failure
+ *
+ * Returns 0, otherwise
+ *   -EINVAL        an argument is NULL or empty, or mode or an option is not
+ *                  valid
+ *   -EADDRINUSE    somebody listens there
+ *   -EEXIST        something is there, and not a socket
+ *   -ENAMETOOLONG  the last part of path does not fit into a socket address
+ *   -E2BIG         options has fields that this library does not know
+ * or another negative errno from the system, as -ENOENT for the directory.
+ */
+int vuf_device_listen(const char *path,
+                      uint32_t mode,
+                      const struct vuf_device_options *options,
+                      struct vuf_device **out);
+
+/**
+ * Makes a device whose connections somebody else makes, as in a sandbox. After
+ * each loss VUF_DEVICE_EVENT_NEEDS_FD asks for another: vuf_device_set_fd().
+ *
+ * fd       a connected Unix stream socket; taken on success. -1: one is supplied
+ *          later.
+ * options  NULL for the defaults; read during the call
+ * out      gets the device; NULL on failure
+ *
+ * Returns 0, otherwise
+ *   -EINVAL    an argument is NULL, an option is not valid, or fd is a socket of
+ *              another kind or a listening one
+ *   -EBADF     fd is below -1 or not open
+ *   -ENOTSOCK  fd is not a socket
+ *   -ENOTCONN  fd is not connected
+ *   -E2BIG     options has fields that this library does not know
+ * or another negative errno from the system, as -EMFILE.
+ */
+int vuf_device_open_fd(int fd,
+                       const struct vuf_device_options *options,
+                       struct vuf_device **out);
+
+/**
+ * Frees a device and closes its connection, without any traffic: back-ends then
+ * stop by themselves, and may write guest memory until they have.
+ *
+ * Where that matters call vuf_device_stop() before, with a time to wait. Not from a
+ * function that the library calls: then nothing is freed. Calls
+ * that other threads have under way return -ECANCELED; this one waits until they
+ * have. No call on the device may begin once this one has. In a forked child it
+ * closes the child's copy and leaves the parent's connection alive.
+ *
+ * device  may be NULL, which does nothing
+ */
+void vuf_device_free(struct vuf_device *device);
+
+/**
+ * Tells the one file descriptor of a device to poll, level-triggered: readable
+ * while vuf_device_process() has something to do or an event to give. It stays the
+ * same over all connections.
+ *
+ * Never read from it, write to it or close it. Takes no lock; may be called from
+ * any thread.
+ *
+ * Returns the descriptor (borrowed, valid until the device is freed), or
+ * -EINVAL if device is NULL.
+ */
+int vuf_device_get_fd(const struct vuf_device *device);
+
+/**
+ * Does a bounded part of what there is to do, without waiting, and tells the next
+ * event. The descriptor stays readable while there is more.
+ *
+ * The caller's functions in options->backend_ops run in here.
+ *
+ * event  set event->size before the call; the rest is filled in, with kind
+ *        VUF_DEVICE_EVENT_NONE where nothing has happened
+ *
+ * Returns 0, otherwise
+ *   -EINVAL      an argument is NULL, or event->size is not set
+ *   -E2BIG       event->size is above 65536
+ *   -ECANCELED   the device is being freed, or an earlier call returned VUF_E_PANIC
+ *   VUF_E_STATE  called from a function that the library calls
+ *   VUF_E_PANIC  a bug in this library
+ * Whatever happens to a connection is an event, and no failure.
+ */
+int vuf_device_process(struct vuf_device *device,
+                       struct vuf_device_event *event);
+
+/**
+ * Waits until the back-end has been told all that is wanted, and does what there
+ * is to do meanwhile. Events stay for vuf_device_process().
+ *
+ * timeout_ms  how long; VUF_TIMEOUT_DEFAULT is 60000
+ *
+ * Returns 0, otherwise
+ *   -EINVAL      device is NULL
+ *   -ETIMEDOUT   not all was done in time; it still will be
+ *   -ECANCELED   the device is being freed, or an earlier call returned VUF_E_PANIC
+ *   VUF_E_STATE  rings that ran before a loss wait for vuf_device_reset(); or
+ *                called from a function that the library calls
+ *   VUF_E_PANIC  a bug in this library
+ * or another negative errno from the system, as -EMFILE.
+ */
+int vuf_device_wait(struct vuf_device *device,
+                    uint32_t timeout_ms);
+
+/**
+ * Tells what is known of a device and its back-end. Does not wait.
+ *
+ * info  set info->size before the call; the rest is filled in
+ *
+ * Returns 0, otherwise
+ *   -EINVAL  an argument is NULL, or info->size is not set
+ *   -E2BIG   info->size is above 65536
+ */
+int vuf_device_get_info(const struct vuf_device *device,
+                        struct vuf_device_info *info);
+
+/**
+ * Tells what the connection that there is has done so far; see
+ * vuf_client_get_counters(). Does not wait.
+ *
+ * counters  set counters->size before the call; the rest is filled in
+ *
+ * Returns 0, otherwise
+ *   -EINVAL             an argument is NULL, or counters->size is not set
+ *   -E2BIG              counters->size is above 65536
+ *   VUF_E_DISCONNECTED  there is no connection
+ */
+int vuf_device_get_counters(const struct vuf_device *device,
+                            struct vuf_counters *counters);
+
+/**
+ * Has a function called for every message, on this connection and all that
+ * follow; see vuf_client_set_trace() for what it gets and may do. Of this device
+ * it may call what neither waits nor processes.
+ *
+ * callback  called with user and a record, both the library's (borrowed); NULL
+ *           for none. Replaces the one set before.
+ * user      passed to it
+ *
+ * Returns 0, otherwise
+ *   -EINVAL      device is NULL
+ *   VUF_E_STATE  called from a function that the library calls
+ */
+int vuf_device_set_trace(struct vuf_device *device,
+                         void (*callback)(void *user,
+                                          const struct vuf_trace_record *record),
+                         void *user);
+
+/**
+ * Tries to connect now, however long the next attempt was put off. Does nothing
+ * while there is a connection.
+ *
+ * Returns 0, or -EINVAL if device is NULL.
+ */
+int vuf_device_reconnect(struct vuf_device *device);
+
+/**
+ * Supplies a device of vuf_device_open_fd() with a connection. Also before it asks
+ * for one: it is used after the next loss. Of several the last counts.
+ *
+ * fd  a connected Unix stream socket; taken on success
+ *
+ * Returns 0, otherwise
+ *   -EINVAL      device is NULL, or fd is a socket of another kind or a listening
+ *                one
+ *   -EBADF       fd is negative or not open
+ *   -ENOTSOCK    fd is not a socket
+ *   -ENOTCONN    fd is not connected
+ *   VUF_E_STATE  the device connects by itself
+ */
+int vuf_device_set_fd(struct vuf_device *device,
+                      int fd);
+
+/**
+ * Tells whether what was stopped or taken away is really out of use.
+ *
+ * quiet  set quiet->size before the call; the rest is filled in
+ *
+ * Returns 0, otherwise
+ *   -EINVAL      an argument is NULL, or quiet->size is not set
+ *   -E2BIG       quiet->size is above 65536
+ */
+int vuf_device_get_quiet(const struct vuf_device *device,
+                         struct vuf_quiet *quiet);
+
+/**
+ * Tells the back-end which memory it may reach (SET_MEM_TABLE).
+ *
+ * Replaces any table sent before. After vuf_client_set_owner() and before the
+ * first ring is started. With VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS prefer
+ * vuf_client_add_mem_region() for changes: it moves one region, not all.
+ *
+ * regions  array of n regions; read during the call, not kept. Each fd is
+ *          borrowed: the back-end gets a duplicate. With
+ *          VUF_PROTOCOL_F_GPA_ADDRESSES each user_addr is the guest_addr.
+ * n        1 to VUF_MAX_MEM_REGIONS
+ *
+ * Returns 0 once the back-end has taken over the table, otherwise
+ *   -EINVAL      regions is NULL, n is out of range, or a region is not valid:
+ *                size 0, an offset that is not page-aligned, an end (of guest
+ *                or user addresses or in the file) beyond 64 bits, two that
+ *                overlap, fd 0, a field that must be zero, an unknown Xen flag
+ *                (without VUF_PROTOCOL_F_XEN_MMAP: any), or user_addr is not
+ *                guest_addr with VUF_PROTOCOL_F_GPA_ADDRESSES
+ *   -EBADF       a region's fd is negative or not open
+ *   VUF_E_STATE  vuf_client_postcopy_listen() was called: the table is sent with
+ *                vuf_client_postcopy_set_mem_table()
+ *   VUF_E_NACK   the back-end refused; the old table may be gone
+ * or a common code.
+ */
+int vuf_client_set_mem_table(struct vuf_client *client,
+                             const struct vuf_mem_region *regions,
+                             size_t n);
+
+/**
+ * Shares one more region of guest memory (ADD_MEM_REG).
+ *
+ * Needs VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS. May be called while rings run.
+ *
+ * region  the region; read during the call. Its fd is borrowed: the back-end
+ *         gets a duplicate.
+ *
+ * Returns 0 once the back-end has taken it over, otherwise
+ *   -EINVAL               region is NULL or not valid, as for
+ *                         vuf_client_set_mem_table()
+ *   -EBADF                the region's fd is negative or not open
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ *   VUF_E_STATE           the back-end listens for page faults
+ *   VUF_E_NACK            the back-end refused, as when it has no slot left
+ * or a common code.
+ */
+int vuf_client_add_mem_region(struct vuf_client *client,
+                              const struct vuf_mem_region *region);
+
+/**
+ * Takes a region of guest memory away (REM_MEM_REG).
+ *
+ * Needs VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS. Stop the rings that lie in it
+ * first, and unmap it only after this has returned.
+ *
+ * region  as it was added: guest_addr, size and user_addr must be the same;
+ *         its fd is not used
+ *
+ * Returns 0 once the back-end has let go of it, otherwise
+ *   -EINVAL               region is NULL or not valid, as for
+ *                         vuf_client_set_mem_table()
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ *   VUF_E_STATE           the back-end listens for page faults
+ *   VUF_E_NACK            the back-end refused, as when it knows no such region
+ * or a common code.
+ */
+int vuf_client_remove_mem_region(struct vuf_client *client,
+                                 const struct vuf_mem_region *region);
+
+/**
+ * Lets the back-end use a translation of its IOMMU, or no longer (IOTLB_MSG).
+ *
+ * Needs VIRTIO_F_ACCESS_PLATFORM (bit 33) acknowledged with
+ * vuf_client_set_features(): ring and buffer addresses are then I/O virtual
+ * addresses. Before a ring is enabled its own memory has to be translated, or
+ * the back-end asks for it on its channel.
+ *
+ * iotlb  the entry; read during the call
+ *
+ * Returns 0 once the back-end has taken it over, otherwise
+ *   -EINVAL               iotlb is NULL, type or perm is unknown, size is 0, an
+ *                         end is beyond 64 bits, or a reserved field is not
+ *                         zero
+ *   VUF_E_NOT_NEGOTIATED  VIRTIO_F_ACCESS_PLATFORM was not acknowledged
+ *   VUF_E_NACK            the back-end refused
+ * or a common code.
+ */
+int vuf_client_send_iotlb(struct vuf_client *client,
+                          const struct vuf_iotlb *iotlb);
+
+/**
+ * The same without waiting: queues the message (IOTLB_MSG) and returns. The
+ * answer is taken when it comes; a refusal is counted and not told.
+ *
+ * The one function that sends and may be called from iotlb_miss in struct
+ * vuf_backend_ops.
+ *
+ * iotlb  as for vuf_client_send_iotlb()
+ *
+ * Returns 0, otherwise
+ *   -EINVAL               as for vuf_client_send_iotlb()
+ *   -EAGAIN               256 of these have no answer yet
+ *   VUF_E_NOT_NEGOTIATED  VIRTIO_F_ACCESS_PLATFORM was not acknowledged
+ * or a common code.
+ */
+int vuf_client_post_iotlb(struct vuf_client *client,
+                          const struct vuf_iotlb *iotlb);
+
+/**
+ * Tells the back-end where to log the pages that it writes (SET_LOG_BASE).
+ *
+ * Needs VUF_PROTOCOL_F_LOG_SHMFD. Before VUF_F_LOG_ALL is acknowledged, and
+ * again to switch to another log. Bit n of the log stands for the 4096 bytes
+ * at guest address n * 4096; the back-end sets bits atomically. A log that is
+ * too small makes back-ends abort or drop pages: it must reach to the end of
+ * guest memory.
+ *
+ * mmap_size    size of the log in bytes, a multiple of 8
+ * mmap_offset  must be 0: back-ends add it twice and write beyond the log
+ * fd           the shared memory of the log; borrowed: the back-end gets a
+ *              duplicate
+ *
+ * Returns 0 once the back-end has answered, otherwise
+ *   -EINVAL               mmap_size or mmap_offset is not valid
+ *   -EBADF                fd is negative or not open
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
+ * or a common code. Back-ends have no way to refuse: the content of their
+ * answer means nothing.
+ */
+int vuf_client_set_log_base(struct vuf_client *client,
+                            uint64_t mmap_size,
+                            uint64_t mmap_offset,
+                            int fd);
+
+/**
+ * Gives the back-end an eventfd to write when it has logged (SET_LOG_FD).
+ *
+ * Optional, and rarely served: rust-vmm back-ends hang up on it.
+ *
+ * fd  the eventfd; borrowed: the back-end gets a duplicate
+ *
+ * Returns 0, otherwise
+ *   -EBADF      fd is negative or not open
+ *   VUF_E_NACK  the back-end refused
+ * or a common code.
+ */
+int vuf_client_set_log_fd(struct vuf_client *client, int fd);
+
+/**
+ * States the virtio features that the guest's driver has acknowledged
+ * (SET_FEATURES). They come before vuf_device_start(), and while no ring is
+ * started.
+ *
+ * features  a subset of offered_features in struct vuf_device_info.
+ *           VUF_F_PROTOCOL_FEATURES and VUF_F_LOG_ALL are the library's, and are
+ *           passed over.
+ *
+ * Returns 0 once it is recorded, otherwise
+ *   -EINVAL      device is NULL, or features has bits that are not offered
+ *   -EBUSY       a ring is started
+ *   VUF_E_STATE  what is offered is not known yet, and options->assume_features is
+ *                0
+ */
+int vuf_device_set_features(struct vuf_device *device,
+                            uint64_t features);
+
+/**
+ * Reads the configuration space as the guest sees it: what the back-end told
+ * last, and the caller's own bytes on top. Never waits for anything, and may be
+ * called from any thread, as those of virtual CPUs.
+ *
+ * offset      where to begin, in bytes; offset + len is at most
+ *             options->config_size
+ * buffer      gets len bytes; on failure its content is unchanged
+ * len         1 to VUF_MAX_CONFIG_SIZE
+ * generation  gets a number that changes with the content; NULL if it is not
+ *             wanted. Read before and after it tells whether several reads belong
+ *             together.
+ *
+ * Returns 0, otherwise
+ *   -EINVAL      device or buffer is NULL, or a number is out of range
+ *   VUF_E_STATE  the back-end has not told these bytes yet
+ */
+int vuf_device_read_config(const struct vuf_device *device,
+                           uint32_t offset,
+                           void *buffer,
+                           size_t len,
+                           uint32_t *generation);
+
+/**
+ * Makes bytes of the configuration space the caller's own: they win over the
+ * back-end's, and what the guest writes to them stays here.
+ *
+ * offset  where to begin, in bytes; offset + len is at most options->config_size
+ * buffer  the bytes; read during the call
+ * len     1 to VUF_MAX_CONFIG_SIZE
+ *
+ * Returns 0, otherwise
+ *   -EINVAL      device or buffer is NULL, or a number is out of range
+ */
+int vuf_device_overlay_config(struct vuf_device *device,
+                              uint32_t offset,
+                              const void *buffer,
+                              size_t len);
+
+/**
+ * The guest writes its configuration space: the back-end is told (SET_CONFIG),
+ * except of bytes that are the caller's own. It may refuse:
+ * VUF_DEVICE_EVENT_CONFIG_REFUSED.
+ *
+ * offset  where to begin, in bytes; offset + len is at most options->config_size
+ * buffer  the bytes; read during the call
+ * len     1 to VUF_MAX_CONFIG_SIZE
+ *
+ * Returns 0 once it is recorded, otherwise
+ *   -EINVAL      device or buffer is NULL, or a number is out of range
+ *   -EAGAIN      64 writes wait for the back-end
+ */
+int vuf_device_write_config(struct vuf_device *device,
+                            uint32_t offset,
+                            const void *buffer,
+                            size_t len);
+
+/**
+ * States all memory that the back-end may reach, in place of what was stated
+ * before.
+ *
+ * With VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS regions that stay are left alone.
+ * Otherwise the table is sent whole (SET_MEM_TABLE), where regions of one file
+ * that are neighbours count as one if there are more than VUF_MAX_MEM_REGIONS.
+ *
+ * regions  array of n regions, in any order; read during the call. Each fd is
+ *          kept: duplicated, until the back-end has let go of the region. It is
+ *          open for reading and writing, of a memfd or a file on tmpfs or
+ *          hugetlbfs. user_addr is 0 or guest_addr: guest addresses are what is
+ *          sent. Addresses, sizes and offsets are multiples of the page size.
+ * n        may be 0: none
+ * flags    0 or VUF_MEMORY_ALLOW_GAP
+ *
+ * Returns 0 once it is recorded, otherwise
+ *   -EINVAL      an argument is NULL, flags has unknown bits, or a region is not
+ *                valid, overlaps another or goes beyond the end of its file
+ *   -EBADF       a region's fd is negative or not open
+ *   -EBUSY       memory in use would change while rings run (see
+ *                VUF_MEMORY_ALLOW_GAP), or a ring would lose its own
+ *   -ENOSPC      the back-end has no room for so many
+ * or another negative errno from the system, as -EMFILE.
+ */
+int vuf_device_set_memory(struct vuf_device *device,
+                          const struct vuf_mem_region *regions,
+                          size_t n,
+                          uint32_t flags);
+
+/**
+ * Adds a region to the memory that the back-end may reach (ADD_MEM_REG, or
+ * SET_MEM_TABLE). While rings run, too.
+ *
+ * region  as for vuf_device_set_memory(); its fd is kept
+ *
+ * Returns 0 once it is recorded, otherwise
+ *   -EINVAL      an argument is NULL, or the region is not valid, overlaps another
+ *                or goes beyond the end of its file
+ *   -EBADF       its fd is negative or not open
+ *   -EBUSY       rings run, and others would have to be coalesced for it
+ *   -ENOSPC      the back-end has no room for it
+ * or another negative errno from the system, as -EMFILE.
+ */
+int vuf_device_add_memory(struct vuf_device *device,
+                          const struct vuf_mem_region *region);
+
+/**
+ * Takes a region away (REM_MEM_REG, or SET_MEM_TABLE). It must not be unmapped
+ * before quiesced is 1, here or in vuf_device_get_quiet().
+ *
+ * guest_addr  as it was added
+ * size        as it was added
+ * quiet       set quiet->size before the call; the rest is filled in
+ *
+ * Returns 0 once it is recorded, in every state, otherwise
+ *   -EINVAL      an argument is NULL, quiet->size is not set, or there is no such
+ *                region
+ *   -E2BIG       quiet->size is above 65536
+ *   -EBUSY       a ring lies in it: stop that first
+ */
+int vuf_device_remove_memory(struct vuf_device *device,
+                             uint64_t guest_addr,
+                             uint64_t size,
+                             struct vuf_quiet *quiet);
+
+/**
+ * Tells whether the back-end could hold these regions; without a back-end,
+ * whether any could. Changes nothing.
+ *
+ * regions  array of n regions, as for vuf_device_set_memory(); each fd is
+ *          borrowed
+ * n        may be 0
+ *
+ * Returns 0 if so, otherwise
+ *   -ENOSPC      it could not
+ * or what vuf_device_set_memory() returns for regions that are not valid.
+ */
+int vuf_device_memory_fits(const struct vuf_device *device,
+                           const struct vuf_mem_region *regions,
+                           size_t n);
+
+/**
+ * Lets the back-end use a translation of its IOMMU, or no longer (IOTLB_MSG),
+ * without waiting.
+ *
+ * Needs VIRTIO_F_ACCESS_PLATFORM among the features. The answer to iotlb_miss, from
+ * inside which it may be called. Nothing is kept: after a loss the next back-end
+ * asks again.
+ *
+ * iotlb  the entry; read during the call. Its user_addr is a guest address.
+ *
+ * Returns 0, otherwise
+ *   -EINVAL               as for vuf_client_send_iotlb()
+ *   -EAGAIN               256 of these have no answer yet
+ *   VUF_E_DISCONNECTED    there is no back-end: nothing has to be told
+ *   VUF_E_NOT_NEGOTIATED  VIRTIO_F_ACCESS_PLATFORM was not acknowledged
+ * or, where the connection is about to be lost, why.
+ */
+int vuf_device_post_iotlb(struct vuf_device *device,
+                          const struct vuf_iotlb *iotlb);
+
+/**
+ * Starts rings that are not started: all of these, or none.
+ *
+ * After vuf_device_set_features() and the memory that they lie in. Once they run,
+ * and after each loss, the kick and call descriptors are written, so that what was
+ * made available or used meanwhile is noticed.
+ *
+ * rings  array of n rings; read during the call, but see used_index and get_index
+ *        in struct vuf_ring. Their descriptors are kept: duplicated, until the
+ *        ring is stopped.
+ * n      may be 0
+ *
+ * Returns 0 once it is recorded, otherwise
+ *   -EINVAL      an argument is NULL, or a ring is not valid: an index or a size
+ *                out of range, two with one index, an address that is not aligned
+ *                or does not lie in one region of the memory with all of its part,
+ *                base_mode or base, a descriptor that is 0, a reserved field
+ *   -EBADF       a descriptor is not open, or negative and not -1
+ *   -EBUSY       a ring is started already
+ *   VUF_E_STATE  features were not stated, rings wait for vuf_device_reset(), where
+ *                a ring was stopped is not known (VUF_RING_BASE_RESUME)
+ * or another negative errno from the system, as -EMFILE.
+ */
+int vuf_device_start(struct vuf_device *device,
+                     const struct vuf_ring *rings,
+                     size_t n);
+
+/**
+ * Gives a started ring another descriptor for the device to write
+ * (SET_VRING_CALL), also while it runs; the new one is written once it is known.
+ *
+ * index  the ring
+ * fd     kept: duplicated, until the ring is stopped; -1 if the driver polls
+ *
+ * Returns 0 once it is recorded, otherwise
+ *   -EINVAL      device is NULL
+ *   -EBADF       fd is not open, or negative and not -1
+ *   VUF_E_STATE  the ring is not started
+ */
+int vuf_device_set_call(struct vuf_device *device,
+                        uint32_t index,
+                        int fd);
+
+/**
+ * Stops rings (GET_VRING_BASE). Rings that are not started are left as they are.
+ *
+ * rings       array of n indices; NULL for all rings
+ * n           0 where rings is NULL
+ * mode        VUF_STOP_*
+ * timeout_ms  how long to wait until they are out of use. 0: not at all; later
+ *             VUF_DEVICE_EVENT_APPLIED and vuf_device_get_quiet() tell. Inside a
+ *             function that the library calls it never waits.
+ * quiet       set quiet->size before the call; the rest is filled in
+ *
+ * Returns 0 in every state, also when the time has passed and quiesced is 0,
+ * otherwise
+ *   -EINVAL      device or quiet is NULL, quiet->size is not set, an index is above
+ *                VUF_MAX_RING_INDEX, mode is unknown, or n is not 0 without rings
+ *   -E2BIG       quiet->size is above 65536
+ */
+int vuf_device_stop(struct vuf_device *device,
+                    const uint32_t *rings,
+                    size_t n,
+                    uint32_t mode,
+                    uint32_t timeout_ms,
+                    struct vuf_quiet *quiet);
+
+/**
+ * Resets the device, as its driver does: no ring is started and no feature
+ * acknowledged any more, and the in-flight buffer is gone. The memory and the
+ * connection stay. Ends VUF_DEVICE_EVENT_NEEDS_RESET.
+ *
+ * RESET_DEVICE, SET_STATUS or, where there is neither, stopping the rings.
+ *
+ * timeout_ms  how long to wait until the rings are out of use, as for
+ *             vuf_device_stop()
+ * quiet       set quiet->size before the call; the rest is filled in
+ *
+ * Returns 0 in every state, otherwise
+ *   -EINVAL      an argument is NULL, or quiet->size is not set
+ *   -E2BIG       quiet->size is above 65536
+ */
+int vuf_device_reset(struct vuf_device *device,
+                     uint32_t timeout_ms,
+                     struct vuf_quiet *quiet);
+
+/**
+ * Tells where a ring stood when it was stopped, for a snapshot.
+ *
+ * index  the ring
+ * base   gets what vuf_client_set_vring_base() takes
+ *
+ * Returns 0, otherwise
+ *   -EINVAL      an argument is NULL
+ *   VUF_E_STATE  that is not known: the ring is started, was never, or was lost
+ */
+int vuf_device_get_vring_base(const struct vuf_device *device,
+                              uint32_t index,
+                              uint32_t *base);
 
 #ifdef __cplusplus
 }  // extern "C"

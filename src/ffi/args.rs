@@ -105,6 +105,23 @@ impl Args {
         }
     }
 
+    /// The same for structs that hold pointers, which nothing can check.
+    ///
+    /// # Safety
+    /// What the caller put into the structs is a valid T each.
+    pub(super) unsafe fn array_pointers<T>(
+        &self,
+        pointer: *const T,
+        n: usize,
+        name: &str,
+    ) -> Result<&[T]> {
+        match length(pointer, n, name)? {
+            0 => Ok(&[]),
+            // SAFETY: promised when this was made, and by the caller.
+            n => Ok(unsafe { std::slice::from_raw_parts(pointer, n) }),
+        }
+    }
+
     /// A buffer to fill, which C need not have initialised.
     #[allow(clippy::mut_from_ref, reason = "the memory is the caller's, not ours")]
     pub(super) fn buffer<T>(
@@ -244,6 +261,18 @@ impl Args {
             _ => self.fd(number, name),
         }
     }
+
+    /// The same with -1 for none.
+    pub(super) fn optional_field_fd(
+        &self,
+        number: c_int,
+        name: &str,
+    ) -> Result<Option<BorrowedFd<'_>>> {
+        match number {
+            -1 => Ok(None),
+            _ => self.field_fd(number, name).map(Some),
+        }
+    }
 }
 
 /// A time in milliseconds.
@@ -252,6 +281,15 @@ pub(super) fn timeout(milliseconds: u32) -> Timeout {
         VUF_TIMEOUT_DEFAULT => Timeout::Default,
         VUF_TIMEOUT_FOREVER => Timeout::Never,
         time => Timeout::After(Duration::from_millis(u64::from(time))),
+    }
+}
+
+/// A time in milliseconds that is not a deadline.
+pub(super) fn duration(milliseconds: u32, default: Duration) -> Duration {
+    match milliseconds {
+        VUF_TIMEOUT_DEFAULT => default,
+        VUF_TIMEOUT_FOREVER => Duration::MAX,
+        time => Duration::from_millis(u64::from(time)),
     }
 }
 

@@ -13,7 +13,7 @@ use std::os::raw::{c_int, c_void};
 use std::sync::Arc;
 
 /// The caller's functions, and what they get with every call.
-struct Handlers {
+pub(super) struct Handlers {
     ops: vuf_backend_ops,
     user: *mut c_void,
 }
@@ -138,7 +138,11 @@ impl BackendHandler for Handlers {
     }
 }
 
-fn handlers(c: &Args, ops: *const vuf_backend_ops, user: *mut c_void) -> Result<Handlers> {
+pub(super) fn handlers(
+    c: &Args,
+    ops: *const vuf_backend_ops,
+    user: *mut c_void,
+) -> Result<Handlers> {
     // SAFETY: any bytes that the caller put there are what it wants called.
     let ops: vuf_backend_ops = unsafe { c.extensible_pointers(ops, "ops") }?;
     if ops.shmem_map.is_some() != ops.shmem_unmap.is_some() {

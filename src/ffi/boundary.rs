@@ -17,7 +17,7 @@ struct Last {
     info: vuf_error_info,
 }
 
-const NOTHING: vuf_error_info = vuf_error_info {
+pub(super) const NOTHING: vuf_error_info = vuf_error_info {
     size: size_of::<vuf_error_info>(),
     code: 0,
     errno_value: 0,
@@ -57,30 +57,38 @@ impl std::fmt::Write for Text<'_> {
     }
 }
 
+/// An error's words, NUL-terminated, and cut off rather than failing.
+pub(super) fn words<const N: usize>(error: &Error) -> [u8; N] {
+    let mut bytes = [0; N];
+    let mut text = Text { rest: &mut bytes };
+    let _ = std::fmt::write(&mut text, format_args!("{error}"));
+    bytes
+}
+
+/// An error's fields.
+pub(super) fn fields(error: &Error) -> vuf_error_info {
+    let index = |n: Option<u32>| n.and_then(|n| i32::try_from(n).ok()).unwrap_or(-1);
+    vuf_error_info {
+        code: error.code(),
+        errno_value: error.errno(),
+        error_class: class_number(error.class()),
+        phase: phase_number(error.phase),
+        request: error.request.map(|r| r.id()).unwrap_or_default(),
+        ring: index(error.ring),
+        region: index(error.region),
+        has_value: u32::from(error.value.is_some()),
+        value: error.value.unwrap_or_default(),
+        ..NOTHING
+    }
+}
+
 fn remember(error: &Error) {
     LAST.with(|last| {
         let Ok(mut last) = last.try_borrow_mut() else {
             return;
         };
-        last.text = [0; TEXT_SIZE];
-        let mut text = Text {
-            rest: &mut last.text,
-        };
-        // Cut off rather than failing.
-        let _ = std::fmt::write(&mut text, format_args!("{error}"));
-        let index = |n: Option<u32>| n.and_then(|n| i32::try_from(n).ok()).unwrap_or(-1);
-        last.info = vuf_error_info {
-            code: error.code(),
-            errno_value: error.errno(),
-            error_class: class_number(error.class()),
-            phase: phase_number(error.phase),
-            request: error.request.map(|r| r.id()).unwrap_or_default(),
-            ring: index(error.ring),
-            region: index(error.region),
-            has_value: u32::from(error.value.is_some()),
-            value: error.value.unwrap_or_default(),
-            ..NOTHING
-        };
+        last.text = words(error);
+        last.info = fields(error);
     });
 }
 

@@ -3,7 +3,9 @@
 use super::args::Args;
 use super::boundary::{catch, guard};
 use super::types::vuf_client;
+use super::virtual_device::types::vuf_device;
 use crate::backend_client::BackendClient;
+use crate::device::Device;
 use crate::error::{Error, Kind, Result};
 use crate::message::Request;
 use std::cell::Cell;
@@ -38,6 +40,21 @@ impl Opaque for vuf_client {
     }
     fn close_in_child(client: BackendClient) {
         client.close_in_child();
+    }
+}
+
+impl Opaque for vuf_device {
+    const NAME: &'static str = "device";
+    type Object = Device;
+
+    fn cancel(device: &Device) {
+        device.abort();
+    }
+    fn poison(device: &Device, _panic: &Error) {
+        device.abort();
+    }
+    fn close_in_child(device: Device) {
+        device.close_in_child();
     }
 }
 
@@ -188,17 +205,18 @@ impl About {
 unsafe fn with<O: Opaque>(
     opaque: *const O,
     about: About,
-    body: impl FnOnce(&Handle<O>, &Args) -> Result<()>,
+    body: impl FnOnce(&O::Object, &Args) -> Result<()>,
 ) -> i32 {
     guard(|| {
         // SAFETY: passed on from the caller.
         let handle = unsafe { handle(opaque) }?;
         let inside = Inside::enter(handle)?;
+        let object = &inside.0.object;
         // SAFETY: passed on from the caller.
         let args = unsafe { Args::new() };
-        catch(|| Frame::run(inside.0, || body(inside.0, &args)))
+        catch(|| Frame::run(handle, || body(object, &args)))
             .unwrap_or_else(|panic| {
-                O::poison(&inside.0.object, &panic);
+                O::poison(object, &panic);
                 Err(panic)
             })
             .map_err(|error| about.name(error))
@@ -216,11 +234,21 @@ pub(super) unsafe fn with_client(
     body: impl FnOnce(&BackendClient, &Args) -> Result<()>,
 ) -> i32 {
     // SAFETY: passed on from the caller.
-    unsafe {
-        with(client, about.into(), |handle, args| {
-            body(&handle.object, args)
-        })
-    }
+    unsafe { with(client, about.into(), body) }
+}
+
+/// Runs a call on a device: 0, or the code of its failure. After a panic nothing
+/// is done with it any more.
+///
+/// # Safety
+/// `device` is null or came from [`new`] and has not been freed; what `body`
+/// reads through its [`Args`] is as [`Args::new`] demands.
+pub(super) unsafe fn with_device(
+    device: *const vuf_device,
+    body: impl FnOnce(&Device, &Args) -> Result<()>,
+) -> i32 {
+    // SAFETY: passed on from the caller.
+    unsafe { with(device, About::default(), body) }
 }
 
 /// Ends what is under way. Async-signal-safe unless it fails.

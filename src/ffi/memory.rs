@@ -227,7 +227,7 @@ pub unsafe extern "C" fn vuf_client_post_iotlb(
     }
 }
 
-fn translation(iotlb: &vuf_iotlb) -> Iotlb {
+pub(super) fn translation(iotlb: &vuf_iotlb) -> Iotlb {
     Iotlb {
         iova: iotlb.iova,
         size: iotlb.size,

@@ -1,8 +1,8 @@
 //! The C ABI: pointers, file descriptors, error codes and panics. It knows no
 //! protocol. The C header is generated from this folder.
 //!
-//! Every exported function that can fail goes through [`boundary::guard`] or
-//! [`handle::with_client`], and reads its arguments with [`args::Args`]; those
+//! Every exported function that can fail goes through [`boundary::guard`],
+//! [`handle::with_client`] or [`handle::with_device`], and reads its arguments with [`args::Args`]; those
 //! that cannot are tables and constants.
 
 mod args;
@@ -19,4 +19,5 @@ pub mod memory;
 pub mod postcopy;
 pub mod trace;
 pub mod types;
+pub mod virtual_device;
 pub mod vring;

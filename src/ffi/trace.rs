@@ -50,6 +50,15 @@ impl Told {
     }
 }
 
+/// What tells the caller's function.
+///
+/// # Safety
+/// It may be called with `user`, from any thread, while this lives.
+pub(super) unsafe fn sink(callback: Callback, user: *mut c_void) -> TraceSink {
+    let told = Told { callback, user };
+    Arc::new(move |record| told.tell(record))
+}
+
 /// Has a function called for every message on the connection and on the back-end's
 /// channel, in each direction.
 ///
@@ -86,16 +95,13 @@ pub unsafe extern "C" fn vuf_client_set_trace(
     callback: Option<unsafe extern "C" fn(user: *mut c_void, record: *const vuf_trace_record)>,
     user: *mut c_void,
 ) -> c_int {
-    let sink = callback.map(|callback| {
-        let told = Told { callback, user };
-        let sink: TraceSink = Arc::new(move |record| told.tell(record));
-        sink
-    });
+    // SAFETY: the caller's promise.
+    let sink = callback.map(|callback| unsafe { sink(callback, user) });
     // SAFETY: the caller's promise.
     unsafe { handle::with_client(client, About::default(), |client, _| client.set_trace(sink)) }
 }
 
-fn public(counters: &Counters) -> vuf_counters {
+pub(super) fn public(counters: &Counters) -> vuf_counters {
     let request = counters.longest_wait_request;
     vuf_counters {
         size: size_of::<vuf_counters>(),
