@@ -9,6 +9,9 @@
 //! buffer (older DPDK), that before any KICK (libvhost-user), ENABLE of all rings
 //! last, and DRIVER_OK after that (DPDK runs nothing before).
 
+#[cfg(test)]
+mod tests;
+
 use super::memory::{self, MemoryList, MemoryStep, Sent};
 use crate::message::{ProtocolFeatures, virtio};
 
@@ -437,7 +440,7 @@ impl Actual {
             };
             return Next::Do(Step::Ring(index, step));
         }
-        if self.agreed(ProtocolFeatures::INFLIGHT_SHMFD) && largest != 0 && !self.inflight {
+        if self.agreed(ProtocolFeatures::INFLIGHT_SHMFD) && largest != 0 {
             let key = InflightKey {
                 packed: self.packed(),
                 num_queues: u16::try_from(count).unwrap_or(u16::MAX),
@@ -445,6 +448,7 @@ impl Actual {
             };
             match self.buffer {
                 Asked::Asking => return Next::Wait,
+                Asked::Told(Some(has)) if has.holds(key) && self.inflight => {}
                 Asked::Told(Some(has)) if has.holds(key) => return Next::Do(Step::SetInflight),
                 // It wants none.
                 Asked::Told(None) => {}
@@ -484,7 +488,10 @@ impl Actual {
             Step::GetMaxMemSlots => self.slots = Asked::Asking,
             Step::GetShmemConfig => self.shmem = Asked::Asking,
             Step::GetConfig => self.config = Asked::Asking,
-            Step::GetInflight(_) => self.buffer = Asked::Asking,
+            Step::GetInflight(_) => {
+                self.buffer = Asked::Asking;
+                self.inflight = false;
+            }
             Step::SetInflight => self.inflight = true,
             Step::SetStatus(0) | Step::Forget => self.as_new(wanted),
             Step::SetStatus(status) => self.status = *status,

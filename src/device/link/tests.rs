@@ -255,10 +255,10 @@ fn who_the_peer_is_can_be_asked() {
     let listener = UnixListener::bind(place.socket()).unwrap();
     let mut link = to_path(&place.socket(), now);
     let ours = connected(link.step(now, None));
-    let (pid, uid, gid) = socket::peer_credentials(ours.as_fd()).unwrap();
-    assert_eq!(u32::try_from(pid).unwrap(), std::process::id());
+    let peer = socket::peer_credentials(ours.as_fd()).unwrap();
+    assert_eq!(u32::try_from(peer.pid).unwrap(), std::process::id());
     let file = std::fs::metadata(place.socket()).unwrap();
-    assert_eq!((uid, gid), (file.uid(), file.gid()));
+    assert_eq!((peer.uid, peer.gid), (file.uid(), file.gid()));
     let no_socket = std::fs::File::open("/dev/null").unwrap();
     assert_eq!(socket::peer_credentials(no_socket.as_fd()), None);
     drop(listener);
