@@ -13,8 +13,6 @@
 mod blk_peer;
 #[path = "common/blk_ring.rs"]
 mod blk_ring;
-#[path = "common/stepper.rs"]
-mod stepper;
 #[path = "common/vmm.rs"]
 mod vmm;
 

@@ -4,8 +4,11 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
+use crate::blk_peer::{PATIENCE, deadline};
+use crate::vmm::Vmm;
 use nix::cmsg_space;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{
@@ -18,6 +21,8 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::{Duration, Instant};
+use vhost_user_frontend::{Event, EventKind};
 use vhost_user_frontend::message::{ProtocolFeatures, Request, flags};
 
 /// VERSION_1, PROTOCOL_FEATURES, RING_PACKED and FLUSH.
@@ -485,4 +490,69 @@ fn receive(socket: &UnixStream, room: usize) -> nix::Result<(Vec<u8>, Vec<OwnedF
     let length = got.bytes;
     bytes.truncate(length);
     Ok((bytes, fds))
+}
+
+/// An event loop that has both in it.
+impl Vmm {
+    /// One round of an event loop that has the back-end in it: it takes no more than
+    /// so many messages of a connection. Whether anything happened.
+    pub fn turn_beside(&mut self, peer: &mut Stepper, most: usize, longest: Duration) -> bool {
+        let served = peer.serve(most);
+        let mut fds = vec![PollFd::new(self.device.notifier(), PollFlags::POLLIN)];
+        if !peer.is_connected() || peer.taken < most {
+            let theirs = peer.descriptors().into_iter();
+            fds.extend(theirs.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        }
+        let longest = if served { Duration::ZERO } else { longest };
+        let ready = poll(&mut fds, PollTimeout::try_from(longest).unwrap()).unwrap();
+        let device = fds[0].any() == Some(true);
+        drop(fds);
+        if device {
+            self.process();
+        }
+        served || ready > 0
+    }
+
+    /// Until this has happened; the event.
+    pub fn until_beside(&mut self, kind: EventKind, peer: &mut Stepper) -> Event {
+        let deadline = deadline();
+        loop {
+            while let Some(event) = self.events.pop_front() {
+                if event.kind == kind {
+                    return event;
+                }
+            }
+            assert!(
+                Instant::now() < deadline,
+                "never {kind:?}: {:?}",
+                self.device.info()
+            );
+            self.turn_beside(peer, usize::MAX, PATIENCE);
+        }
+    }
+
+    /// Until the back-end has taken so many messages of a connection, or has been
+    /// told all that is wanted. Nothing more happens before it takes another.
+    pub fn until_taken(&mut self, peer: &mut Stepper, most: usize) {
+        let deadline = deadline();
+        while !self.is_applied() && (!peer.is_connected() || peer.taken < most) {
+            assert!(Instant::now() < deadline, "never {most} messages");
+            self.turn_beside(peer, most, PATIENCE);
+        }
+        while self.turn_beside(peer, most, Duration::ZERO) {}
+    }
+
+    pub fn until_applied_beside(&mut self, peer: &mut Stepper) {
+        let deadline = deadline();
+        while !self.is_applied() {
+            assert!(
+                Instant::now() < deadline,
+                "never: {:?} {:?}",
+                self.device.info(),
+                peer.log.last()
+            );
+            self.turn_beside(peer, usize::MAX, PATIENCE);
+        }
+        while self.turn_beside(peer, usize::MAX, Duration::ZERO) {}
+    }
 }

@@ -4,7 +4,6 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 use crate::blk_peer::{PATIENCE, Place, SECTORS, deadline};
-use crate::stepper::Stepper;
 use crate::blk_ring::{BlkRequest, BlkRing, GuestMemory, Layout, Op, pattern};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::{BTreeMap, VecDeque};
@@ -249,7 +248,8 @@ impl Vmm {
         }
     }
 
-    fn process(&mut self) {
+    /// One step of the device.
+    pub fn process(&mut self) {
         if let Some(event) = self.device.process().unwrap() {
             self.seen.push((event.kind, event.recovery));
             self.events.push_back(event);
@@ -259,68 +259,6 @@ impl Vmm {
     /// How often this was told.
     pub fn count(&self, kind: EventKind) -> usize {
         self.seen.iter().filter(|seen| seen.0 == kind).count()
-    }
-
-    /// One round of an event loop that has the back-end in it: it takes no more than
-    /// so many messages of a connection. Whether anything happened.
-    pub fn turn_beside(&mut self, peer: &mut Stepper, most: usize, longest: Duration) -> bool {
-        let served = peer.serve(most);
-        let mut fds = vec![PollFd::new(self.device.notifier(), PollFlags::POLLIN)];
-        if !peer.is_connected() || peer.taken < most {
-            let theirs = peer.descriptors().into_iter();
-            fds.extend(theirs.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-        }
-        let longest = if served { Duration::ZERO } else { longest };
-        let ready = poll(&mut fds, PollTimeout::try_from(longest).unwrap()).unwrap();
-        let device = fds[0].any() == Some(true);
-        drop(fds);
-        if device {
-            self.process();
-        }
-        served || ready > 0
-    }
-
-    /// Until this has happened; the event.
-    pub fn until_beside(&mut self, kind: EventKind, peer: &mut Stepper) -> Event {
-        let deadline = deadline();
-        loop {
-            while let Some(event) = self.events.pop_front() {
-                if event.kind == kind {
-                    return event;
-                }
-            }
-            assert!(
-                Instant::now() < deadline,
-                "never {kind:?}: {:?}",
-                self.device.info()
-            );
-            self.turn_beside(peer, usize::MAX, PATIENCE);
-        }
-    }
-
-    /// Until the back-end has taken so many messages of a connection, or has been
-    /// told all that is wanted. Nothing more happens before it takes another.
-    pub fn until_taken(&mut self, peer: &mut Stepper, most: usize) {
-        let deadline = deadline();
-        while !self.is_applied() && (!peer.is_connected() || peer.taken < most) {
-            assert!(Instant::now() < deadline, "never {most} messages");
-            self.turn_beside(peer, most, PATIENCE);
-        }
-        while self.turn_beside(peer, most, Duration::ZERO) {}
-    }
-
-    pub fn until_applied_beside(&mut self, peer: &mut Stepper) {
-        let deadline = deadline();
-        while !self.is_applied() {
-            assert!(
-                Instant::now() < deadline,
-                "never: {:?} {:?}",
-                self.device.info(),
-                peer.log.last()
-            );
-            self.turn_beside(peer, usize::MAX, PATIENCE);
-        }
-        while self.turn_beside(peer, usize::MAX, Duration::ZERO) {}
     }
 
     pub fn is_applied(&self) -> bool {
@@ -423,12 +361,18 @@ impl Vmm {
         self.note();
     }
 
-    /// Keeps the rings busy, for at most so many microseconds.
+    /// Keeps the rings busy, for at most so many microseconds. Returns while the
+    /// back-end is at work on what was made available last, most likely.
     pub fn busy_for(&mut self, random: &mut Random, most: u64) {
         let end = Instant::now() + Duration::from_micros(random.below(most));
         while Instant::now() < end {
             self.keep_busy(random);
             self.turn(Duration::from_millis(1));
+        }
+        self.keep_busy(random);
+        let end = Instant::now() + Duration::from_micros(random.below(120));
+        while Instant::now() < end {
+            std::hint::spin_loop();
         }
     }
 
