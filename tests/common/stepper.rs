@@ -22,8 +22,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use vhost_user_frontend::{Event, EventKind};
 use vhost_user_frontend::message::{ProtocolFeatures, Request, flags};
+use vhost_user_frontend::{Event, EventKind};
 
 /// VERSION_1, PROTOCOL_FEATURES, RING_PACKED and FLUSH.
 pub const OFFERED: u64 = 1 << 30 | 1 << 32 | 1 << 34 | 1 << 9;
@@ -201,7 +201,11 @@ impl Stepper {
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let listener = self.listener.as_ref().filter(|_| self.socket.is_none());
         let socket = self.socket.as_ref().map(AsFd::as_fd);
-        listener.map(AsFd::as_fd).into_iter().chain(socket).collect()
+        listener
+            .map(AsFd::as_fd)
+            .into_iter()
+            .chain(socket)
+            .collect()
     }
 
     /// Takes one message, if one is there, or a connection, or its end. Whether

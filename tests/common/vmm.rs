@@ -158,6 +158,11 @@ impl Vmm {
         Region::new(at, size, 0, region.fd).unwrap()
     }
 
+    /// Where that begins.
+    pub fn region_addr(&self) -> u64 {
+        self.memory.region().region.guest_addr
+    }
+
     /// Shares memory and says that the driver is there.
     pub fn negotiate(&mut self, more: u64) {
         self.until(EventKind::Connected);
