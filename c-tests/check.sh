@@ -88,6 +88,11 @@ rust_tests() {
     $CARGO test --locked -- --skip every_message_of_every_scenario
 }
 
+# `make check` does it 20 times in each setting.
+kill_back_ends() {
+    VUF_KILLS=200 $CARGO test --locked --test device_kills
+}
+
 fault_sweep() {
     $CARGO test --locked --test sweep
 }
@@ -280,6 +285,7 @@ stage 'demo, on both back-ends' demo
 if [ "${1-}" = --full ]; then
     stage 'oldest Rust' oldest_rust
     stage 'Rust tests, ten times' again 10 rust_tests
+    stage 'kill -9 of the back-end, 200 times each' kill_back_ends
     stage 'C tests, ten times' again 10 c_tests
     stage 'Rust tests under load, five times' under_load again 5 rust_tests
     stage 'fault sweep under load' under_load fault_sweep

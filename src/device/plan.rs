@@ -294,9 +294,11 @@ impl Actual {
         self.features.unwrap_or_default() & bit(virtio::F_RING_PACKED) != 0
     }
 
-    /// Whether any ring may be running, or is being stopped.
-    pub(super) fn running(&self) -> bool {
-        self.rings.iter().any(|ring| ring.start.is_some())
+    /// Whether any ring may be running, and not only until it is stopped: that comes
+    /// before all that follows.
+    pub(super) fn runs_on(&self, wanted: &Wanted) -> bool {
+        let mut rings = self.rings.iter().zip(&wanted.rings);
+        rings.any(|(ring, want)| ring.start.is_some() && want.map(|it| it.start) == ring.start)
     }
 
     /// The handshake has gone through.

@@ -68,7 +68,8 @@ impl Device {
             }
             let sent = live.actual.memory.as_ref();
             let changes = sent.and_then(|sent| memory::changes_live(sent, memory));
-            if let (Some(region), true, false) = (changes, live.actual.running(), allow_gap) {
+            let runs = live.actual.runs_on(&core.wanted);
+            if let (Some(region), true, false) = (changes, runs, allow_gap) {
                 let text = format!("{region}, would change while rings run");
                 return Err(Error::new(Kind::Argument(Errno::EBUSY), text));
             }

@@ -11,9 +11,10 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use vhost_user_frontend::{
-    Base, Device, DeviceOptions, Event, EventKind, Peer, Policy, Region, Ring, RingIndices,
+    Base, Device, DeviceOptions, Event, EventKind, Peer, Policy, Recovery, Region, Ring,
+    RingIndices,
 };
 
 /// VERSION_1 and FLUSH.
@@ -55,6 +56,36 @@ pub struct Vmm {
     pub completed: BTreeMap<(usize, u64), u32>,
     pub layout: Layout,
     pub turns: u64,
+    /// Sectors that a request in flight is about, and their tag before it.
+    pub busy: BTreeMap<u64, u64>,
+    /// Every loss and how rings went on, and everything else that was told.
+    pub seen: Vec<(EventKind, Recovery)>,
+}
+
+/// Chance that can be repeated.
+pub struct Random(u64);
+
+impl Random {
+    /// From `VUF_SEED`, or another each time; said, so that it can be repeated.
+    pub fn new() -> Self {
+        let given = std::env::var("VUF_SEED").ok();
+        let nanoseconds = || {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+            u64::from(now.subsec_nanos()) << 16 | 1
+        };
+        let seed = given.map_or_else(nanoseconds, |text| text.parse().unwrap());
+        println!("VUF_SEED={seed}");
+        Self(seed)
+    }
+
+    /// Below this.
+    pub fn below(&mut self, end: u64) -> u64 {
+        // xorshift64
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % end
+    }
 }
 
 /// As soon as it can be, so that tests are.
@@ -109,6 +140,8 @@ impl Vmm {
             completed: BTreeMap::new(),
             layout,
             turns: 0,
+            busy: BTreeMap::new(),
+            seen: Vec::new(),
         }
     }
 
@@ -123,6 +156,11 @@ impl Vmm {
         let region = self.memory.region();
         let (at, size) = (region.region.guest_addr, region.region.size);
         Region::new(at, size, 0, region.fd).unwrap()
+    }
+
+    /// Where that begins.
+    pub fn region_addr(&self) -> u64 {
+        self.memory.region().region.guest_addr
     }
 
     /// Shares memory and says that the driver is there.
@@ -176,9 +214,16 @@ impl Vmm {
 
     /// Until the back-end has been told all that is wanted.
     pub fn until_applied(&mut self) {
-        while self.device.info().applied != Some(self.device.info().generation) {
+        while !self.is_applied() {
             self.until(EventKind::Applied);
         }
+    }
+
+    /// Wants everything, whoever may be there.
+    pub fn want_all(&mut self) {
+        self.device.set_features(self.features()).unwrap();
+        self.device.set_memory(vec![self.region()], false).unwrap();
+        self.start(Base::New);
     }
 
     /// What the device may ask: where each ring stands.
@@ -204,10 +249,26 @@ impl Vmm {
         drop(fds);
         self.collect();
         if device {
-            if let Some(event) = self.device.process().unwrap() {
-                self.events.push_back(event);
-            }
+            self.process();
         }
+    }
+
+    /// One step of the device.
+    pub fn process(&mut self) {
+        if let Some(event) = self.device.process().unwrap() {
+            self.seen.push((event.kind, event.recovery));
+            self.events.push_back(event);
+        }
+    }
+
+    /// How often this was told.
+    pub fn count(&self, kind: EventKind) -> usize {
+        self.seen.iter().filter(|seen| seen.0 == kind).count()
+    }
+
+    pub fn is_applied(&self) -> bool {
+        let info = self.device.info();
+        info.applied == Some(info.generation)
     }
 
     /// Takes what the device has completed.
@@ -217,6 +278,7 @@ impl Vmm {
             let _ = ring.call.read();
             for request in ring.poll_all() {
                 *self.completed.entry((index, request.number)).or_default() += 1;
+                self.busy.remove(&request.sector);
                 assert_eq!(request.status, 0, "{request:?}");
                 if request.op == Op::Read {
                     let tag = self.disk[usize::try_from(request.sector).unwrap()];
@@ -275,6 +337,61 @@ impl Vmm {
             self.write(ring, sector);
         }
         self.rings[ring].kick();
+    }
+
+    /// Keeps all rings full of writes and reads of sectors that no other request is
+    /// about.
+    pub fn keep_busy(&mut self, random: &mut Random) {
+        for ring in 0..self.rings.len() {
+            let first = u64::try_from(ring).unwrap() * 16;
+            let start = random.below(16);
+            let mut any = false;
+            for at in 0..16 {
+                let sector = first + (start + at) % 16;
+                if self.busy.contains_key(&sector) || !self.rings[ring].has_room() {
+                    continue;
+                }
+                let tag = self.disk[usize::try_from(sector).unwrap()];
+                self.busy.insert(sector, tag);
+                match random.below(4) {
+                    0 => drop(self.rings[ring].submit(Op::Read, sector)),
+                    _ => drop(self.write(ring, sector)),
+                }
+                any = true;
+            }
+            if any {
+                self.rings[ring].kick();
+            }
+        }
+        self.note();
+    }
+
+    /// Keeps the rings busy, for at most so many microseconds. Returns while the
+    /// back-end is at work on what was made available last, most likely.
+    pub fn busy_for(&mut self, random: &mut Random, most: u64) {
+        let end = Instant::now() + Duration::from_micros(random.below(most));
+        while Instant::now() < end {
+            self.keep_busy(random);
+            self.turn(Duration::from_millis(1));
+        }
+        self.keep_busy(random);
+        let end = Instant::now() + Duration::from_micros(random.below(120));
+        while Instant::now() < end {
+            std::hint::spin_loop();
+        }
+    }
+
+    /// What was in flight was done or not, and nothing in between; from here on it
+    /// is what the disk has.
+    pub fn accept_the_disk(&mut self) {
+        for (sector, before) in std::mem::take(&mut self.busy) {
+            let found = self.place.sector(sector);
+            let tag = &mut self.disk[usize::try_from(sector).unwrap()];
+            if found != pattern(*tag) {
+                assert_eq!(found, pattern(before), "sector {sector}");
+                *tag = before;
+            }
+        }
     }
 
     /// The guest is rebooted: its rings are new, and what was in flight is not.

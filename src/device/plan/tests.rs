@@ -988,7 +988,8 @@ impl Play {
                 }
             }
             Act::Lose { held } => {
-                self.wanted.held |= *held && self.actual.running();
+                self.wanted.held |=
+                    *held && self.actual.rings.iter().any(|ring| ring.start.is_some());
                 self.under_way.clear();
                 self.actual = Actual::new(&self.wanted, self.buffer);
                 self.model = Model::new(self.model.offer, rings);

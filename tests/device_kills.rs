@@ -1,0 +1,175 @@
+//! The back-end is killed at random moments, over and over, while every request is
+//! followed from the driver to the disk. `VUF_KILLS` says how often in each setting.
+
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "common/blk_peer.rs"]
+mod blk_peer;
+#[path = "common/blk_ring.rs"]
+mod blk_ring;
+#[path = "common/vmm.rs"]
+mod vmm;
+
+use blk_peer::Peer;
+use blk_ring::Layout;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use vhost_user_frontend::{Base, EventKind, OutOfOrder, Recovery};
+use vmm::{Random, Vmm};
+
+const RINGS: u32 = 4;
+
+fn kills() -> u64 {
+    std::env::var("VUF_KILLS").map_or(20, |text| text.parse().unwrap())
+}
+
+/// Descriptors are counted, so there is one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn open_fds() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn peer(vmm: &Vmm, args: &[&str]) -> Peer {
+    Peer::start(&vmm.place, &[&["--queues", "4"], args].concat())
+}
+
+/// One that dies over one of its next requests, at any moment in the life of it.
+fn mortal(vmm: &Vmm, args: &[&str], random: &mut Random) -> Peer {
+    let after = (1 + random.below(100)).to_string();
+    let points = ["taken", "done", "used", "cleared"];
+    let at = points[usize::try_from(random.below(4)).unwrap()];
+    let dies = ["--crash-after", &after, "--crash-at", at];
+    peer(vmm, &[args, &dies].concat())
+}
+
+/// Each request completes exactly once, however often the back-end dies, also
+/// while it is being brought up.
+fn nothing_is_lost(layout: Layout, args: &[&str], policy: OutOfOrder, expected: Recovery) {
+    let _alone = alone();
+    let mut random = Random::new();
+    let mut vmm = Vmm::new(layout, RINGS, |options| options.out_of_order = policy);
+    let mut back_end = peer(&vmm, args);
+    vmm.bring_up();
+    let before = open_fds();
+    for kill in 0..kills() {
+        if kill % 2 == 0 {
+            vmm.busy_for(&mut random, 4000);
+            back_end.kill();
+            // Dead before it is told everything, one time in four.
+            while random.below(4) == 0 {
+                back_end = peer(&vmm, args);
+                vmm.busy_for(&mut random, 6000);
+                back_end.kill();
+            }
+            back_end = mortal(&vmm, args, &mut random);
+        } else {
+            while back_end.0.try_wait().unwrap().is_none() {
+                vmm.busy_for(&mut random, 1000);
+            }
+            back_end = peer(&vmm, args);
+            vmm.until(EventKind::Recovered);
+            vmm.until_applied();
+            assert_eq!(open_fds(), before);
+        }
+    }
+    vmm.until_done();
+    vmm.check();
+    assert_eq!(vmm.count(EventKind::NeedsReset), 0);
+    let lost = vmm.seen.iter().filter(|seen| seen.0 == EventKind::Lost);
+    let ways: Vec<_> = lost.map(|seen| seen.1).collect();
+    // Several in a row that nobody took are one.
+    assert!(
+        u64::try_from(ways.len()).unwrap() >= kills() / 2,
+        "{ways:?}"
+    );
+    let known = |way: &Recovery| *way == expected || *way == Recovery::Idle;
+    assert!(ways.iter().all(known), "{ways:?}");
+}
+
+fn with_a_buffer(layout: Layout, args: &[&str]) {
+    nothing_is_lost(layout, args, OutOfOrder::NeedsReset, Recovery::Inflight);
+}
+
+#[test]
+fn split_with_a_buffer() {
+    with_a_buffer(Layout::Split, &[]);
+}
+
+#[test]
+fn split_with_a_buffer_out_of_order() {
+    with_a_buffer(Layout::Split, &["--out-of-order"]);
+}
+
+#[test]
+fn packed_with_a_buffer() {
+    with_a_buffer(Layout::Packed, &[]);
+}
+
+#[test]
+fn packed_with_a_buffer_out_of_order() {
+    with_a_buffer(Layout::Packed, &["--out-of-order"]);
+}
+
+#[test]
+fn split_in_order() {
+    let args = ["--no-inflight", "--in-order"];
+    let policy = OutOfOrder::NeedsReset;
+    nothing_is_lost(Layout::Split, &args, policy, Recovery::InOrder);
+}
+
+/// The peer works in order, though it does not say so.
+#[test]
+fn split_replayed_from_the_used_index() {
+    let args = ["--no-inflight"];
+    let policy = OutOfOrder::ReplayFromUsed;
+    nothing_is_lost(Layout::Split, &args, policy, Recovery::ReplayFromUsed);
+}
+
+/// Where nothing tells what was done, the guest is told before, and resets.
+#[test]
+fn neither_needs_a_reset() {
+    let _alone = alone();
+    let mut random = Random::new();
+    let args = ["--no-inflight", "--out-of-order"];
+    for layout in [Layout::Split, Layout::Packed] {
+        let mut vmm = Vmm::new(layout, RINGS, |_| {});
+        let mut back_end = peer(&vmm, &args);
+        vmm.bring_up();
+        let before = open_fds();
+        for kill in 1..=kills() / 2 {
+            vmm.busy_for(&mut random, 4000);
+            back_end.kill();
+            let lost = vmm.until(EventKind::Lost);
+            assert_eq!(lost.recovery, Recovery::NeedsReset);
+            vmm.until(EventKind::NeedsReset);
+            back_end = peer(&vmm, &args);
+            vmm.until(EventKind::Connected);
+            let told = usize::try_from(kill).unwrap();
+            assert_eq!(vmm.count(EventKind::NeedsReset), told);
+            vmm.collect();
+
+            vmm.device.reset();
+            vmm.accept_the_disk();
+            vmm = vmm.begin_anew();
+            vmm.negotiate_again();
+            vmm.start(Base::New);
+            vmm.until_applied();
+            assert_eq!(open_fds(), before);
+        }
+        vmm.keep_busy(&mut random);
+        vmm.until_done();
+        vmm.check();
+        assert_eq!(vmm.count(EventKind::Recovered), 0);
+    }
+}
