@@ -247,6 +247,8 @@ impl Device {
         core.wanted.rings.fill(None);
         core.kept.iter_mut().for_each(|kept| *kept = None);
         core.stood.fill(Stood::default());
+        // What is started after this is new.
+        core.recovering = false;
         core.buffer = None;
         self.moved(core);
         self.quiet()
