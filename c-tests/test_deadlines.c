@@ -77,6 +77,11 @@ static int behind_another_thread(struct waiting *w)
     if (pthread_create(&other, NULL, read_for_others, w) != 0) {
         return -EAGAIN;
     }
+    /* Its request has to be the first, as it is answered first. */
+    struct vuf_counters counters = {.size = sizeof counters};
+    while (vuf_client_get_counters(w->client, &counters) == 0 && counters.requests_sent == 0) {
+        sleep_ms(1);
+    }
     sleep_ms(20);
     w->is->began = now_ms();
     int rc = in_poll(w);
