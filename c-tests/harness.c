@@ -187,19 +187,59 @@ static const char *program(const char *variable)
     return path;
 }
 
+/* Behind the n arguments that there are; extra ends with NULL. */
+static bool append(const char *args[], size_t n, const char *const extra[])
+{
+    for (; extra != NULL && *extra != NULL; extra++) {
+        if (n == MAX_ARGS) {
+            return false;
+        }
+        args[n++] = *extra;
+    }
+    return true;
+}
+
 int backend_start_embedded(struct backend *backend, unsigned queues, bool read_only)
 {
-    memset(backend, 0, sizeof *backend);
+    return make_dir(backend) != 0 || make_disk(backend) != 0
+               ? -1
+               : backend_again_embedded(backend, queues, read_only);
+}
+
+int backend_again_embedded(struct backend *backend, unsigned queues, bool read_only)
+{
     const char *path = program("VUF_EMBEDDED_BACKEND");
-    if (path == NULL || make_dir(backend) != 0 || make_disk(backend) != 0) {
+    char number[16];
+    if (path == NULL) {
+        backend_stop(backend);
         return -1;
     }
-    char number[16];
     snprintf(number, sizeof number, "%u", queues);
     const char *args[] = {
         path,       "--socket", backend->socket, "--file", backend->disk,
         "--queues", number,     read_only ? "--read-only" : NULL, NULL,
     };
+    return start_until_ready(backend, args);
+}
+
+int backend_start_inflight(struct backend *backend, const char *const extra_args[])
+{
+    return make_dir(backend) != 0 || make_disk(backend) != 0
+               ? -1
+               : backend_again_inflight(backend, extra_args);
+}
+
+int backend_again_inflight(struct backend *backend, const char *const extra_args[])
+{
+    const char *path = program("VUF_INFLIGHT_BACKEND");
+    if (path == NULL) {
+        backend_stop(backend);
+        return -1;
+    }
+    const char *args[MAX_ARGS + 1] = {path, "--socket", backend->socket, "--file", backend->disk};
+    if (!append(args, 5, extra_args)) {
+        return fail(backend, "more than %d arguments", MAX_ARGS);
+    }
     return start_until_ready(backend, args);
 }
 
@@ -212,12 +252,8 @@ static int start_logging(struct backend *backend, const char *variable,
         return -1;
     }
     const char *args[MAX_ARGS + 1] = {path, "--socket", backend->socket, "--log", backend->log};
-    size_t n = 5;
-    for (; extra_args != NULL && *extra_args != NULL; extra_args++) {
-        if (n == MAX_ARGS) {
-            return fail(backend, "more than %d arguments", MAX_ARGS);
-        }
-        args[n++] = *extra_args;
+    if (!append(args, 5, extra_args)) {
+        return fail(backend, "more than %d arguments", MAX_ARGS);
     }
     return start_until_ready(backend, args);
 }
@@ -247,9 +283,12 @@ static bool can_connect(const char *path)
 
 int backend_start_qemu(struct backend *backend, unsigned queues)
 {
-    if (make_dir(backend) != 0 || make_disk(backend) != 0) {
-        return -1;
-    }
+    return make_dir(backend) != 0 || make_disk(backend) != 0 ? -1
+                                                             : backend_again_qemu(backend, queues);
+}
+
+int backend_again_qemu(struct backend *backend, unsigned queues)
+{
     char blockdev[200], export[300];
     snprintf(blockdev, sizeof blockdev, "driver=file,node-name=f0,filename=%s", backend->disk);
     snprintf(export, sizeof export,
@@ -272,6 +311,15 @@ int backend_start_qemu(struct backend *backend, unsigned queues)
         }
     }
     return 0;
+}
+
+void backend_kill(struct backend *backend)
+{
+    if (backend->pid > 0) {
+        kill(backend->pid, SIGKILL);
+        waitpid(backend->pid, NULL, 0);
+        backend->pid = 0;
+    }
 }
 
 int backend_prepare(struct backend *backend)

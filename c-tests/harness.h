@@ -33,6 +33,17 @@ struct backend {
 /* The program is named by the environment: VUF_EMBEDDED_BACKEND. */
 int backend_start_embedded(struct backend *backend, unsigned queues, bool read_only);
 
+/* The one that keeps requests in flight over its death: VUF_INFLIGHT_BACKEND.
+   extra_args ends with NULL; NULL for none. */
+int backend_start_inflight(struct backend *backend, const char *const extra_args[]);
+
+/* Kills the program. Its directory stays, for the next one to be started there
+   with the functions below. */
+void backend_kill(struct backend *backend);
+int backend_again_embedded(struct backend *backend, unsigned queues, bool read_only);
+int backend_again_inflight(struct backend *backend, const char *const extra_args[]);
+int backend_again_qemu(struct backend *backend, unsigned queues);
+
 /* qemu-storage-daemon; see qemu_available(). */
 int backend_start_qemu(struct backend *backend, unsigned queues);
 

@@ -15,8 +15,9 @@ shift
 examples=${CARGO_TARGET_DIR:-target}/debug/examples
 : "${VUF_EMBEDDED_BACKEND:=$examples/embedded_backend}"
 : "${VUF_FOREIGN_BACKEND:=$examples/foreign_backend}"
+: "${VUF_INFLIGHT_BACKEND:=$examples/inflight_backend}"
 : "${VUF_MOCK_BACKEND:=build/vuf-mock-backend}"
-export VUF_EMBEDDED_BACKEND VUF_FOREIGN_BACKEND VUF_MOCK_BACKEND
+export VUF_EMBEDDED_BACKEND VUF_FOREIGN_BACKEND VUF_INFLIGHT_BACKEND VUF_MOCK_BACKEND
 
 result=1
 for program in "$directory/$prefix"_*; do

@@ -171,6 +171,25 @@ struct vuf_vring_addr blk_ring_addr(const struct blk_ring *ring)
     };
 }
 
+struct vuf_ring blk_ring_of_device(const struct blk_ring *ring, uint32_t base_mode)
+{
+    const struct avail *avail = part(ring, AVAIL_AT);
+    const struct used *used = part(ring, USED_AT);
+    return (struct vuf_ring){
+        .index = ring->index,
+        .size = ring->num,
+        .descriptor = ring->guest_addr + DESC_AT,
+        .available = ring->guest_addr + AVAIL_AT,
+        .used = ring->guest_addr + USED_AT,
+        .base_mode = base_mode,
+        .kick_fd = ring->kick_fd,
+        .call_fd = ring->polled ? -1 : ring->call_fd,
+        .err_fd = ring->err_fd,
+        .used_index = (const uint16_t *)&used->idx,
+        .avail_index = (const uint16_t *)&avail->idx,
+    };
+}
+
 /* It cannot fail: a counter that is full has been written often enough. */
 static void notify(int eventfd)
 {

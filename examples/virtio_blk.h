@@ -93,6 +93,10 @@ void blk_ring_destroy(struct blk_ring *ring);
 /* Where the ring lies, as the back-end is told. */
 struct vuf_vring_addr blk_ring_addr(const struct blk_ring *ring);
 
+/* The same for vuf_device_start(), with where the library finds out how far the
+   ring has got when a back-end was lost. base_mode is VUF_RING_BASE_*. */
+struct vuf_ring blk_ring_of_device(const struct blk_ring *ring, uint32_t base_mode);
+
 /* Has the back-end process the ring; base is 0, or what blk_ring_stop() gave. */
 int blk_ring_start(struct blk_ring *ring, struct vuf_client *client, uint32_t base);
 

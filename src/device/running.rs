@@ -243,6 +243,7 @@ impl Device {
         core.wanted.resets = core.wanted.resets.saturating_add(1);
         core.wanted.features = None;
         core.wanted.held = false;
+        core.recovering = false;
         core.wanted.drain = Drain::Skip;
         core.wanted.rings.fill(None);
         core.kept.iter_mut().for_each(|kept| *kept = None);

@@ -1,0 +1,1350 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT */
+/*
+ * vuf_device_*: back-ends brought up, stopped, reset, killed and regained, with
+ * the data compared end to end, and every call in every state.
+ */
+#include "rig.h"
+#include "names.h"
+#include "virtio_blk.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/virtio_config.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { RING_NUM = 64, REQUESTS = 16, SHORT_MS = 50, GONE = 900 /* a number that is not open */ };
+
+/* The ring, then the data of each request. */
+#define GUEST_ADDR UINT64_C(0x40000000)
+#define GUEST_SIZE UINT64_C(0x100000)
+#define DATA_ADDR (GUEST_ADDR + 0x40000)
+#define DATA_SIZE 4096u
+#define SECOND_ADDR UINT64_C(0x80000000)
+#define CAPACITY ((uint64_t)DISK_SIZE / SECTOR_SIZE)
+
+#define WANTED (BIT(VIRTIO_F_VERSION_1) | BIT(VIRTIO_BLK_F_FLUSH) | BIT(VIRTIO_BLK_F_CONFIG_WCE))
+
+enum kind { EMBEDDED, QEMU, INFLIGHT };
+
+struct fixture {
+    enum kind kind;
+    bool skipped;
+    int fds; /* how many were open before */
+    struct backend backend;
+    char path[100];
+    int disk; /* the raw file */
+    struct vuf_device *device;
+    struct guest_memory memory, second;
+    struct blk_ring ring;
+    unsigned seen[VUF_DEVICE_EVENT_CONFIG_REFUSED + 1];
+    uint32_t random;
+};
+
+/* As soon as it can be, so that the tests are. */
+static const struct vuf_device_options quickly = {
+    .size = sizeof quickly,
+    .num_rings = 2,
+    .config_size = BLK_CONFIG_SIZE,
+    .first_delay_ms = 2,
+    .max_delay_ms = 50,
+    .slow_delay_ms = 100,
+    .jitter_percent = 1,
+};
+
+/* For calls into the library: what it says on failure is worth having. */
+#define assert_ok(call) assert_returns(0, call)
+#define assert_returns(code, call) assert_returns_at((call), code, #call, __FILE__, __LINE__)
+static void assert_returns_at(int rc, int want, const char *call, const char *file, int line)
+{
+    if (rc != want) {
+        print_error("%s:%d: %s: %d and not %d (%s)\n", file, line, call, rc, want,
+                    vuf_last_error());
+        fail();
+    }
+}
+
+/* It fails, its words have this, and no descriptor is left open. */
+#define assert_refused(code, text, call)                                                           \
+    do {                                                                                           \
+        int fds_ = count_fds();                                                                    \
+        assert_returns(code, call);                                                                \
+        if (strstr(vuf_last_error(), text) == NULL) {                                              \
+            print_error("%s:%d: " #call ": \"%s\" does not say \"%s\"\n", __FILE__, __LINE__,      \
+                        vuf_last_error(), text);                                                   \
+            fail();                                                                                \
+        }                                                                                          \
+        assert_int_equal(count_fds(), fds_);                                                       \
+    } while (0)
+
+/* ---- an event loop ---- */
+
+/* Takes one event, which may be none. */
+static struct vuf_device_event take(struct fixture *f)
+{
+    struct vuf_device_event event = {.size = sizeof event};
+    assert_ok(vuf_device_process(f->device, &event));
+    assert_true(event.kind < LENGTH(f->seen));
+    f->seen[event.kind]++;
+    return event;
+}
+
+/* The next event of a kind; others are counted. */
+static struct vuf_device_event until(struct fixture *f, uint32_t kind)
+{
+    struct pollfd item = {.fd = vuf_device_get_fd(f->device), .events = POLLIN};
+    for (int64_t deadline = now_ms() + PEER_MS; now_ms() < deadline;) {
+        struct vuf_device_event event = take(f);
+        if (event.kind == kind) {
+            return event;
+        }
+        if (event.kind == VUF_DEVICE_EVENT_NONE) {
+            poll(&item, 1, (int)(deadline - now_ms()));
+        }
+    }
+    print_error("event %u did not come\n", kind);
+    fail();
+    return (struct vuf_device_event){.size = 0};
+}
+
+static void take_all(struct fixture *f)
+{
+    while (take(f).kind != VUF_DEVICE_EVENT_NONE) {
+    }
+}
+
+static struct vuf_device_info info_of(struct fixture *f)
+{
+    struct vuf_device_info info = {.size = sizeof info};
+    assert_ok(vuf_device_get_info(f->device, &info));
+    return info;
+}
+
+static void until_settled(struct fixture *f)
+{
+    while (info_of(f).settled == 0) {
+        until(f, VUF_DEVICE_EVENT_APPLIED);
+    }
+}
+
+/* ---- setting up and taking down ---- */
+
+static int start_backend(struct fixture *f)
+{
+    switch (f->kind) {
+    case EMBEDDED:
+        return backend_start_embedded(&f->backend, 1, false);
+    case QEMU:
+        return backend_start_qemu(&f->backend, 1);
+    default:
+        return backend_start_inflight(&f->backend, NULL);
+    }
+}
+
+static void start_again(struct fixture *f)
+{
+    int rc = f->kind == EMBEDDED ? backend_again_embedded(&f->backend, 1, false)
+             : f->kind == QEMU   ? backend_again_qemu(&f->backend, 1)
+                                 : backend_again_inflight(&f->backend, NULL);
+    assert_int_equal(rc, 0);
+}
+
+/* A guest begins: memory and ring are new. */
+static void boot(struct fixture *f)
+{
+    blk_ring_destroy(&f->ring);
+    guest_memory_destroy(&f->memory);
+    assert_int_equal(guest_memory_create(&f->memory, GUEST_ADDR, GUEST_SIZE), 0);
+    assert_int_equal(blk_ring_create(&f->ring, 0, RING_NUM, &f->memory, GUEST_ADDR), 0);
+}
+
+static int set_up_back_end(void **state)
+{
+    static struct fixture fixture;
+    struct fixture *f = &fixture;
+    *f = (struct fixture){.kind = *(const enum kind *)*state,
+                          .fds = count_fds(),
+                          .disk = -1,
+                          .ring = {.kick_fd = -1, .call_fd = -1, .err_fd = -1},
+                          .random = (uint32_t)getpid() | 1};
+    *state = f;
+    f->skipped = f->kind == QEMU && !qemu_available();
+    if (f->skipped) {
+        return 0;
+    }
+    if (start_backend(f) != 0) {
+        return -1;
+    }
+    snprintf(f->path, sizeof f->path, "%.63s/device", f->backend.dir);
+    f->disk = open(f->backend.disk, O_RDWR | O_CLOEXEC);
+    boot(f);
+    return 0;
+}
+
+static struct fixture *begin(void **state)
+{
+    struct fixture *f = *state;
+    if (f->skipped) {
+        skip();
+    }
+    return f;
+}
+
+static int tear_down_back_end(void **state)
+{
+    struct fixture *f = *state;
+    if (f->skipped) {
+        return 0;
+    }
+    vuf_device_free(f->device);
+    blk_ring_destroy(&f->ring);
+    guest_memory_destroy(&f->memory);
+    guest_memory_destroy(&f->second);
+    close(f->disk);
+    backend_stop(&f->backend);
+    if (count_fds() != f->fds) {
+        print_error("%d descriptors are open, and %d were\n", count_fds(), f->fds);
+        return -1;
+    }
+    return 0;
+}
+
+static void open_device(struct fixture *f, const struct vuf_device_options *options)
+{
+    struct vuf_device_options fitting = *options;
+    if (f->kind == INFLIGHT) {
+        fitting.config_size = 36; /* it has no more */
+    }
+    assert_ok(vuf_device_open(f->backend.socket, &fitting, &f->device));
+}
+
+/* What the guest's driver does, on a connection or before it. */
+static void negotiate(struct fixture *f)
+{
+    struct vuf_mem_region region = guest_memory_region(&f->memory);
+    assert_ok(vuf_device_set_features(f->device, info_of(f).offered_features & WANTED));
+    assert_ok(vuf_device_set_memory(f->device, &region, 1, 0));
+}
+
+static void start_ring(struct fixture *f, uint32_t base_mode)
+{
+    struct vuf_ring ring = blk_ring_of_device(&f->ring, base_mode);
+    assert_ok(vuf_device_start(f->device, &ring, 1));
+}
+
+static void bring_up(struct fixture *f)
+{
+    open_device(f, &quickly);
+    until(f, VUF_DEVICE_EVENT_CONNECTED);
+    negotiate(f);
+    start_ring(f, VUF_RING_BASE_NEW);
+    assert_ok(vuf_device_wait(f->device, PEER_MS));
+    assert_int_equal(info_of(f).settled, 1);
+    until(f, VUF_DEVICE_EVENT_APPLIED);
+}
+
+/* ---- data ---- */
+
+static uint8_t next_random(struct fixture *f)
+{
+    f->random ^= f->random << 13;
+    f->random ^= f->random >> 17;
+    f->random ^= f->random << 5;
+    return (uint8_t)f->random;
+}
+
+static void fill_random(struct fixture *f, void *bytes, size_t size)
+{
+    for (uint8_t *at = bytes; size > 0; size--) {
+        *at++ = next_random(f);
+    }
+}
+
+static int submit(struct fixture *f, uint32_t type, uint64_t sector, uint64_t addr, uint32_t length)
+{
+    int slot = blk_ring_submit(&f->ring, type, sector, addr, length);
+    assert_true(slot >= 0);
+    return slot;
+}
+
+/* Waits for a request while the device is driven. */
+static void finish(struct fixture *f, int slot)
+{
+    int status = -ETIMEDOUT;
+    for (int64_t deadline = now_ms() + PEER_MS; status == -ETIMEDOUT && now_ms() < deadline;) {
+        status = blk_ring_wait(&f->ring, slot, 5, NULL);
+        take_all(f);
+    }
+    if (status != VIRTIO_BLK_S_OK) {
+        print_error("request: %s\n",
+                    status < 0 ? blk_ring_strerror(status) : blk_status_name(status));
+        fail();
+    }
+}
+
+/* Where the data of the nth request lies, on the disk and in memory. */
+static uint64_t sector_of(int n)
+{
+    return 100 + (uint64_t)n * 50;
+}
+
+static uint64_t addr_of(int n)
+{
+    return DATA_ADDR + (uint64_t)n * DATA_SIZE;
+}
+
+static void submit_writes(struct fixture *f, int slots[REQUESTS])
+{
+    for (int n = 0; n < REQUESTS; n++) {
+        fill_random(f, guest_memory_at(&f->memory, addr_of(n)), DATA_SIZE);
+        slots[n] = submit(f, VIRTIO_BLK_T_OUT, sector_of(n), addr_of(n), DATA_SIZE);
+    }
+}
+
+static void assert_on_disk(struct fixture *f, uint64_t sector, const void *bytes, size_t size)
+{
+    uint8_t found[DATA_SIZE];
+    assert_int_equal(pread(f->disk, found, size, (off_t)(sector * SECTOR_SIZE)), size);
+    assert_memory_equal(found, bytes, size);
+}
+
+static void finish_writes(struct fixture *f, const int slots[REQUESTS])
+{
+    for (int n = 0; n < REQUESTS; n++) {
+        finish(f, slots[n]);
+    }
+    finish(f, submit(f, VIRTIO_BLK_T_FLUSH, 0, 0, 0));
+    for (int n = 0; n < REQUESTS; n++) {
+        assert_on_disk(f, sector_of(n), guest_memory_at(&f->memory, addr_of(n)), DATA_SIZE);
+    }
+}
+
+static void assert_works(struct fixture *f)
+{
+    int slots[REQUESTS];
+    submit_writes(f, slots);
+    finish_writes(f, slots);
+    uint8_t bytes[DATA_SIZE];
+    fill_random(f, bytes, sizeof bytes);
+    assert_int_equal(pwrite(f->disk, bytes, sizeof bytes, 7 * SECTOR_SIZE), sizeof bytes);
+    finish(f, submit(f, VIRTIO_BLK_T_IN, 7, addr_of(0), DATA_SIZE));
+    assert_memory_equal(guest_memory_at(&f->memory, addr_of(0)), bytes, sizeof bytes);
+}
+
+static struct vuf_quiet stop_all(struct fixture *f, uint32_t timeout_ms)
+{
+    struct vuf_quiet quiet = {.size = sizeof quiet};
+    assert_ok(vuf_device_stop(f->device, NULL, 0, VUF_STOP_DRAIN, timeout_ms, &quiet));
+    return quiet;
+}
+
+static struct vuf_quiet reset(struct fixture *f, uint32_t timeout_ms)
+{
+    struct vuf_quiet quiet = {.size = sizeof quiet};
+    assert_ok(vuf_device_reset(f->device, timeout_ms, &quiet));
+    return quiet;
+}
+
+/* ---- with every back-end ---- */
+
+static void it_is_brought_up_and_works(void **state)
+{
+    struct fixture *f = begin(state);
+    bring_up(f);
+    assert_works(f);
+    struct vuf_device_info info = info_of(f);
+    assert_int_equal(info.connected, 1);
+    assert_int_equal(info.connections, 1);
+    assert_int_equal(info.needs_reset + info.unfenced, 0);
+    assert_int_equal(info.applied, info.generation);
+    assert_int_equal(info.acked_features, info.offered_features & WANTED);
+    assert_true((info.protocol_features & BIT(VUF_PROTOCOL_F_CONFIG)) != 0);
+    assert_int_equal(info.protocol_features & ~info.offered_protocol_features, 0);
+    assert_int_equal(info.peer_pid, f->backend.pid);
+    assert_int_equal(info.peer_uid, getuid());
+    struct vuf_counters counters = {.size = sizeof counters};
+    assert_ok(vuf_device_get_counters(f->device, &counters));
+    assert_true(counters.requests_sent > 10 && counters.fds_sent >= 3);
+    assert_int_equal(vuf_device_get_fd(f->device), vuf_device_get_fd(f->device));
+}
+
+static void rings_are_stopped_and_resumed(void **state)
+{
+    struct fixture *f = begin(state);
+    uint32_t base;
+    bring_up(f);
+    for (int round = 0; round < 3; round++) {
+        assert_works(f);
+        struct vuf_quiet quiet = stop_all(f, PEER_MS);
+        assert_int_equal(quiet.quiesced, 1);
+        assert_int_equal(quiet.bases_valid, 1);
+        assert_ok(vuf_device_get_vring_base(f->device, 0, &base));
+        assert_int_equal(base, f->ring.next_avail);
+        if (round == 0) {
+            start_ring(f, VUF_RING_BASE_RESUME);
+        } else {
+            struct vuf_ring ring = blk_ring_of_device(&f->ring, VUF_RING_BASE_AT);
+            ring.base = base;
+            assert_ok(vuf_device_start(f->device, &ring, 1));
+        }
+        assert_returns(VUF_E_STATE, vuf_device_get_vring_base(f->device, 0, &base));
+    }
+    /* Only recorded, and one by name. */
+    const uint32_t first = 0;
+    struct vuf_quiet quiet = {.size = sizeof quiet};
+    assert_works(f);
+    assert_ok(vuf_device_stop(f->device, &first, 1, VUF_STOP_DRAIN, 0, &quiet));
+    assert_int_equal(quiet.quiesced, 0);
+    until_settled(f);
+    assert_ok(vuf_device_get_quiet(f->device, &quiet));
+    assert_int_equal(quiet.quiesced, 1);
+    assert_int_equal(quiet.bases_valid, 1);
+}
+
+static void a_reset_begins_anew(void **state)
+{
+    struct fixture *f = begin(state);
+    bring_up(f);
+    for (int round = 0; round < 3; round++) {
+        assert_works(f);
+        assert_int_equal(reset(f, PEER_MS).quiesced, 1);
+        assert_ok(vuf_device_wait(f->device, PEER_MS));
+        assert_int_equal(info_of(f).acked_features, 0);
+        boot(f);
+        negotiate(f);
+        start_ring(f, VUF_RING_BASE_NEW);
+    }
+    assert_works(f);
+    assert_int_equal(info_of(f).connections, 1);
+}
+
+static void the_configuration_is_read_and_overlaid(void **state)
+{
+    struct fixture *f = begin(state);
+    uint8_t config[BLK_CONFIG_SIZE], own[4] = {1, 2, 3, 4}, read[4];
+    uint32_t generation, next;
+    open_device(f, &quickly);
+    until(f, VUF_DEVICE_EVENT_CONNECTED);
+    assert_ok(vuf_device_read_config(f->device, 0, config, sizeof config, &generation));
+    assert_int_equal(blk_config_capacity(config), CAPACITY);
+
+    /* Ours wins, and a write to it stays here. */
+    assert_ok(vuf_device_overlay_config(f->device, 24, own, sizeof own));
+    assert_ok(vuf_device_read_config(f->device, 24, read, sizeof read, &next));
+    assert_memory_equal(read, own, sizeof own);
+    assert_int_not_equal(generation, next);
+    struct vuf_counters before = {.size = sizeof before}, after = before;
+    assert_ok(vuf_device_get_counters(f->device, &before));
+    own[0] = 9;
+    assert_ok(vuf_device_write_config(f->device, 24, own, sizeof own));
+    until_settled(f);
+    assert_ok(vuf_device_get_counters(f->device, &after));
+    assert_int_equal(after.requests_sent, before.requests_sent);
+    assert_ok(vuf_device_read_config(f->device, 24, read, sizeof read, NULL));
+    assert_memory_equal(read, own, sizeof own);
+}
+
+/* The one field of a disk that a driver writes: its cache mode. */
+static void the_configuration_is_written(void **state)
+{
+    struct fixture *f = begin(state);
+    enum { WCE_AT = 32 };
+    uint8_t wce;
+    bring_up(f);
+    assert_ok(vuf_device_read_config(f->device, WCE_AT, &wce, 1, NULL));
+    wce = !wce;
+    assert_ok(vuf_device_write_config(f->device, WCE_AT, &wce, 1));
+    assert_ok(vuf_device_wait(f->device, PEER_MS));
+    until_settled(f);
+    /* The next connection is told what the device has. */
+    vuf_device_free(f->device);
+    open_device(f, &quickly);
+    until(f, VUF_DEVICE_EVENT_CONNECTED);
+    uint8_t found = !wce;
+    assert_ok(vuf_device_read_config(f->device, WCE_AT, &found, 1, NULL));
+    assert_int_equal(found, wce);
+}
+
+static void memory_is_plugged_and_unplugged(void **state)
+{
+    struct fixture *f = begin(state);
+    struct vuf_quiet quiet = {.size = sizeof quiet};
+    bring_up(f);
+    assert_int_equal(guest_memory_create(&f->second, SECOND_ADDR, 0x10000), 0);
+    struct vuf_mem_region both[] = {guest_memory_region(&f->memory),
+                                    guest_memory_region(&f->second)};
+    both[1].user_addr = 0; /* means the same */
+    assert_ok(vuf_device_memory_fits(f->device, both, 2));
+    for (int round = 0; round < 2; round++) {
+        if (round == 0) {
+            assert_ok(vuf_device_add_memory(f->device, &both[1]));
+        } else {
+            assert_ok(vuf_device_set_memory(f->device, both, 2, VUF_MEMORY_ALLOW_GAP));
+        }
+        assert_ok(vuf_device_wait(f->device, PEER_MS));
+        fill_random(f, f->second.host, DATA_SIZE);
+        finish(f, submit(f, VIRTIO_BLK_T_OUT, 3, SECOND_ADDR, DATA_SIZE));
+        finish(f, submit(f, VIRTIO_BLK_T_FLUSH, 0, 0, 0));
+        assert_on_disk(f, 3, f->second.host, DATA_SIZE);
+
+        assert_ok(vuf_device_remove_memory(f->device, SECOND_ADDR, 0x10000, &quiet));
+        assert_int_equal(quiet.quiesced, 0);
+        assert_ok(vuf_device_wait(f->device, PEER_MS));
+        assert_ok(vuf_device_get_quiet(f->device, &quiet));
+        assert_int_equal(quiet.quiesced, 1);
+    }
+    assert_refused(-EINVAL, "there is no region",
+                   vuf_device_remove_memory(f->device, SECOND_ADDR, 0x10000, &quiet));
+    assert_refused(-EBUSY, "", vuf_device_remove_memory(f->device, GUEST_ADDR, GUEST_SIZE, &quiet));
+    assert_works(f);
+}
+
+static void the_call_descriptor_is_swapped(void **state)
+{
+    struct fixture *f = begin(state);
+    bring_up(f);
+    assert_works(f);
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    assert_ok(vuf_device_set_call(f->device, 0, fd));
+    assert_ok(vuf_device_wait(f->device, PEER_MS));
+    /* With the old one it would look now and then; this one is called. */
+    close(f->ring.call_fd);
+    f->ring.call_fd = fd;
+    assert_works(f);
+    uint64_t count;
+    (void)!read(fd, &count, sizeof count);
+    finish(f, submit(f, VIRTIO_BLK_T_FLUSH, 0, 0, 0));
+    submit(f, VIRTIO_BLK_T_FLUSH, 0, 0, 0);
+    struct pollfd called = {.fd = fd, .events = POLLIN};
+    assert_int_equal(poll(&called, 1, PEER_MS), 1);
+}
+
+/* ---- losses ---- */
+
+static void what_cannot_go_on_waits_for_a_reset(void **state)
+{
+    struct fixture *f = begin(state);
+    bring_up(f);
+    for (int round = 0; round < 3; round++) {
+        assert_works(f);
+        backend_kill(&f->backend);
+        struct vuf_device_event lost = until(f, VUF_DEVICE_EVENT_LOST);
+        assert_int_equal(lost.recovery, VUF_RECOVERY_NEEDS_RESET);
+        assert_int_equal(lost.code, VUF_E_DISCONNECTED);
+        assert_int_equal(lost.error_class, VUF_CLASS_TRANSPORT);
+        assert_string_not_equal(lost.text, "");
+        until(f, VUF_DEVICE_EVENT_NEEDS_RESET);
+        assert_int_equal(info_of(f).needs_reset, 1);
+        assert_returns(VUF_E_STATE, vuf_device_wait(f->device, SHORT_MS));
+        start_again(f);
+        until(f, VUF_DEVICE_EVENT_CONNECTED);
+        assert_returns(VUF_E_STATE, vuf_device_wait(f->device, SHORT_MS));
+
+        assert_int_equal(reset(f, PEER_MS).quiesced, 1);
+        boot(f);
+        negotiate(f);
+        start_ring(f, VUF_RING_BASE_NEW);
+        assert_ok(vuf_device_wait(f->device, PEER_MS));
+    }
+    assert_works(f);
+    assert_int_equal(info_of(f).connections, 4);
+    assert_int_equal(f->seen[VUF_DEVICE_EVENT_RECOVERED], 0);
+}
+
+static void each_request_completes_once(void **state)
+{
+    static const char *const points[] = {"taken", "done", "used", "cleared"};
+    struct fixture *f = begin(state);
+    int slots[REQUESTS];
+    open_device(f, &quickly);
+    for (size_t n = 0; n < LENGTH(points); n++) {
+        const char *const dying[] = {"--crash-after", "7", "--crash-at", points[n], NULL};
+        int status;
+        backend_kill(&f->backend);
+        assert_int_equal(backend_again_inflight(&f->backend, dying), 0);
+        if (n == 0) {
+            until(f, VUF_DEVICE_EVENT_CONNECTED);
+            negotiate(f);
+            start_ring(f, VUF_RING_BASE_NEW);
+        }
+        assert_ok(vuf_device_wait(f->device, PEER_MS));
+        take_all(f);
+        submit_writes(f, slots);
+        struct vuf_device_event lost = until(f, VUF_DEVICE_EVENT_LOST);
+        assert_int_equal(lost.recovery, VUF_RECOVERY_INFLIGHT);
+        assert_true(backend_ended(&f->backend, PEER_MS, &status));
+        start_again(f);
+        until(f, VUF_DEVICE_EVENT_RECOVERED);
+        /* Any that came twice is an error of the ring. */
+        finish_writes(f, slots);
+    }
+    assert_int_equal(f->seen[VUF_DEVICE_EVENT_NEEDS_RESET], 0);
+}
+
+static int tell_index(void *user, uint32_t ring, uint32_t which, uint16_t *index)
+{
+    struct fixture *f = user;
+    struct vuf_ring words = blk_ring_of_device(&f->ring, VUF_RING_BASE_NEW);
+    info_of(f); /* no lock is in the way */
+    assert_int_equal(ring, 0);
+    *index = le16toh(*(const volatile uint16_t *)(which == VUF_RING_INDEX_USED
+                                                      ? words.used_index
+                                                      : words.avail_index));
+    f->seen[0] += 1000;
+    return 0;
+}
+
+static void a_function_tells_where_a_ring_stands(void **state)
+{
+    struct fixture *f = begin(state);
+    int slots[REQUESTS];
+    open_device(f, &quickly);
+    until(f, VUF_DEVICE_EVENT_CONNECTED);
+    negotiate(f);
+    struct vuf_ring ring = blk_ring_of_device(&f->ring, VUF_RING_BASE_NEW);
+    ring.used_index = ring.avail_index = NULL;
+    ring.get_index = tell_index;
+    ring.user = f;
+    assert_ok(vuf_device_start(f->device, &ring, 1));
+    assert_ok(vuf_device_wait(f->device, PEER_MS));
+    submit_writes(f, slots);
+    finish_writes(f, slots);
+    backend_kill(&f->backend);
+    assert_int_equal(until(f, VUF_DEVICE_EVENT_LOST).recovery, VUF_RECOVERY_INFLIGHT);
+    assert_true(f->seen[0] >= 1000);
+    start_again(f);
+    until(f, VUF_DEVICE_EVENT_RECOVERED);
+    assert_works(f);
+}
+
+static void a_policy_is_followed(void **state)
+{
+    struct fixture *f = begin(state);
+    struct vuf_device_options options = quickly;
+    options.out_of_order = VUF_OUT_OF_ORDER_REPLAY_FROM_USED;
+    open_device(f, &options);
+    until(f, VUF_DEVICE_EVENT_CONNECTED);
+    negotiate(f);
+    start_ring(f, VUF_RING_BASE_NEW);
+    assert_ok(vuf_device_wait(f->device, PEER_MS));
+    assert_works(f);
+    backend_kill(&f->backend);
+    assert_int_equal(until(f, VUF_DEVICE_EVENT_LOST).recovery, VUF_RECOVERY_REPLAY_FROM_USED);
+    start_again(f);
+    until(f, VUF_DEVICE_EVENT_RECOVERED);
+    assert_works(f);
+}
+
+static void a_guest_starts_without_a_back_end(void **state)
+{
+    struct fixture *f = begin(state);
+    struct vuf_device_options options = quickly;
+    backend_kill(&f->backend);
+    options.assume_features = WANTED & ~BIT(VIRTIO_BLK_F_CONFIG_WCE);
+    open_device(f, &options);
+    negotiate(f);
+    start_ring(f, VUF_RING_BASE_NEW);
+    assert_returns(-ETIMEDOUT, vuf_device_wait(f->device, SHORT_MS));
+    struct vuf_device_event retrying = until(f, VUF_DEVICE_EVENT_RETRYING);
+    assert_int_equal(retrying.phase, VUF_PHASE_CONNECT);
+    assert_int_equal(retrying.code, -ECONNREFUSED);
+    assert_true(retrying.count > 0 && retrying.delay_ms > 0);
+    start_again(f);
+    assert_ok(vuf_device_reconnect(f->device));
+    assert_ok(vuf_device_wait(f->device, PEER_MS));
+    assert_works(f);
+}
+
+static void a_ring_is_abandoned(void **state)
+{
+    struct fixture *f = begin(state);
+    struct vuf_quiet quiet = {.size = sizeof quiet};
+    bring_up(f);
+    assert_works(f);
+    assert_ok(vuf_device_stop(f->device, NULL, 0, VUF_STOP_ABANDON, PEER_MS, &quiet));
+    assert_int_equal(quiet.quiesced, 1);
+    assert_int_equal(quiet.bases_valid, 0);
+    assert_int_equal(until(f, VUF_DEVICE_EVENT_LOST).code, -ECANCELED);
+    until(f, VUF_DEVICE_EVENT_CONNECTED);
+}
+
+/* ---- other ways to a connection ---- */
+
+static void a_back_end_connects_to_it(void **state)
+{
+    struct fixture *f = begin(state);
+    struct stat stat_of;
+    assert_ok(vuf_device_listen(f->path, 0600, &quickly, &f->device));
+    assert_int_equal(stat(f->path, &stat_of), 0);
+    assert_int_equal(stat_of.st_mode & 0777, 0600);
+    struct vuf_device *other = f->device;
+    assert_refused(-EADDRINUSE, "", vuf_device_listen(f->path, 0600, &quickly, &other));
+    assert_null(other);
+
+    const char *path = getenv("VUF_MOCK_BACKEND");
+    struct backend mock;
+    assert_int_equal(backend_prepare(&mock), 0);
+    const char *const args[] = {path, "--socket", f->path, "--connect", NULL};
+    for (int round = 0; round < 2; round++) {
+        assert_int_equal(backend_start_program(&mock, args), 0);
+        until(f, VUF_DEVICE_EVENT_CONNECTED);
+        struct vuf_mem_region region = guest_memory_region(&f->memory);
+        assert_ok(vuf_device_set_memory(f->device, &region, 1, 0));
+        assert_ok(vuf_device_wait(f->device, PEER_MS));
+        backend_kill(&mock);
+        until(f, VUF_DEVICE_EVENT_LOST);
+    }
+    backend_stop(&mock);
+    vuf_device_free(f->device);
+    f->device = NULL;
+    assert_int_equal(access(f->path, F_OK), -1);
+}
+
+static int connected_socket(struct fixture *f)
+{
+    struct sockaddr_un address = address_of(f->backend.socket);
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+    return fd;
+}
+
+static void somebody_else_connects(void **state)
+{
+    struct fixture *f = begin(state);
+    assert_ok(vuf_device_open_fd(-1, &quickly, &f->device));
+    until(f, VUF_DEVICE_EVENT_NEEDS_FD);
+    int fd = connected_socket(f);
+    assert_ok(vuf_device_set_fd(f->device, fd));
+    assert_int_equal(fcntl(fd, F_GETFD), FD_CLOEXEC);
+    until(f, VUF_DEVICE_EVENT_CONNECTED);
+    negotiate(f);
+    start_ring(f, VUF_RING_BASE_NEW);
+    assert_works(f);
+    vuf_device_free(f->device);
+
+    /* From the beginning, and once more after a loss. */
+    boot(f);
+    assert_ok(vuf_device_open_fd(connected_socket(f), &quickly, &f->device));
+    until(f, VUF_DEVICE_EVENT_CONNECTED);
+    negotiate(f);
+    start_ring(f, VUF_RING_BASE_NEW);
+    assert_works(f);
+    backend_kill(&f->backend);
+    until(f, VUF_DEVICE_EVENT_LOST);
+    until(f, VUF_DEVICE_EVENT_NEEDS_FD);
+    start_again(f);
+    assert_ok(vuf_device_set_fd(f->device, connected_socket(f)));
+    until(f, VUF_DEVICE_EVENT_RECOVERED);
+    assert_works(f);
+}
+
+/* ---- what the caller's functions may do ---- */
+
+static void tell_message(void *user, const struct vuf_trace_record *record)
+{
+    struct fixture *f = user;
+    struct vuf_device_event event = {.size = sizeof event};
+    struct vuf_counters counters = {.size = sizeof counters};
+    struct vuf_quiet quiet = {.size = sizeof quiet};
+    assert_true(record->text[0] == '>' || record->text[0] == '<' || record->text[0] == 'c');
+    assert_returns(VUF_E_STATE, vuf_device_process(f->device, &event));
+    assert_returns(VUF_E_STATE, vuf_device_wait(f->device, SHORT_MS));
+    assert_returns(VUF_E_STATE, vuf_device_set_trace(f->device, tell_message, f));
+    assert_ok(vuf_device_get_counters(f->device, &counters));
+    assert_ok(vuf_device_get_quiet(f->device, &quiet));
+    info_of(f);
+    assert_true(vuf_device_get_fd(f->device) >= 0);
+    f->seen[0] += 1000;
+}
+
+static void every_message_is_told(void **state)
+{
+    struct fixture *f = begin(state);
+    open_device(f, &quickly);
+    assert_ok(vuf_device_set_trace(f->device, tell_message, f));
+    until(f, VUF_DEVICE_EVENT_CONNECTED);
+    negotiate(f);
+    start_ring(f, VUF_RING_BASE_NEW);
+    assert_ok(vuf_device_wait(f->device, PEER_MS));
+    assert_true(f->seen[0] >= 20 * 1000);
+    assert_ok(vuf_device_set_trace(f->device, NULL, NULL));
+    unsigned before = f->seen[0] / 1000;
+    stop_all(f, PEER_MS);
+    assert_int_equal(f->seen[0] / 1000, before);
+}
+
+struct asked {
+    struct fixture *f;
+    unsigned misses;
+};
+
+/* The back-end waits for this; the device may be asked and told, not driven. */
+static int answer_miss(void *user, uint64_t iova, uint32_t perm)
+{
+    struct asked *asked = user;
+    struct fixture *f = asked->f;
+    struct vuf_device_event event = {.size = sizeof event};
+    struct vuf_quiet quiet = {.size = sizeof quiet};
+    const struct vuf_iotlb entry = {.iova = iova & ~UINT64_C(0xfff),
+                                    .size = PAGE,
+                                    .user_addr = GUEST_ADDR,
+                                    .perm = VUF_ACCESS_RW,
+                                    .type = VUF_IOTLB_UPDATE};
+    (void)perm;
+    assert_returns(VUF_E_STATE, vuf_device_process(f->device, &event));
+    assert_returns(VUF_E_STATE, vuf_device_wait(f->device, SHORT_MS));
+    assert_int_equal(info_of(f).connected, 1);
+    /* Which would wait for ever here. */
+    assert_ok(vuf_device_stop(f->device, NULL, 0, VUF_STOP_DRAIN, VUF_TIMEOUT_FOREVER, &quiet));
+    assert_ok(vuf_device_post_iotlb(f->device, &entry));
+    asked->misses++;
+    return 0;
+}
+
+static void a_miss_is_answered_from_inside(void **state)
+{
+    struct fixture *f = begin(state);
+    struct asked asked = {.f = f};
+    const struct vuf_backend_ops ops = {.size = sizeof ops, .iotlb_miss = answer_miss};
+    struct vuf_device_options options = quickly;
+    char line[200];
+    options.backend_ops = &ops;
+    options.user = &asked;
+    struct backend mock;
+    const char *const script[] = {
+        "-e", "device features +33", "-e", "expect SET_STATUS", "-e",
+        "send IOTLB_MSG iova=0x1000 perm=3 type=1 need-reply", NULL};
+    assert_int_equal(backend_start_mock(&mock, script), 0);
+    assert_ok(vuf_device_open(mock.socket, &options, &f->device));
+    until(f, VUF_DEVICE_EVENT_CONNECTED);
+    assert_ok(vuf_device_set_features(f->device, info_of(f).offered_features));
+    for (int64_t deadline = now_ms() + PEER_MS; asked.misses == 0 && now_ms() < deadline;) {
+        take_all(f);
+        sleep_ms(1);
+    }
+    assert_int_equal(asked.misses, 1);
+    assert_ok(vuf_device_wait(f->device, PEER_MS));
+    assert_true(backend_log_find(&mock, "> IOTLB_MSG", line, sizeof line, PEER_MS));
+    vuf_device_free(f->device);
+    f->device = NULL;
+    backend_stop(&mock);
+}
+
+/* ---- every call in every state ---- */
+
+enum state { FRESH, CONNECTING, CONNECTED, RUNNING, LOST, NEEDS_RESET, STATES };
+
+static void bring_to(struct fixture *f, enum state state)
+{
+    if (state <= CONNECTING) {
+        backend_kill(&f->backend);
+        open_device(f, &quickly);
+        if (state == CONNECTING) {
+            until(f, VUF_DEVICE_EVENT_RETRYING);
+        }
+        return;
+    }
+    if (state == CONNECTED) {
+        open_device(f, &quickly);
+        until(f, VUF_DEVICE_EVENT_CONNECTED);
+        return;
+    }
+    bring_up(f);
+    if (state > RUNNING) {
+        backend_kill(&f->backend);
+        until(f, VUF_DEVICE_EVENT_LOST);
+    }
+}
+
+#define D VUF_E_DISCONNECTED
+#define N VUF_E_NOT_NEGOTIATED
+#define S VUF_E_STATE
+#define EXPECT(call, ...) assert_returns(((const int[STATES]){__VA_ARGS__})[state], call)
+
+static void assert_documented_codes(struct fixture *f, enum state state)
+{
+    struct vuf_device *device = f->device;
+    struct vuf_counters counters = {.size = sizeof counters};
+    struct vuf_quiet quiet = {.size = sizeof quiet};
+    struct vuf_mem_region region = guest_memory_region(&f->memory);
+    struct vuf_mem_region second = guest_memory_region(&f->second);
+    struct vuf_ring ring = blk_ring_of_device(&f->ring, VUF_RING_BASE_NEW);
+    const struct vuf_iotlb iotlb = {.size = PAGE, .type = VUF_IOTLB_INVALIDATE};
+    uint8_t byte = 0;
+    uint32_t base;
+    /*                                                  fresh       connecting  c. run. lost reset */
+    EXPECT(vuf_device_wait(device, SHORT_MS), -ETIMEDOUT, -ETIMEDOUT, 0, 0, -ETIMEDOUT, S);
+    assert_int_equal(info_of(f).connected, state == CONNECTED || state == RUNNING);
+    EXPECT(vuf_device_get_counters(device, &counters), D, D, 0, 0, D, D);
+    EXPECT(vuf_device_set_trace(device, NULL, NULL), 0, 0, 0, 0, 0, 0);
+    EXPECT(vuf_device_set_features(device, BIT(VIRTIO_F_VERSION_1)), S, S, 0, -EBUSY, -EBUSY,
+           -EBUSY);
+    EXPECT(vuf_device_set_memory(device, &region, 1, 0), 0, 0, 0, 0, 0, 0);
+    EXPECT(vuf_device_memory_fits(device, &second, 1), 0, 0, 0, 0, 0, 0);
+    EXPECT(vuf_device_add_memory(device, &second), 0, 0, 0, 0, 0, 0);
+    EXPECT(vuf_device_add_memory(device, &second), -EINVAL, -EINVAL, -EINVAL, -EINVAL, -EINVAL,
+           -EINVAL);
+    EXPECT(vuf_device_remove_memory(device, SECOND_ADDR, PAGE, &quiet), 0, 0, 0, 0, 0, 0);
+    EXPECT(vuf_device_set_call(device, 0, f->ring.call_fd), S, S, S, 0, 0, 0);
+    EXPECT(vuf_device_get_vring_base(device, 0, &base), S, S, S, S, S, S);
+    EXPECT(vuf_device_read_config(device, 0, &byte, 1, NULL), S, S, 0, 0, 0, 0);
+    EXPECT(vuf_device_overlay_config(device, 0, &byte, 1), 0, 0, 0, 0, 0, 0);
+    EXPECT(vuf_device_read_config(device, 0, &byte, 1, NULL), 0, 0, 0, 0, 0, 0);
+    EXPECT(vuf_device_write_config(device, 0, &byte, 1), 0, 0, 0, 0, 0, 0);
+    EXPECT(vuf_device_reconnect(device), 0, 0, 0, 0, 0, 0);
+    EXPECT(vuf_device_set_fd(device, f->ring.call_fd), S, S, S, S, S, S);
+    EXPECT(vuf_device_post_iotlb(device, &iotlb), D, D, N, N, D, D);
+    EXPECT(vuf_device_start(device, &ring, 1), S, S, 0, -EBUSY, -EBUSY, S);
+    take(f);
+    EXPECT(vuf_device_get_quiet(device, &quiet), 0, 0, 0, 0, 0, 0);
+    EXPECT(vuf_device_stop(device, NULL, 0, VUF_STOP_DRAIN, PEER_MS, &quiet), 0, 0, 0, 0, 0, 0);
+    assert_int_equal(quiet.quiesced, 1);
+    /* Of a ring that nobody had started all is known, of one that was lost nothing. */
+    assert_int_equal(quiet.bases_valid, state < LOST);
+    EXPECT(vuf_device_reset(device, PEER_MS, &quiet), 0, 0, 0, 0, 0, 0);
+    assert_int_equal(quiet.quiesced, 1);
+    assert_int_equal(quiet.bases_valid, 1);
+    EXPECT(vuf_device_wait(device, SHORT_MS), -ETIMEDOUT, -ETIMEDOUT, 0, 0, -ETIMEDOUT,
+           -ETIMEDOUT);
+    take_all(f);
+}
+
+static void every_call_in_every_state(void **fixture)
+{
+    struct fixture *f = begin(fixture);
+    assert_int_equal(guest_memory_create(&f->second, SECOND_ADDR, PAGE), 0);
+    for (enum state state = FRESH; state < STATES; state++) {
+        /* Of the two back-ends one can go on after a loss. */
+        if ((state == LOST && f->kind != INFLIGHT) || (state == NEEDS_RESET && f->kind == INFLIGHT)) {
+            continue;
+        }
+        boot(f);
+        bring_to(f, state);
+        assert_documented_codes(f, state);
+        vuf_device_free(f->device);
+        f->device = NULL;
+        if (f->backend.pid == 0) {
+            start_again(f);
+        }
+    }
+}
+
+/* ---- the end ---- */
+
+static void it_is_freed_at_any_moment(void **state)
+{
+    struct fixture *f = begin(state);
+    vuf_device_free(NULL);
+    /* After so many turns of the loop each. */
+    for (int turns = 0; turns < 60; turns += 3) {
+        int before = count_fds();
+        open_device(f, &quickly);
+        bool negotiated = false;
+        for (int n = 0; n < turns; n++) {
+            struct pollfd item = {.fd = vuf_device_get_fd(f->device), .events = POLLIN};
+            poll(&item, 1, 5);
+            take(f);
+            if (!negotiated && info_of(f).connected == 1) {
+                boot(f);
+                before = count_fds() - (before == 0);
+                negotiate(f);
+                start_ring(f, VUF_RING_BASE_NEW);
+                negotiated = true;
+            }
+        }
+        vuf_device_free(f->device);
+        f->device = NULL;
+        assert_true(negotiated || count_fds() == before);
+    }
+    assert_int_equal(count_fds(), f->fds + 5 /* disk, memory, kick, call, err */);
+}
+
+static void *wait_for_ever(void *device)
+{
+    int rc = vuf_device_wait(device, VUF_TIMEOUT_FOREVER);
+    return (void *)(intptr_t)rc;
+}
+
+static void free_ends_what_another_thread_waits_for(void **state)
+{
+    struct fixture *f = begin(state);
+    pthread_t thread;
+    void *result;
+    backend_kill(&f->backend);
+    open_device(f, &quickly);
+    assert_int_equal(pthread_create(&thread, NULL, wait_for_ever, f->device), 0);
+    sleep_ms(SHORT_MS);
+    int64_t begun = now_ms();
+    vuf_device_free(f->device);
+    f->device = NULL;
+    assert_true(now_ms() - begun < SOON_MS);
+    pthread_join(thread, &result);
+    assert_int_equal((intptr_t)result, -ECANCELED);
+}
+
+static void a_forked_child_frees_only_its_own(void **state)
+{
+    struct fixture *f = begin(state);
+    int status;
+    bring_up(f);
+    pid_t child = fork();
+    if (child == 0) {
+        vuf_device_free(f->device);
+        execlp("true", "true", (char *)NULL); /* which valgrind does not look into */
+        _exit(127);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_works(f);
+    assert_int_equal(info_of(f).connections, 1);
+}
+
+/* ---- bad arguments ---- */
+
+static void a_null_device_is_refused(void **state)
+{
+    struct vuf_device_event event = {.size = sizeof event};
+    struct vuf_device_info info = {.size = sizeof info};
+    struct vuf_counters counters = {.size = sizeof counters};
+    struct vuf_quiet quiet = {.size = sizeof quiet};
+    struct vuf_mem_region region = {.fd = -1};
+    struct vuf_ring ring = {.kick_fd = -1};
+    struct vuf_iotlb iotlb = {.size = PAGE};
+    uint32_t number;
+    uint8_t byte = 0;
+    begin(state);
+#define NULL_REFUSED(call) assert_refused(-EINVAL, "device is NULL", call)
+    NULL_REFUSED(vuf_device_get_fd(NULL));
+    NULL_REFUSED(vuf_device_process(NULL, &event));
+    NULL_REFUSED(vuf_device_wait(NULL, 1));
+    NULL_REFUSED(vuf_device_get_info(NULL, &info));
+    NULL_REFUSED(vuf_device_get_counters(NULL, &counters));
+    NULL_REFUSED(vuf_device_set_trace(NULL, NULL, NULL));
+    NULL_REFUSED(vuf_device_reconnect(NULL));
+    NULL_REFUSED(vuf_device_set_fd(NULL, 1));
+    NULL_REFUSED(vuf_device_get_quiet(NULL, &quiet));
+    NULL_REFUSED(vuf_device_set_features(NULL, 0));
+    NULL_REFUSED(vuf_device_read_config(NULL, 0, &byte, 1, NULL));
+    NULL_REFUSED(vuf_device_overlay_config(NULL, 0, &byte, 1));
+    NULL_REFUSED(vuf_device_write_config(NULL, 0, &byte, 1));
+    NULL_REFUSED(vuf_device_set_memory(NULL, &region, 1, 0));
+    NULL_REFUSED(vuf_device_add_memory(NULL, &region));
+    NULL_REFUSED(vuf_device_remove_memory(NULL, 0, PAGE, &quiet));
+    NULL_REFUSED(vuf_device_memory_fits(NULL, &region, 1));
+    NULL_REFUSED(vuf_device_post_iotlb(NULL, &iotlb));
+    NULL_REFUSED(vuf_device_start(NULL, &ring, 1));
+    NULL_REFUSED(vuf_device_set_call(NULL, 0, -1));
+    NULL_REFUSED(vuf_device_stop(NULL, NULL, 0, VUF_STOP_DRAIN, 0, &quiet));
+    NULL_REFUSED(vuf_device_reset(NULL, 0, &quiet));
+    NULL_REFUSED(vuf_device_get_vring_base(NULL, 0, &number));
+}
+
+static int map_nothing(void *user, const struct vuf_shmem_area *area, int fd)
+{
+    (void)user, (void)area;
+    return close(fd);
+}
+
+#define OPTIONS_REFUSED(code, text, field, value)                                                  \
+    do {                                                                                           \
+        struct vuf_device_options options_ = quickly;                                              \
+        options_.field = (value);                                                                  \
+        device = (struct vuf_device *)&device;                                                     \
+        assert_refused(code, text, vuf_device_open("socket", &options_, &device));                 \
+        assert_null(device);                                                                       \
+    } while (0)
+
+static void bad_options_are_refused(void **state)
+{
+    struct vuf_device *device;
+    begin(state);
+    const struct vuf_backend_ops half = {.size = sizeof half, .shmem_map = map_nothing};
+    const struct vuf_backend_ops sizeless = {.size = 0};
+    OPTIONS_REFUSED(-EINVAL, "num_rings", num_rings, 257);
+    OPTIONS_REFUSED(-EINVAL, "config_size", config_size, VUF_MAX_CONFIG_SIZE + 1);
+    OPTIONS_REFUSED(-EINVAL, "jitter", jitter_percent, 101);
+    OPTIONS_REFUSED(-EINVAL, "jitter", jitter_percent, 256 + 10);
+    OPTIONS_REFUSED(-EINVAL, "delay", first_delay_ms, 51);
+    OPTIONS_REFUSED(-EINVAL, "on_unfenced", on_unfenced, 2);
+    OPTIONS_REFUSED(-EINVAL, "out_of_order", out_of_order, 3);
+    OPTIONS_REFUSED(-EINVAL, "reserved", reserved, 1);
+    OPTIONS_REFUSED(-EINVAL, "shmem_map", backend_ops, &half);
+    OPTIONS_REFUSED(-EINVAL, "size", backend_ops, &sizeless);
+    OPTIONS_REFUSED(-EINVAL, "size", size, 0);
+    OPTIONS_REFUSED(-E2BIG, "size", size, 1 << 20);
+
+    struct {
+        struct vuf_device_options known;
+        uint64_t later;
+    } longer = {.known = quickly, .later = 1};
+    longer.known.size = sizeof longer;
+    assert_refused(-E2BIG, "does not know", vuf_device_open("socket", &longer.known, &device));
+    longer.later = 0;
+    assert_ok(vuf_device_open("socket", &longer.known, &device));
+    vuf_device_free(device);
+    /* Shorter: the size alone. */
+    longer.known = (struct vuf_device_options){.size = sizeof(size_t)};
+    assert_ok(vuf_device_open("socket", &longer.known, &device));
+    vuf_device_free(device);
+    assert_ok(vuf_device_open("socket", NULL, &device));
+    vuf_device_free(device);
+}
+
+static void a_device_that_cannot_be_is_not_made(void **state)
+{
+    struct fixture *f = begin(state);
+    struct vuf_device *device;
+    assert_refused(-EINVAL, "path is NULL", vuf_device_open(NULL, NULL, &device));
+    assert_refused(-EINVAL, "path is empty", vuf_device_open("", NULL, &device));
+    assert_refused(-EINVAL, "out is NULL", vuf_device_open("socket", NULL, NULL));
+    assert_refused(-EINVAL, "path is NULL", vuf_device_listen(NULL, 0600, NULL, &device));
+    assert_refused(-EINVAL, "mode", vuf_device_listen(f->path, 01777, NULL, &device));
+    assert_refused(-EINVAL, "out is NULL", vuf_device_listen(f->path, 0600, NULL, NULL));
+    assert_refused(-ENOENT, "/nowhere", vuf_device_listen("/nowhere/s", 0600, NULL, &device));
+    assert_refused(-EEXIST, "not a socket",
+                   vuf_device_listen(f->backend.disk, 0600, NULL, &device));
+    assert_refused(-EINVAL, "out is NULL", vuf_device_open_fd(-1, NULL, NULL));
+    assert_refused(-EBADF, "fd is -2", vuf_device_open_fd(-2, NULL, &device));
+    assert_refused(-EBADF, "", vuf_device_open_fd(GONE, NULL, &device));
+    assert_refused(-ENOTSOCK, "", vuf_device_open_fd(f->disk, NULL, &device));
+    int lonely = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_refused(-ENOTCONN, "", vuf_device_open_fd(lonely, NULL, &device));
+    assert_null(device);
+
+    assert_ok(vuf_device_open_fd(-1, NULL, &f->device));
+    assert_refused(-EBADF, "fd is -1", vuf_device_set_fd(f->device, -1));
+    assert_refused(-EBADF, "", vuf_device_set_fd(f->device, GONE));
+    assert_refused(-ENOTSOCK, "", vuf_device_set_fd(f->device, f->disk));
+    assert_refused(-ENOTCONN, "", vuf_device_set_fd(f->device, lonely));
+    close(lonely);
+}
+
+/* The second of two. */
+#define REGION_REFUSED(code, text, field, value)                                                   \
+    do {                                                                                           \
+        const struct vuf_mem_region good_ = {.size = PAGE, .fd = f->memory.fd};                    \
+        struct vuf_mem_region regions_[2] = {good_, good_};                                        \
+        regions_[0].guest_addr = SECOND_ADDR;                                                      \
+        regions_[1].field = (value);                                                               \
+        assert_refused(code, text, vuf_device_set_memory(f->device, regions_, 2, 0));              \
+        assert_int_equal(last_info().region, 1);                                                   \
+        assert_refused(code, text, vuf_device_memory_fits(f->device, regions_, 2));                \
+        assert_refused(code, text, vuf_device_add_memory(f->device, &regions_[1]));                \
+    } while (0)
+
+static void bad_memory_is_refused(void **state)
+{
+    struct fixture *f = begin(state);
+    struct vuf_quiet quiet = {.size = sizeof quiet};
+    struct vuf_mem_region region = guest_memory_region(&f->memory);
+    struct vuf_iotlb iotlb = {.size = PAGE, .type = VUF_IOTLB_INVALIDATE};
+    open_device(f, &quickly);
+    REGION_REFUSED(-EINVAL, "fd of the region is 0", fd, 0);
+    REGION_REFUSED(-EBADF, "fd of the region is -1", fd, -1);
+    REGION_REFUSED(-EBADF, "not open", fd, GONE);
+    REGION_REFUSED(-EINVAL, "user_addr", user_addr, PAGE);
+    REGION_REFUSED(-EINVAL, "reserved", xen_domid, 1);
+    REGION_REFUSED(-EINVAL, "reserved", reserved[1], 1);
+    REGION_REFUSED(-EINVAL, "size is 0", size, 0);
+    REGION_REFUSED(-EINVAL, "the file has", size, GUEST_SIZE + PAGE);
+    REGION_REFUSED(-EINVAL, "not a multiple", mmap_offset, 1);
+    REGION_REFUSED(-EINVAL, "file", fd, f->ring.kick_fd);
+    assert_refused(-EINVAL, "regions is NULL", vuf_device_set_memory(f->device, NULL, 1, 0));
+    assert_refused(-EINVAL, "flags", vuf_device_set_memory(f->device, &region, 1, 2));
+    assert_refused(-EINVAL, "regions is NULL", vuf_device_memory_fits(f->device, NULL, 1));
+    assert_refused(-EINVAL, "region is NULL", vuf_device_add_memory(f->device, NULL));
+    assert_refused(-EINVAL, "quiet is NULL", vuf_device_remove_memory(f->device, 0, PAGE, NULL));
+    assert_refused(-EINVAL, "there is no region",
+                   vuf_device_remove_memory(f->device, 0, PAGE, &quiet));
+    assert_refused(-EINVAL, "iotlb is NULL", vuf_device_post_iotlb(f->device, NULL));
+    assert_refused(VUF_E_DISCONNECTED, "no back-end", vuf_device_post_iotlb(f->device, &iotlb));
+    /* More than any back-end without slots holds, and than a table. */
+    struct vuf_mem_region many[9];
+    for (size_t n = 0; n < LENGTH(many); n++) {
+        many[n] = region;
+        many[n].guest_addr = many[n].user_addr = GUEST_ADDR + 2 * n * GUEST_SIZE;
+    }
+    assert_ok(vuf_device_memory_fits(f->device, many, LENGTH(many)));
+    until(f, VUF_DEVICE_EVENT_CONNECTED);
+    bool slots = (info_of(f).protocol_features & BIT(VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS)) != 0;
+    int rc = slots && info_of(f).max_mem_slots >= LENGTH(many) ? 0 : -ENOSPC;
+    assert_returns(rc, vuf_device_memory_fits(f->device, many, LENGTH(many)));
+    assert_returns(rc, vuf_device_set_memory(f->device, many, LENGTH(many), 0));
+}
+
+#define RING_REFUSED(code, text, field, value)                                                     \
+    do {                                                                                           \
+        struct vuf_ring ring_ = good;                                                              \
+        ring_.field = (value);                                                                     \
+        assert_refused(code, text, vuf_device_start(f->device, &ring_, 1));                        \
+        assert_int_equal(last_info().ring, ring_.index);                                           \
+    } while (0)
+
+static void bad_rings_are_refused(void **state)
+{
+    struct fixture *f = begin(state);
+    struct vuf_quiet quiet = {.size = sizeof quiet};
+    struct vuf_ring good = blk_ring_of_device(&f->ring, VUF_RING_BASE_NEW);
+    struct vuf_ring twice[] = {good, good};
+    const uint16_t *odd = (const uint16_t *)((const char *)good.used_index + 1);
+    const uint32_t large = VUF_MAX_RING_INDEX + 1;
+    uint32_t base;
+    open_device(f, &quickly);
+    until(f, VUF_DEVICE_EVENT_CONNECTED);
+    assert_refused(-EINVAL, "not offer", vuf_device_set_features(f->device, UINT64_MAX));
+    negotiate(f);
+    RING_REFUSED(-EINVAL, "2 rings", index, 2);
+    RING_REFUSED(-EINVAL, "descriptors", size, 0);
+    RING_REFUSED(-EINVAL, "descriptors", size, 48);
+    RING_REFUSED(-EINVAL, "not aligned", descriptor, good.descriptor + 8);
+    RING_REFUSED(-EINVAL, "lies in no region", used, SECOND_ADDR);
+    RING_REFUSED(-EINVAL, "base_mode", base_mode, 3);
+    RING_REFUSED(-EINVAL, "base", base, 1);
+    RING_REFUSED(VUF_E_STATE, "not known", base_mode, VUF_RING_BASE_RESUME);
+    RING_REFUSED(-EINVAL, "kick_fd of the ring is 0", kick_fd, 0);
+    RING_REFUSED(-EBADF, "kick_fd of the ring is -1", kick_fd, -1);
+    RING_REFUSED(-EBADF, "not open", kick_fd, GONE);
+    RING_REFUSED(-EINVAL, "call_fd of the ring is 0", call_fd, 0);
+    RING_REFUSED(-EBADF, "call_fd of the ring is -2", call_fd, -2);
+    RING_REFUSED(-EINVAL, "err_fd of the ring is 0", err_fd, 0);
+    RING_REFUSED(-EBADF, "not open", err_fd, GONE);
+    RING_REFUSED(-EINVAL, "reserved", reserved0, 1);
+    RING_REFUSED(-EINVAL, "reserved", reserved[3], 1);
+    RING_REFUSED(-EINVAL, "used_index of the ring is not aligned", used_index, odd);
+    RING_REFUSED(-EINVAL, "avail_index of the ring is not aligned", avail_index, odd);
+    RING_REFUSED(-EINVAL, "get_index", get_index, tell_index);
+    assert_refused(-EINVAL, "rings is NULL", vuf_device_start(f->device, NULL, 1));
+    assert_refused(-EINVAL, "twice", vuf_device_start(f->device, twice, 2));
+    assert_ok(vuf_device_start(f->device, NULL, 0));
+
+    assert_refused(VUF_E_STATE, "does not run", vuf_device_set_call(f->device, 1, -1));
+    assert_refused(VUF_E_STATE, "does not run", vuf_device_set_call(f->device, 999, -1));
+    assert_refused(-EBADF, "not open", vuf_device_set_call(f->device, 0, GONE));
+    assert_refused(-EBADF, "fd is -2", vuf_device_set_call(f->device, 0, -2));
+    assert_refused(-EINVAL, "mode", vuf_device_stop(f->device, NULL, 0, 3, 0, &quiet));
+    assert_refused(-EINVAL, "rings is NULL",
+                   vuf_device_stop(f->device, NULL, 1, VUF_STOP_DRAIN, 0, &quiet));
+    assert_refused(-EINVAL, "out of range",
+                   vuf_device_stop(f->device, &large, 1, VUF_STOP_DRAIN, 0, &quiet));
+    assert_refused(-EINVAL, "quiet is NULL",
+                   vuf_device_stop(f->device, NULL, 0, VUF_STOP_DRAIN, 0, NULL));
+    assert_refused(-EINVAL, "quiet is NULL", vuf_device_reset(f->device, 0, NULL));
+    assert_refused(VUF_E_STATE, "not known", vuf_device_get_vring_base(f->device, 0, &base));
+    assert_refused(VUF_E_STATE, "not known", vuf_device_get_vring_base(f->device, 999, &base));
+    assert_refused(-EINVAL, "base is NULL", vuf_device_get_vring_base(f->device, 0, NULL));
+    /* None of that was recorded. */
+    start_ring(f, VUF_RING_BASE_NEW);
+    assert_works(f);
+    assert_refused(-EBUSY, "runs already", vuf_device_start(f->device, &good, 1));
+}
+
+static void bad_results_and_configuration_are_refused(void **state)
+{
+    struct fixture *f = begin(state);
+    struct vuf_device_event event = {.size = 0};
+    struct vuf_device_info info = {.size = 0};
+    struct vuf_counters counters = {.size = 0};
+    struct vuf_quiet quiet = {.size = 0};
+    uint8_t bytes[VUF_MAX_CONFIG_SIZE + 1] = {0};
+    open_device(f, &quickly);
+    until(f, VUF_DEVICE_EVENT_CONNECTED);
+    assert_refused(-EINVAL, "event is NULL", vuf_device_process(f->device, NULL));
+    assert_refused(-EINVAL, "size is not set", vuf_device_process(f->device, &event));
+    event.size = 1 << 20;
+    assert_refused(-E2BIG, "size", vuf_device_process(f->device, &event));
+    assert_refused(-EINVAL, "info is NULL", vuf_device_get_info(f->device, NULL));
+    assert_refused(-EINVAL, "size is not set", vuf_device_get_info(f->device, &info));
+    assert_refused(-EINVAL, "counters is NULL", vuf_device_get_counters(f->device, NULL));
+    assert_refused(-EINVAL, "size is not set", vuf_device_get_counters(f->device, &counters));
+    assert_refused(-EINVAL, "quiet is NULL", vuf_device_get_quiet(f->device, NULL));
+    assert_refused(-EINVAL, "size is not set", vuf_device_get_quiet(f->device, &quiet));
+    assert_refused(-EINVAL, "size is not set", vuf_device_reset(f->device, 0, &quiet));
+    /* A program that knows less gets less. */
+    info.size = offsetof(struct vuf_device_info, settled);
+    info.settled = 77;
+    assert_ok(vuf_device_get_info(f->device, &info));
+    assert_int_equal(info.connected, 1);
+    assert_int_equal(info.settled, 77);
+
+    assert_refused(-EINVAL, "buffer is NULL",
+                   vuf_device_read_config(f->device, 0, NULL, 1, NULL));
+    assert_refused(-EINVAL, "len", vuf_device_read_config(f->device, 0, bytes, 0, NULL));
+    assert_refused(-EINVAL, "len", vuf_device_read_config(f->device, 0, bytes, sizeof bytes, NULL));
+    assert_refused(-EINVAL, "beyond",
+                   vuf_device_read_config(f->device, BLK_CONFIG_SIZE, bytes, 1, NULL));
+    assert_refused(-EINVAL, "beyond", vuf_device_read_config(f->device, UINT32_MAX, bytes, 9, NULL));
+    assert_refused(-EINVAL, "buffer is NULL", vuf_device_overlay_config(f->device, 0, NULL, 1));
+    assert_refused(-EINVAL, "len", vuf_device_overlay_config(f->device, 0, bytes, 0));
+    assert_refused(-EINVAL, "beyond",
+                   vuf_device_overlay_config(f->device, BLK_CONFIG_SIZE - 1, bytes, 2));
+    assert_refused(-EINVAL, "buffer is NULL", vuf_device_write_config(f->device, 0, NULL, 1));
+    assert_refused(-EINVAL, "len", vuf_device_write_config(f->device, 0, bytes, sizeof bytes));
+    assert_refused(-EINVAL, "beyond",
+                   vuf_device_write_config(f->device, BLK_CONFIG_SIZE - 1, bytes, 2));
+}
+
+/* ---- all of it ---- */
+
+#define ON(peer, function)                                                                         \
+    {#function, function, set_up_back_end, tear_down_back_end, &(enum kind){peer}}
+#define ON_EMBEDDED(function) ON(EMBEDDED, function)
+#define ON_QEMU(function) ON(QEMU, function)
+#define ON_INFLIGHT(function) ON(INFLIGHT, function)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        ON_EMBEDDED(it_is_brought_up_and_works),
+        ON_QEMU(it_is_brought_up_and_works),
+        ON_INFLIGHT(it_is_brought_up_and_works),
+        ON_EMBEDDED(rings_are_stopped_and_resumed),
+        ON_QEMU(rings_are_stopped_and_resumed),
+        ON_INFLIGHT(rings_are_stopped_and_resumed),
+        ON_EMBEDDED(a_reset_begins_anew),
+        ON_QEMU(a_reset_begins_anew),
+        ON_INFLIGHT(a_reset_begins_anew),
+        ON_EMBEDDED(the_configuration_is_read_and_overlaid),
+        ON_QEMU(the_configuration_is_read_and_overlaid),
+        ON_EMBEDDED(the_configuration_is_written),
+        ON_EMBEDDED(memory_is_plugged_and_unplugged),
+        ON_QEMU(memory_is_plugged_and_unplugged),
+        ON_INFLIGHT(memory_is_plugged_and_unplugged),
+        ON_EMBEDDED(the_call_descriptor_is_swapped),
+        ON_QEMU(the_call_descriptor_is_swapped),
+        ON_INFLIGHT(the_call_descriptor_is_swapped),
+        ON_EMBEDDED(what_cannot_go_on_waits_for_a_reset),
+        ON_INFLIGHT(each_request_completes_once),
+        ON_INFLIGHT(a_function_tells_where_a_ring_stands),
+        ON_EMBEDDED(a_policy_is_followed),
+        ON_EMBEDDED(a_guest_starts_without_a_back_end),
+        ON_EMBEDDED(a_ring_is_abandoned),
+        ON_EMBEDDED(a_back_end_connects_to_it),
+        ON_INFLIGHT(somebody_else_connects),
+        ON_EMBEDDED(every_message_is_told),
+        ON_EMBEDDED(a_miss_is_answered_from_inside),
+        ON_EMBEDDED(every_call_in_every_state),
+        ON_INFLIGHT(every_call_in_every_state),
+        ON_EMBEDDED(it_is_freed_at_any_moment),
+        ON_QEMU(it_is_freed_at_any_moment),
+        ON_EMBEDDED(free_ends_what_another_thread_waits_for),
+        ON_EMBEDDED(a_forked_child_frees_only_its_own),
+        ON_EMBEDDED(a_null_device_is_refused),
+        ON_EMBEDDED(bad_options_are_refused),
+        ON_EMBEDDED(a_device_that_cannot_be_is_not_made),
+        ON_EMBEDDED(bad_memory_is_refused),
+        ON_EMBEDDED(bad_rings_are_refused),
+        ON_EMBEDDED(bad_results_and_configuration_are_refused),
+    };
+    return cmocka_run_group_tests_name("test_device", tests, default_signals, NULL);
+}
