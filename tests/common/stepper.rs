@@ -165,8 +165,23 @@ impl Stepper {
     /// Listens here.
     pub fn at(path: &Path, manners: Manners) -> Self {
         let listener = UnixListener::bind(path).unwrap();
+        Self::with(listener, manners)
+    }
+
+    /// Has this listener.
+    pub fn with(listener: UnixListener, manners: Manners) -> Self {
         listener.set_nonblocking(true).unwrap();
         Self::idle(Some(listener), manners)
+    }
+
+    /// Bytes of this connection: read and written.
+    pub fn bytes(&self) -> (usize, usize) {
+        (self.read, self.written)
+    }
+
+    /// How often this was asked, ever.
+    pub fn count(&self, request: Request) -> usize {
+        self.log.iter().filter(|it| it.0 == request).count()
     }
 
     /// Has this connection, and gets no other.

@@ -1,0 +1,589 @@
+//! Back-ends that hang, refuse, die while they are greeted, come back as less than
+//! they were, or are somebody else's.
+
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "common/blk_peer.rs"]
+mod blk_peer;
+#[path = "common/blk_ring.rs"]
+mod blk_ring;
+#[path = "common/stepper.rs"]
+mod stepper;
+#[path = "common/vmm.rs"]
+mod vmm;
+
+use blk_peer::{PATIENCE, Place, deadline};
+use blk_ring::Layout;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+use stepper::{Manners, OFFERED, Stepper, everything};
+use vhost_user_frontend::message::{ProtocolFeatures, Request};
+use vhost_user_frontend::{
+    Class, DeviceOptions, Error, EventKind, Kind, OutOfOrder, Peer, Phase, Recovery, Timeout,
+};
+use vmm::Vmm;
+
+/// For a deadline that is meant to pass.
+const BRIEF: Timeout = Timeout::After(Duration::from_millis(30));
+const SLOW: Duration = Duration::from_millis(60);
+
+fn hasty(options: &mut DeviceOptions) {
+    options.assume_features = Some(OFFERED);
+    options.out_of_order = OutOfOrder::ReplayFromUsed;
+    options.reconnect.first_delay = Duration::from_micros(10);
+    options.reconnect.max_delay = Duration::from_millis(1);
+    options.reconnect.slow_delay = SLOW;
+}
+
+fn impatient(options: &mut DeviceOptions) {
+    hasty(options);
+    (options.quick, options.slow, options.drain) = (BRIEF, BRIEF, BRIEF);
+    options.stall = Duration::from_millis(5);
+}
+
+fn rig(manners: Manners, change: impl FnOnce(&mut DeviceOptions)) -> (Vmm, Stepper) {
+    let mut vmm = Vmm::new(Layout::Split, 2, change);
+    let peer = Stepper::at(&vmm.place.file("sock"), manners);
+    vmm.want_all();
+    (vmm, peer)
+}
+
+/// Every kind of request of a bring-up, in order, with a stop of one ring at the
+/// end.
+fn requests(protocol: ProtocolFeatures) -> Vec<Request> {
+    let manners = Manners {
+        protocol,
+        ..Manners::default()
+    };
+    let (mut vmm, mut peer) = rig(manners, hasty);
+    vmm.until_applied_beside(&mut peer);
+    let mut kinds = Vec::new();
+    for (request, _) in &peer.log {
+        if !kinds.contains(request) {
+            kinds.push(*request);
+        }
+    }
+    kinds
+}
+
+#[test]
+fn a_request_that_is_not_answered_is_named() {
+    let all = requests(everything());
+    assert!(all.len() >= 18, "{all:?}");
+    for (at, request) in all.iter().enumerate() {
+        let manners = Manners {
+            silent_from: Some(*request),
+            ..Manners::default()
+        };
+        let (mut vmm, mut peer) = rig(manners, impatient);
+        // Nobody ever answers this one.
+        let unanswered = match request {
+            Request::SetProtocolFeatures => all[at + 1],
+            _ => *request,
+        };
+        let stalled = vmm.until_beside(EventKind::Stalled, &mut peer);
+        assert_eq!(stalled.error.unwrap().request, Some(unanswered));
+        let lost = vmm.until_beside(EventKind::Lost, &mut peer);
+        let error = lost.error.unwrap();
+        assert_eq!(error.kind, Kind::TimedOut, "{error}");
+        assert_eq!(error.request, Some(unanswered), "{error}");
+        assert_eq!(error.phase, Phase::Reply, "{error}");
+        assert_eq!(error.class(), Class::Transport, "{error}");
+        assert_eq!(vmm.count(EventKind::Stalled), 1, "{request:?}");
+        peer.manners.silent_from = None;
+        vmm.until_applied_beside(&mut peer);
+        assert_eq!(peer.told.running(), [0, 1], "{request:?}");
+        assert_eq!(peer.wrong, Vec::<String>::new(), "{request:?}");
+    }
+}
+
+/// Without acknowledgements only the request behind shows it.
+#[test]
+fn a_barrier_that_is_not_answered_names_its_request() {
+    let protocol = everything() - ProtocolFeatures::REPLY_ACK;
+    for request in [Request::AddMemReg, Request::SetVringEnable] {
+        let manners = Manners {
+            protocol,
+            silent_from: Some(request),
+            ..Manners::default()
+        };
+        let (mut vmm, mut peer) = rig(manners, impatient);
+        let error = vmm.until_beside(EventKind::Lost, &mut peer).error.unwrap();
+        assert_eq!(error.kind, Kind::TimedOut, "{error}");
+        assert_eq!(error.request, Some(request), "{error}");
+        assert_eq!(error.phase, Phase::Barrier, "{error}");
+    }
+}
+
+#[test]
+fn a_refusal_is_a_loss_and_is_tried_again_slowly() {
+    let told_otherwise = [
+        Request::GetFeatures,
+        Request::GetProtocolFeatures,
+        Request::SetProtocolFeatures,
+        Request::GetQueueNum,
+        Request::GetMaxMemSlots,
+        Request::GetConfig,
+        Request::GetInflightFd,
+    ];
+    let mut all = requests(everything());
+    all.retain(|request| !told_otherwise.contains(request));
+    assert!(all.len() >= 11, "{all:?}");
+    for request in all {
+        let manners = Manners {
+            refuses: Some(request),
+            ..Manners::default()
+        };
+        let (mut vmm, mut peer) = rig(manners, hasty);
+        for _ in 0..2 {
+            let lost = vmm.until_beside(EventKind::Lost, &mut peer);
+            let since = Instant::now();
+            let error = lost.error.unwrap();
+            assert_eq!(error.class(), Class::Refused, "{error}");
+            assert_eq!(error.request, Some(request), "{error}");
+            assert_eq!(error.value, Some(1), "{error}");
+            vmm.until_beside(EventKind::Connected, &mut peer);
+            assert!(since.elapsed() >= SLOW, "{request:?}");
+        }
+        peer.manners.refuses = None;
+        vmm.until_applied_beside(&mut peer);
+        assert_eq!(peer.told.running(), [0, 1], "{request:?}");
+    }
+}
+
+/// No configuration space and no buffer are fine.
+#[test]
+fn some_refusals_are_answers() {
+    for request in [Request::GetConfig, Request::GetInflightFd] {
+        let manners = Manners {
+            refuses: Some(request),
+            ..Manners::default()
+        };
+        let (mut vmm, mut peer) = rig(manners, hasty);
+        vmm.until_applied_beside(&mut peer);
+        assert_eq!(vmm.count(EventKind::Lost), 0);
+        assert_eq!(peer.told.running(), [0, 1]);
+        assert!(peer.told.inflight.is_some() == (request == Request::GetConfig));
+    }
+}
+
+// ---- a dying listener ----
+
+/// Bytes of a bring-up: those read and those written, and how many of each when the
+/// handshake was through.
+fn bytes() -> ([usize; 2], [usize; 2]) {
+    let (mut vmm, mut peer) = rig(Manners::default(), hasty);
+    vmm.until_beside(EventKind::Connected, &mut peer);
+    // The last answer of the handshake was the one to GET_CONFIG.
+    let last = peer.log.iter().position(|it| it.0 == Request::GetConfig);
+    let sizes = peer.log[..=last.unwrap()].iter().map(|it| 12 + it.1.len());
+    let handshake = [sizes.sum(), 0];
+    vmm.until_applied_beside(&mut peer);
+    ([peer.bytes().0, peer.bytes().1], handshake)
+}
+
+#[test]
+fn a_back_end_that_dies_at_any_byte_is_tried_again() {
+    let (all, handshake) = bytes();
+    for k in 1..=all[0].max(all[1]) {
+        for reading in [true, false] {
+            let mut manners = Manners::default();
+            match reading {
+                true if k <= all[0] => manners.reads = k,
+                false if k <= all[1] => manners.writes = k,
+                _ => continue,
+            }
+            let (mut vmm, mut peer) = rig(manners, hasty);
+            // It dies three times, and is well then. With the buffer of before it is
+            // told less the next time, and may not come so far.
+            let patience = deadline();
+            while !vmm.is_applied() && (peer.connections < 3 || peer.is_connected()) {
+                assert!(Instant::now() < patience, "{k} bytes");
+                vmm.turn_beside(&mut peer, usize::MAX, PATIENCE);
+            }
+            peer.manners = Manners::default();
+            let connected = vmm.count(EventKind::Connected);
+            vmm.until_applied_beside(&mut peer);
+            let what = format!("{k} bytes, reading: {reading}");
+            assert_eq!(peer.told.running(), [0, 1], "{what}");
+            assert_eq!(peer.wrong, Vec::<String>::new(), "{what}");
+            let connections = vmm.device.info().connections;
+            assert!((2..=4).contains(&connections), "{what}: {connections}");
+            if reading && k < handshake[0] {
+                assert_eq!(connected, 0, "{what}");
+            }
+            for (kind, recovery) in &vmm.seen {
+                let harmless = matches!(
+                    recovery,
+                    Recovery::Idle | Recovery::ReplayFromUsed | Recovery::Inflight
+                );
+                assert!(harmless && *kind != EventKind::NeedsReset, "{what}");
+            }
+        }
+    }
+}
+
+// ---- away ----
+
+#[test]
+fn the_delays_grow_and_nothing_is_given_up() {
+    let mut vmm = Vmm::new(Layout::Split, 1, |options| {
+        options.assume_features = Some(OFFERED);
+        options.reconnect.first_delay = Duration::from_millis(1);
+        options.reconnect.max_delay = Duration::from_millis(8);
+        options.reconnect.jitter_percent = 0;
+    });
+    vmm.want_all();
+    let mut delays = Vec::new();
+    for attempt in 1..=8 {
+        let retrying = vmm.until(EventKind::Retrying);
+        assert_eq!(retrying.count, attempt);
+        let error = retrying.error.unwrap();
+        assert_eq!(error.phase, Phase::Connect, "{error}");
+        delays.push(retrying.delay.unwrap().as_millis());
+    }
+    assert_eq!(delays, [1, 2, 4, 8, 8, 8, 8, 8]);
+    let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+    vmm.until_applied_beside(&mut peer);
+    // The next loss is a first one again.
+    peer.hang_up();
+    let lost = vmm.until_beside(EventKind::Lost, &mut peer);
+    assert_eq!(lost.delay, Some(Duration::from_millis(1)));
+    vmm.until_applied_beside(&mut peer);
+}
+
+#[test]
+fn the_caller_need_not_wait_for_the_next_attempt() {
+    let mut vmm = Vmm::new(Layout::Split, 1, |options| {
+        options.assume_features = Some(OFFERED);
+        options.reconnect.first_delay = Duration::from_secs(3600);
+        options.reconnect.max_delay = Duration::from_secs(3600);
+    });
+    vmm.want_all();
+    vmm.until(EventKind::Retrying);
+    let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+    vmm.device.reconnect();
+    vmm.until_applied_beside(&mut peer);
+}
+
+// ---- less than before ----
+
+/// What is missing is named, tried for slowly, and taken when it is back.
+fn comes_back_as(less: impl Fn(&mut Manners), named: &str, recovery: Recovery) {
+    let (mut vmm, mut peer) = rig(Manners::default(), hasty);
+    vmm.until_applied_beside(&mut peer);
+    let full = peer.manners.clone();
+    less(&mut peer.manners);
+    peer.hang_up();
+    let lost = vmm.until_beside(EventKind::Lost, &mut peer);
+    assert_eq!(lost.recovery, recovery);
+    for _ in 0..2 {
+        let lost = vmm.until_beside(EventKind::Lost, &mut peer);
+        let since = Instant::now();
+        let error = lost.error.unwrap();
+        assert!(error.message.contains(named), "{error}");
+        assert_eq!(lost.delay, Some(SLOW));
+        let before = peer.connections;
+        while peer.connections == before {
+            vmm.turn_beside(&mut peer, usize::MAX, PATIENCE);
+        }
+        assert!(since.elapsed() >= SLOW);
+    }
+    assert_eq!(peer.told.running(), [0_u32; 0]);
+    peer.manners = full;
+    vmm.until_beside(EventKind::Recovered, &mut peer);
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(peer.told.running(), [0, 1]);
+    assert_eq!(peer.wrong, Vec::<String>::new());
+    assert_eq!(vmm.count(EventKind::Connected), 2);
+}
+
+#[test]
+fn a_feature_that_is_gone_is_named() {
+    let less = |manners: &mut Manners| manners.features &= !(1 << 9);
+    comes_back_as(less, "9", Recovery::Inflight);
+}
+
+#[test]
+fn slots_that_are_gone_are_named() {
+    let less = |manners: &mut Manners| manners.slots = 0;
+    comes_back_as(less, "slots", Recovery::Inflight);
+}
+
+/// The rings were told to go on from the buffer. Without one, what was completed out
+/// of order would be done again, behind the caller's back.
+#[test]
+fn a_buffer_that_is_not_supported_any_more_is_named() {
+    let less = |manners: &mut Manners| manners.protocol -= ProtocolFeatures::INFLIGHT_SHMFD;
+    comes_back_as(less, "INFLIGHT_SHMFD", Recovery::Inflight);
+}
+
+/// More is no harm.
+#[test]
+fn a_back_end_may_come_back_as_more() {
+    let manners = Manners {
+        protocol: ProtocolFeatures::REPLY_ACK,
+        ..Manners::default()
+    };
+    let (mut vmm, mut peer) = rig(manners, hasty);
+    vmm.until_applied_beside(&mut peer);
+    peer.manners = Manners::default();
+    peer.hang_up();
+    let lost = vmm.until_beside(EventKind::Lost, &mut peer);
+    assert_eq!(lost.recovery, Recovery::ReplayFromUsed);
+    vmm.until_beside(EventKind::Recovered, &mut peer);
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(peer.told.running(), [0, 1]);
+    assert!(peer.told.inflight.is_some());
+    assert_eq!(vmm.count(EventKind::NeedsReset), 0);
+}
+
+/// Which rings were how large decides over the buffer. One that is stopped
+/// meanwhile does not make it another, or what is in flight is forgotten.
+#[test]
+fn the_buffer_outlives_the_largest_ring() {
+    let (mut vmm, mut peer) = rig(Manners::default(), |options| {
+        hasty(options);
+        options.num_rings = 2;
+    });
+    vmm.device.stop(None, vhost_user_frontend::StopMode::Drain);
+    let small = vmm.ring(0, vhost_user_frontend::Base::New);
+    let large = vhost_user_frontend::Ring {
+        size: 128,
+        ..vmm.ring(1, vhost_user_frontend::Base::New)
+    };
+    vmm.device.start(&[small, large]).unwrap();
+    vmm.until_applied_beside(&mut peer);
+    let stop = vhost_user_frontend::StopMode::Drain;
+    vmm.device.stop(Some(&[1]), stop);
+    vmm.until_applied_beside(&mut peer);
+    let asked = |peer: &Stepper| {
+        let log = peer.log.iter();
+        log.filter(|it| it.0 == Request::GetInflightFd).count()
+    };
+    assert_eq!(asked(&peer), 1);
+    peer.hang_up();
+    let lost = vmm.until_beside(EventKind::Lost, &mut peer);
+    assert_eq!(lost.recovery, Recovery::Inflight);
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(asked(&peer), 1, "it began with an empty buffer");
+    assert!(peer.told.inflight.is_some());
+}
+
+/// A ring that is larger than the buffer was made for needs another buffer, once
+/// nothing is in flight any more.
+#[test]
+fn the_buffer_grows_with_a_ring() {
+    let (mut vmm, mut peer) = rig(Manners::default(), hasty);
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(peer.told.inflight, Some((2, 64)));
+    vmm.device.stop(None, vhost_user_frontend::StopMode::Drain);
+    vmm.until_applied_beside(&mut peer);
+    let large = vhost_user_frontend::Ring {
+        size: 128,
+        ..vmm.ring(1, vhost_user_frontend::Base::New)
+    };
+    vmm.device.start(&[large]).unwrap();
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(peer.told.inflight, Some((2, 128)));
+}
+
+// ---- somebody else's ----
+
+#[test]
+fn a_second_front_end_waits_for_its_turn() {
+    let (mut first, mut peer) = rig(Manners::default(), hasty);
+    first.until_applied_beside(&mut peer);
+    let path = Peer::Path(first.place.file("sock"));
+    let mut second = Vmm::reaching(Place::new(), path, Layout::Split, 2, impatient);
+    second.want_all();
+    let error = second.until(EventKind::Lost).error.unwrap();
+    assert_eq!(error.kind, Kind::TimedOut, "{error}");
+    assert_eq!(error.request, Some(Request::GetFeatures), "{error}");
+    assert!(error.message.contains("in use"), "{error}");
+    assert_eq!(second.count(EventKind::Connected), 0);
+    assert!(first.is_applied());
+    let Vmm { device, place, .. } = first;
+    drop(device);
+    second.until_applied_beside(&mut peer);
+    assert_eq!(peer.told.running(), [0, 1]);
+    drop(place);
+}
+
+#[test]
+fn a_full_backlog_is_tried_again() {
+    let place = Place::new();
+    let path = place.file("sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    // As many as the kernel lets wait.
+    let mut waiting = Vec::new();
+    while let Ok(one) = socket2_connect(&path) {
+        waiting.push(one);
+    }
+    let mut vmm = Vmm::reaching(place, Peer::Path(path), Layout::Split, 2, hasty);
+    vmm.want_all();
+    let error = vmm.until(EventKind::Retrying).error.unwrap();
+    assert!(error.message.contains("backlog"), "{error}");
+    drop(waiting);
+    let mut peer = Stepper::with(listener, Manners::default());
+    vmm.until_applied_beside(&mut peer);
+}
+
+fn socket2_connect(path: &std::path::Path) -> nix::Result<std::os::fd::OwnedFd> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+    use std::os::fd::AsRawFd;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let one = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(one.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(one)
+}
+
+// ---- who connects, and who supplies ----
+
+#[test]
+fn peers_connect_to_the_device() {
+    let place = Place::new();
+    let path = place.file("sock");
+    // Left behind by somebody who is gone.
+    drop(UnixListener::bind(&path).unwrap());
+    let mode = 0o600;
+    let listen = Peer::Listen {
+        path: path.clone(),
+        mode,
+    };
+    let mut vmm = Vmm::reaching(place, listen, Layout::Split, 2, hasty);
+    vmm.want_all();
+    let mut peer = Stepper::on(UnixStream::connect(&path).unwrap(), Manners::default());
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(peer.told.running(), [0, 1]);
+
+    // Another is turned away while that one is there.
+    let mut other = Stepper::on(UnixStream::connect(&path).unwrap(), Manners::default());
+    let refused = vmm.until_beside(EventKind::PeersRefused, &mut peer);
+    assert_eq!(refused.count, 1);
+    let patience = deadline();
+    while other.is_connected() {
+        assert!(Instant::now() < patience);
+        other.step();
+    }
+    assert_eq!(other.log, []);
+    assert!(vmm.is_applied());
+
+    // And takes its place when it is gone.
+    peer.hang_up();
+    let mut next = Stepper::on(UnixStream::connect(&path).unwrap(), Manners::default());
+    vmm.until_beside(EventKind::Lost, &mut next);
+    vmm.until_beside(EventKind::Recovered, &mut next);
+    assert_eq!(next.told.running(), [0, 1]);
+    assert_eq!(vmm.device.info().connections, 2);
+    drop(vmm);
+    assert!(!path.exists(), "the file stays behind");
+}
+
+#[test]
+fn sockets_are_supplied() {
+    let place = Place::new();
+    let mut vmm = Vmm::reaching(place, Peer::Fd, Layout::Split, 2, hasty);
+    vmm.want_all();
+    vmm.until(EventKind::NeedsFd);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut peer = Stepper::on(theirs, Manners::default());
+    vmm.device.set_fd(ours.into()).unwrap();
+    vmm.until_applied_beside(&mut peer);
+
+    peer.hang_up();
+    let lost = vmm.until_beside(EventKind::Lost, &mut peer);
+    assert_eq!(lost.delay, None);
+    vmm.until_beside(EventKind::NeedsFd, &mut peer);
+    assert_eq!(vmm.count(EventKind::NeedsFd), 2);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    peer.begin(theirs);
+    vmm.device.set_fd(ours.into()).unwrap();
+    vmm.until_beside(EventKind::Recovered, &mut peer);
+    assert_eq!(peer.told.running(), [0, 1]);
+
+    // One that is no socket is not taken.
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let error: Error = vmm.device.set_fd(file.into()).unwrap_err();
+    assert_eq!(error.class(), Class::Local, "{error}");
+}
+
+// ---- the configuration space ----
+
+fn config(vmm: &Vmm, at: u32) -> [u8; 4] {
+    let mut bytes = [0; 4];
+    vmm.device.read_config(at, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_change_is_read_before_it_is_told() {
+    let (mut vmm, mut peer) = rig(Manners::default(), hasty);
+    vmm.until_applied_beside(&mut peer);
+    let reads = |peer: &Stepper| peer.count(Request::GetConfig);
+    assert_eq!(config(&vmm, 8), [8, 9, 10, 11]);
+    let before = vmm.device.read_config(0, &mut []).unwrap();
+    assert_eq!(reads(&peer), 1);
+    peer.manners.config[9] = 99;
+    peer.config_changed();
+    vmm.until_beside(EventKind::ConfigChanged, &mut peer);
+    assert_eq!(config(&vmm, 8), [8, 99, 10, 11]);
+    assert_ne!(vmm.device.read_config(0, &mut []).unwrap(), before);
+    assert_eq!(reads(&peer), 2);
+
+    // What the caller has put over it stays, and hides a change.
+    vmm.device.overlay_config(8, &[1, 2]).unwrap();
+    peer.manners.config[8] = 77;
+    peer.config_changed();
+    while reads(&peer) < 3 {
+        vmm.turn_beside(&mut peer, usize::MAX, PATIENCE);
+    }
+    while vmm.turn_beside(&mut peer, usize::MAX, Duration::ZERO) {}
+    assert_eq!(config(&vmm, 8), [1, 2, 10, 11]);
+    assert_eq!(vmm.count(EventKind::ConfigChanged), 1);
+
+    // A back-end that comes back as another disk is a change, too.
+    peer.manners.config[10] = 55;
+    peer.hang_up();
+    vmm.until_beside(EventKind::ConfigChanged, &mut peer);
+    assert_eq!(config(&vmm, 8), [1, 2, 55, 11]);
+}
+
+#[test]
+fn a_write_reaches_the_back_end() {
+    let (mut vmm, mut peer) = rig(Manners::default(), hasty);
+    vmm.until_applied_beside(&mut peer);
+    vmm.device.overlay_config(20, &[200]).unwrap();
+    vmm.device.write_config(32, &[42]).unwrap();
+    // The caller's own stays here.
+    vmm.device.write_config(20, &[201]).unwrap();
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(peer.count(Request::SetConfig), 1);
+    assert_eq!(peer.manners.config[32], 42);
+    assert_eq!(peer.manners.config[20], 20);
+    assert_eq!(config(&vmm, 32)[0], 42);
+    assert_eq!(config(&vmm, 20)[0], 201);
+}
+
+#[test]
+fn a_write_that_is_refused_is_told_and_undone() {
+    let (mut vmm, mut peer) = rig(Manners::default(), hasty);
+    vmm.until_applied_beside(&mut peer);
+    peer.manners.refuses = Some(Request::SetConfig);
+    vmm.device.write_config(32, &[42]).unwrap();
+    let refused = vmm.until_beside(EventKind::ConfigRefused, &mut peer);
+    let error = refused.error.unwrap();
+    assert_eq!(error.request, Some(Request::SetConfig));
+    assert_eq!(error.value, Some(1));
+    while vmm.turn_beside(&mut peer, usize::MAX, Duration::ZERO) {}
+    assert_eq!(vmm.count(EventKind::Lost), 0);
+    // The guest reads what the device has, not what it would have liked.
+    assert_eq!(config(&vmm, 32)[0], 32);
+}
