@@ -212,6 +212,18 @@ demo() {
     sh examples/demo.sh embedded && sh examples/demo.sh qemu && echo '2 passed, 0 failed'
 }
 
+# A disk whose back-end is killed again and again.
+resilient() {
+    for back_end in embedded inflight qemu; do
+        if [ $back_end = qemu ] && ! command -v qemu-storage-daemon >/dev/null; then
+            echo 'SKIPPED: there is no qemu-storage-daemon'
+            continue
+        fi
+        sh examples/resilient.sh $back_end "$1" || return 1
+    done
+    echo '3 passed, 0 failed'
+}
+
 # ---- the slow rest ----
 
 # again N COMMAND...: what depends on timing shows only now and then.
@@ -282,6 +294,7 @@ stage 'system calls of a round trip' sh c-tests/check_strace.sh
 stage 'vhost-user-probe' sh c-tests/check_probe.sh
 stage 'installed tree, pkg-config, README example' installed
 stage 'demo, on both back-ends' demo
+stage 'back-ends killed and started again' resilient 5
 if [ "${1-}" = --full ]; then
     stage 'oldest Rust' oldest_rust
     stage 'Rust tests, ten times' again 10 rust_tests
@@ -291,6 +304,7 @@ if [ "${1-}" = --full ]; then
     stage 'fault sweep under load' under_load fault_sweep
     stage 'C tests under load, five times' under_load again 5 c_tests
     stage 'demo, twenty times' again 20 demo
+    stage 'back-ends killed a hundred times each' resilient 100
 fi
 
 echo
