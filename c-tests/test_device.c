@@ -818,7 +818,7 @@ static void a_miss_is_answered_from_inside(void **state)
     struct asked asked = {.f = f};
     const struct vuf_backend_ops ops = {.size = sizeof ops, .iotlb_miss = answer_miss};
     struct vuf_device_options options = quickly;
-    char line[200];
+    char line[4096];
     options.backend_ops = &ops;
     options.user = &asked;
     struct backend mock;

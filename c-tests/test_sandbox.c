@@ -25,6 +25,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -65,6 +66,22 @@ enum { SHORT_MS = 40 }; /* a deadline that is meant to pass */
     ONLY(epoll_ctl, 1, EPOLL_CTL_DEL)                                                              \
     ANY(read)                                                                                      \
     ANY(write)                                                                                     \
+    ONLY(socket, 1, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK)                                    \
+    ONLY(socket, 1, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK)                                     \
+    ANY(bind)                                                                                      \
+    ANY(listen)                                                                                    \
+    ANY(fchmod)                                                                                    \
+    ONLY(openat, 2, O_PATH | O_DIRECTORY | O_CLOEXEC)                                              \
+    ANY(newfstatat)                                                                                \
+    ONLY(unlinkat, 2, 0)                                                                           \
+    ONLY(fcntl, 1, F_SETFL)                                                                        \
+    ONLY(getsockopt, 2, SO_PEERCRED)                                                               \
+    ONLY(timerfd_create, 1, TFD_CLOEXEC | TFD_NONBLOCK)                                            \
+    ANY(timerfd_settime)                                                                           \
+    ONLY(fcntl, 1, F_GETFL)                                                                        \
+    ONLY(fcntl, 1, F_GET_SEALS)                                                                    \
+    ANY(fstatfs)                                                                                   \
+    ONLY(shutdown, 1, SHUT_WR)                                                                     \
     ANY(memfd_create)                                                                              \
     ANY(ftruncate)                                                                                 \
     ONLY(prlimit64, 1, RLIMIT_FSIZE)                                                               \
@@ -478,6 +495,75 @@ static void make_memory(void)
     SHOULD_RETURN(-EINVAL, vuf_memfd_create("memory", 0, 0, 0, &fd));
 }
 
+/* ---- scenes of the device ---- */
+
+static struct vuf_device *device;
+
+static const struct vuf_device_options device_options = {
+    .size = sizeof device_options,
+    .num_rings = 1,
+    .config_size = 36,
+    .first_delay_ms = 1,
+    .timeout_ms = SHORT_MS,
+    .fence_ms = SHORT_MS,
+};
+
+static struct vuf_device_event wait_for_event(uint32_t kind)
+{
+    for (;;) {
+        struct pollfd item = {.fd = vuf_device_get_fd(device), .events = POLLIN};
+        struct vuf_device_event event = {.size = sizeof event};
+        SHOULD_RETURN(0, vuf_device_process(device, &event));
+        if (event.kind == kind) {
+            return event;
+        }
+        if (event.kind == VUF_DEVICE_EVENT_NONE) {
+            SHOULD(poll(&item, 1, PEER_MS) == 1);
+        }
+    }
+}
+
+static void keep_a_device(void)
+{
+    struct vuf_device_info info = {.size = sizeof info};
+    struct vuf_quiet quiet = {.size = sizeof quiet};
+    const struct vuf_mem_region region = guest_memory_region(&memory);
+    const struct vuf_ring described = blk_ring_of_device(&ring, VUF_RING_BASE_NEW);
+    SHOULD_RETURN(0, vuf_device_open(backend.socket, &device_options, &device));
+    wait_for_event(VUF_DEVICE_EVENT_CONNECTED);
+    SHOULD_RETURN(0, vuf_device_get_info(device, &info));
+    SHOULD_RETURN(0, vuf_device_set_features(device, BIT(VIRTIO_F_VERSION_1)));
+    SHOULD_RETURN(0, vuf_device_set_memory(device, &region, 1, 0));
+    SHOULD_RETURN(0, vuf_device_start(device, &described, 1));
+    SHOULD_RETURN(0, vuf_device_wait(device, PEER_MS));
+    SHOULD_RETURN(0, vuf_device_stop(device, NULL, 0, VUF_STOP_DRAIN, PEER_MS, &quiet));
+    SHOULD(quiet.quiesced == 1);
+    SHOULD_RETURN(0, vuf_device_stop(device, NULL, 0, VUF_STOP_ABANDON, PEER_MS, &quiet));
+    wait_for_event(VUF_DEVICE_EVENT_CONNECTED);
+    vuf_device_free(device);
+}
+
+static char stale_path[100];
+
+/* The socket of somebody who is gone. */
+static void prepare_stale_socket(void)
+{
+    struct sockaddr_un address;
+    snprintf(stale_path, sizeof stale_path, "%.80s/stale", backend.dir);
+    address = address_of(stale_path);
+    unlink(stale_path);
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    SHOULD(bind(fd, (struct sockaddr *)&address, sizeof address) == 0);
+    close(fd);
+}
+
+static void listen_for_back_ends(void)
+{
+    SHOULD_RETURN(0, vuf_device_listen(stale_path, 0600, &device_options, &device));
+    SHOULD_RETURN(-ETIMEDOUT, vuf_device_wait(device, SHORT_MS));
+    vuf_device_free(device);
+}
+
 static void make_another_call(void)
 {
     SHOULD(syscall(SYS_getppid) == 0);
@@ -495,6 +581,8 @@ static const struct scene scenes[] = {
     {"free what waits", prepare_threads, free_what_waits, false},
     {"serve a channel", prepare_threads, serve_a_channel, false},
     {"make memory", prepare_nothing, make_memory, false},
+    {"keep a device", prepare_nothing, keep_a_device, false},
+    {"listen for back-ends", prepare_stale_socket, listen_for_back_ends, false},
 };
 
 /* ---- tests ---- */
