@@ -2,6 +2,7 @@
 //! and an event loop of one thread.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
+#![allow(clippy::print_stdout, reason = "what a random test began with is said")]
 
 use crate::blk_peer::{PATIENCE, Place, SECTORS, deadline};
 use crate::blk_ring::{BlkRequest, BlkRing, GuestMemory, Layout, Op, pattern};
