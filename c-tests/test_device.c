@@ -823,7 +823,7 @@ static void a_miss_is_answered_from_inside(void **state)
     options.user = &asked;
     struct backend mock;
     const char *const script[] = {
-        "-e", "device features +33", "-e", "expect SET_STATUS", "-e",
+        "-e", "device features +33", "-e", "expect SET_FEATURES", "-e",
         "send IOTLB_MSG iova=0x1000 perm=3 type=1 need-reply", NULL};
     assert_int_equal(backend_start_mock(&mock, script), 0);
     assert_ok(vuf_device_open(mock.socket, &options, &f->device));

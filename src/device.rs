@@ -35,7 +35,7 @@ use nix::errno::Errno;
 use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use event::{Event, EventKind, Recovery};
@@ -59,6 +59,8 @@ pub struct Device {
     driving: AtomicUsize,
     /// Another one wanted to meanwhile.
     missed: AtomicBool,
+    /// Where rings stand is read no longer.
+    read: Condvar,
     /// Threads in [`wait`](Self::wait).
     waiting: Mutex<Vec<Arc<Bell>>>,
     /// Ready when there is something to do on a socket.
@@ -129,6 +131,7 @@ impl Device {
             buffer: None,
             lives: 0,
             recovering: false,
+            reading: false,
             memory_refused: false,
             unfit: None,
             ghost: None,
@@ -142,6 +145,7 @@ impl Device {
             config,
             driving: AtomicUsize::new(0),
             missed: AtomicBool::new(false),
+            read: Condvar::new(),
             waiting: Mutex::new(Vec::new()),
             traffic: Pollable::new().map_err(made)?,
             alarm: Alarm::new().map_err(made)?,

@@ -52,11 +52,15 @@ impl BackendClient {
         Ok(theirs)
     }
 
-    /// Moves bytes and serves the channel, without waiting: for who drives the
-    /// connection by steps.
+    /// Moves bytes, without waiting: for who drives the connection by steps.
     pub(crate) fn step(&self) {
         // It fails inside a handler, where nothing moves anyway.
-        if self.connection.step().is_ok() {
+        let _ = self.connection.step();
+    }
+
+    /// Serves the channel, after what a [`step`](Self::step) brought has been taken.
+    pub(crate) fn step_channel(&self) {
+        if self.connection.serve_channel().is_ok() {
             if let Some(desk) = self.desk.get() {
                 // That the channel has ended is not the end of the connection.
                 let _ = desk.deliver(MAX_DELIVERED);

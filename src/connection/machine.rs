@@ -18,7 +18,7 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Names a request under way.
@@ -69,6 +69,9 @@ pub(crate) struct Reply<'a> {
     pub(crate) fd: Option<OwnedFd>,
 }
 
+/// How long after an acknowledgement the end of a back-end may be about it.
+const JUST: Duration = Duration::from_secs(1);
+
 /// How many payload buffers are kept for reuse.
 const SPARE_PAYLOADS: usize = 8;
 
@@ -84,7 +87,7 @@ pub(super) struct Machine {
     lost: bool,
     /// What the back-end acknowledged last: if it then hangs up, that is what
     /// it choked on.
-    last_acked: Option<Request>,
+    last_acked: Option<(Request, Instant)>,
     /// [`Connection::abort`](super::Connection::abort) was called: the end of
     /// the stream is our own doing.
     aborted: Arc<AtomicBool>,
@@ -342,7 +345,8 @@ impl Machine {
         if self.aborted.load(Ordering::SeqCst) {
             return Error::new(Kind::Canceled, "the connection was aborted");
         }
-        let error = match self.last_acked {
+        let just = self.last_acked.filter(|(_, at)| at.elapsed() < JUST);
+        let error = match just.map(|(acked, _)| acked) {
             // libvhost-user acknowledges a request that it cannot digest, and
             // then exits.
             Some(acked) => Error::new(
@@ -437,7 +441,7 @@ impl Machine {
             }
             slot.expect = None;
             let zero = payload.iter().all(|byte| *byte == 0);
-            self.last_acked = (expect.ack && zero).then_some(slot.request);
+            self.last_acked = (expect.ack && zero).then(|| (slot.request, Instant::now()));
             let counters = &mut self.ledger.counters;
             count(&mut counters.replies_received);
             if slot.posted && !zero {

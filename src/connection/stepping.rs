@@ -1,8 +1,8 @@
 //! The shell for an event loop: requests are begun, bytes move by steps that never
 //! wait, and outcomes are there when they are there.
 //!
-//! The caller's functions run inside [`step`](Connection::step) and
-//! [`tell`](Connection::tell) only, so that whoever begins requests may hold a lock.
+//! The caller's functions run inside [`step`](Connection::step),
+//! [`serve_channel`](Connection::serve_channel) and [`tell`](Connection::tell) only, so that whoever begins requests may hold a lock.
 
 use super::machine::{Reply, Ticket};
 use super::{Connection, Expect, Outgoing};
@@ -71,8 +71,9 @@ impl Connection {
         })
     }
 
-    /// Sends and receives what can be at once, and serves some of what the
-    /// back-end asks.
+    /// Sends and receives what can be at once. What it brought is to be taken before
+    /// the channel is [served](Self::serve_channel): what a back-end asks behind an
+    /// acknowledgement may be allowed only by that.
     pub(crate) fn step(&self) -> Result<()> {
         let mut state = self.emit(self.enter()?);
         state.machine.flush(self.fd());
@@ -83,7 +84,7 @@ impl Connection {
         }
         self.wake(&mut state);
         drop(state);
-        self.serve_channel()
+        Ok(())
     }
 
     /// The outcome of a request goes through `decode`, as soon as it is there.

@@ -125,6 +125,8 @@ pub(super) struct Core {
     /// What is offered, as the back-end told last.
     pub(super) offered: Option<u64>,
     pub(super) recovering: bool,
+    /// Functions of the caller's read where rings stand.
+    pub(super) reading: bool,
     /// A back-end refused the memory that is wanted.
     pub(super) memory_refused: bool,
     /// What this back-end lacks: another connection will hardly help.

@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::socket::{self, Bell, Deadline};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 const DEFAULT_WAIT: Option<Duration> = Some(Duration::from_secs(60));
@@ -21,6 +21,17 @@ struct Driving<'a>(&'a AtomicUsize);
 impl Drop for Driving<'_> {
     fn drop(&mut self) {
         self.0.store(0, Ordering::SeqCst);
+    }
+}
+
+/// Functions of the caller's read where rings stand; no longer, whatever happens to
+/// them.
+struct Reading<'a>(&'a Device);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.lock().reading = false;
+        self.0.read.notify_all();
     }
 }
 
@@ -151,7 +162,9 @@ impl Device {
         core.transport(&self.traffic, Instant::now());
         if core.live().is_some_and(|live| !live.placed) {
             let unplaced = core.unplaced();
+            core.reading = true;
             drop(core);
+            let reading = Reading(self);
             let read = |(index, origin, indices): (usize, Origin, Arc<dyn RingIndices>)| {
                 let place = match origin {
                     Origin::Available => indices.available(),
@@ -160,6 +173,7 @@ impl Device {
                 (index, origin, place)
             };
             let places: Vec<_> = unplaced.into_iter().map(read).collect();
+            drop(reading);
             core = self.lock();
             core.place(&places);
         }
@@ -167,11 +181,15 @@ impl Device {
         if let Some(client) = client {
             // What was asked for meanwhile, in one go with what is there.
             core.advance(false, &self.traffic, Instant::now());
-            // Handlers run here.
+            // The caller's functions run only without the lock.
             drop(core);
             client.step();
             core = self.lock();
             core.advance(true, &self.traffic, Instant::now());
+            drop(core);
+            client.step_channel();
+            core = self.lock();
+            core.advance(false, &self.traffic, Instant::now());
         }
         let retired = std::mem::take(&mut core.retired);
         self.arm(&core);
@@ -190,6 +208,17 @@ impl Device {
         if moved {
             self.wake();
         }
+    }
+
+    /// Waits until no function of the caller's reads where a ring stands: then
+    /// memory of rings that are stopped may go.
+    pub(super) fn unread<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
+        let here = ThreadMark::here().number();
+        // It may be such a function that stops a ring.
+        while core.reading && self.driving.load(Ordering::SeqCst) != here {
+            core = self.read.wait(core).unwrap_or_else(PoisonError::into_inner);
+        }
+        core
     }
 
     /// Threads that wait look again.

@@ -169,7 +169,7 @@ impl Device {
     /// Stops rings; `None` for all. Never fails: what is left is in the result, and
     /// later in [`quiet`](Self::quiet).
     pub fn stop(&self, rings: Option<&[u32]>, mode: StopMode) -> Quiet {
-        let mut core = self.lock();
+        let mut core = self.unread(self.lock());
         core.wanted.drain = match mode {
             StopMode::SkipDrain => Drain::Skip,
             StopMode::Drain | StopMode::Abandon => Drain::Finish,
@@ -239,7 +239,7 @@ impl Device {
     /// Resets the device, as its driver does: no ring runs, no feature is
     /// acknowledged. Memory and the connection stay. Never fails.
     pub fn reset(&self) -> Quiet {
-        let mut core = self.lock();
+        let mut core = self.unread(self.lock());
         core.wanted.resets = core.wanted.resets.saturating_add(1);
         core.wanted.features = None;
         core.wanted.held = false;
