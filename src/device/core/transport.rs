@@ -168,6 +168,7 @@ impl Core {
                         Recovery::ResumeFromAvailable => Origin::Available,
                         _ => Origin::Used,
                     };
+                    kept.buffered = recovery == Recovery::Inflight;
                 }
                 _ => {}
             }
