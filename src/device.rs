@@ -131,7 +131,7 @@ impl Device {
             recovering: false,
             memory_refused: false,
             unfit: None,
-            ghost: None,
+            ghosts: Vec::new(),
             unfenced: false,
             writes: VecDeque::new(),
             retired: Vec::new(),
