@@ -134,7 +134,7 @@ impl Device {
             reading: false,
             memory_refused: false,
             unfit: None,
-            ghost: None,
+            ghosts: Vec::new(),
             unfenced: false,
             writes: VecDeque::new(),
             retired: Vec::new(),

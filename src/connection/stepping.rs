@@ -6,7 +6,7 @@
 
 use super::machine::{Reply, Ticket};
 use super::{Connection, Expect, Outgoing};
-use crate::error::{Error, Result};
+use crate::error::{Error, Phase, Result};
 use crate::socket::Watch;
 use std::sync::atomic::Ordering;
 
@@ -20,6 +20,24 @@ pub(crate) struct Pending {
     ticket: Ticket,
     first: Option<Ticket>,
     expect: Option<Expect>,
+}
+
+impl Pending {
+    /// Whoever made the request does not know of a barrier behind it.
+    fn behind(&self, error: Error) -> Error {
+        match (self.first, error.phase) {
+            (None, _) => error,
+            (Some(_), phase) => Error {
+                request: None,
+                phase: if phase == Phase::Reply {
+                    Phase::Barrier
+                } else {
+                    phase
+                },
+                ..error
+            },
+        }
+    }
 }
 
 /// What is there of a request that has not failed.
@@ -109,7 +127,7 @@ impl Connection {
             })
         });
         self.leave(&mut state);
-        Some(sent.and(result))
+        Some(sent.and(result.map_err(|error| pending.behind(error))))
     }
 
     /// Tells what the trace has to say of what was begun.
@@ -123,7 +141,7 @@ impl Connection {
         if let Some(first) = pending.first {
             state.machine.disown(first);
         }
-        self.give_up(&mut state, pending.ticket)
+        pending.behind(self.give_up(&mut state, pending.ticket))
     }
 
     /// What to wait for before the next [`step`](Self::step). Room for more

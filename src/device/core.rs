@@ -131,8 +131,8 @@ pub(super) struct Core {
     pub(super) memory_refused: bool,
     /// What this back-end lacks: another connection will hardly help.
     pub(super) unfit: Option<Error>,
-    /// An old back-end that may still write guest memory, which was not waited for.
-    pub(super) ghost: Option<Fence>,
+    /// Old back-ends that may still write guest memory, which were not waited for.
+    pub(super) ghosts: Vec<Fence>,
     pub(super) unfenced: bool,
     pub(super) writes: VecDeque<(u32, Vec<u8>)>,
     /// Connections that are over; their handlers have to hear of it.
@@ -255,7 +255,7 @@ impl Core {
 
     /// The descriptors to wait for: of the connection, of its channel, and of
     /// whatever stands in for it.
-    pub(super) fn watches(&self) -> [Option<Watch<'_>>; 4] {
+    pub(super) fn watches(&self) -> impl Iterator<Item = Watch<'_>> {
         let (socket, channel) = match &self.mode {
             Mode::Up(live) => {
                 let (socket, _) = live.client.interest();
@@ -265,8 +265,8 @@ impl Core {
             Mode::Fencing(fence, _) => (Some(fence.watch()), None),
             Mode::Down => (None, None),
         };
-        let ghost = self.ghost.as_ref().map(Fence::watch);
-        [socket, channel, self.link.watch(), ghost]
+        let one = [socket, channel, self.link.watch()].into_iter().flatten();
+        one.chain(self.ghosts.iter().map(Fence::watch))
     }
 
     /// When there is something to do because of the time.
@@ -285,7 +285,7 @@ impl Core {
             Mode::Fencing(fence, _) => fence.due(),
             Mode::Down => None,
         };
-        let ghost = self.ghost.as_ref().and_then(Fence::due);
+        let ghost = self.ghosts.iter().filter_map(Fence::due).min();
         [of_mode, self.link.due(), ghost]
             .into_iter()
             .flatten()

@@ -228,7 +228,7 @@ impl Device {
 
     /// Makes the descriptor for polling say what there is to do.
     pub(super) fn arm(&self, core: &Core) {
-        for watch in core.watches().into_iter().flatten() {
+        for watch in core.watches() {
             // What cannot be watched for is looked at when something else is.
             let _ = self.traffic.watch(watch);
         }

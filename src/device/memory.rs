@@ -421,12 +421,16 @@ pub(crate) fn next(sent: &Sent, wanted: &MemoryList) -> Option<MemoryStep> {
 
 /// The first slot that does not stay as it is on the way to what is wanted; rings
 /// must not run meanwhile. A table that is sent whole keeps the slots whose bounds
-/// stay, but one region more may make it coalesce others.
+/// stay, but one region more may make it coalesce others. Those that did not stay
+/// on the way to what was wanted `before` do not count: that was settled then.
 pub(crate) fn changes_live<'sent>(
     sent: &'sent Sent,
+    before: &MemoryList,
     wanted: &MemoryList,
 ) -> Option<&'sent GuestRegion> {
-    sent.slots.first_missing_in(&sent.target(wanted))
+    let (before, after) = (sent.target(before), sent.target(wanted));
+    let mut slots = sent.slots.iter();
+    slots.find(|slot| before.holds(slot) && !after.holds(slot))
 }
 
 /// How much a back-end can hold.

@@ -87,6 +87,8 @@ pub(super) struct Kept {
     pub(super) err: Option<Arc<OwnedFd>>,
     pub(super) indices: Option<Arc<dyn RingIndices>>,
     pub(super) can_tell: CanTell,
+    /// When the back-end was lost the in-flight buffer had the rest.
+    pub(super) buffered: bool,
 }
 
 impl std::fmt::Debug for Kept {

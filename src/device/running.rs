@@ -138,6 +138,7 @@ impl Device {
             err: ring.err.map(keep).transpose()?,
             indices: ring.indices.clone(),
             can_tell,
+            buffered: false,
         })
     }
 

@@ -67,7 +67,8 @@ impl Device {
                 memory::fits(memory, Self::limits(live))?;
             }
             let sent = live.actual.memory.as_ref();
-            let changes = sent.and_then(|sent| memory::changes_live(sent, memory));
+            let before = &core.wanted.memory;
+            let changes = sent.and_then(|sent| memory::changes_live(sent, before, memory));
             let runs = live.actual.runs_on(&core.wanted);
             if let (Some(region), true, false) = (changes, runs, allow_gap) {
                 let text = format!("{region}, would change while rings run");

@@ -120,6 +120,8 @@ impl Core {
                     ..self.event(EventKind::ConfigRefused)
                 };
                 self.events.push(event);
+                // What the guest has written does not stand.
+                self.changed.store(true, Ordering::Relaxed);
                 return Ok(());
             }
             (What::ConfigWrite, outcome) => return outcome.map(drop),
@@ -243,6 +245,14 @@ impl Core {
         let required = self.options.required_protocol_features & !protocol;
         let names = crate::message::bit_names(required, crate::message::protocol_feature_name);
         missing("is required", required, names)?;
+        // Nothing else is known to complete each request once.
+        let buffered = self.kept.iter().flatten().any(|kept| kept.buffered);
+        let needed = ProtocolFeatures::INFLIGHT_SHMFD;
+        if buffered && !live.actual.agreed(needed) {
+            let bits = needed.bits();
+            let names = crate::message::bit_names(bits, crate::message::protocol_feature_name);
+            missing("the rings go on with", bits, names)?;
+        }
         let slots = Limits {
             slots: live.actual.slots.told(),
             configure: live.actual.agreed(ProtocolFeatures::CONFIGURE_MEM_SLOTS),

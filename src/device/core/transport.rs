@@ -20,13 +20,17 @@ use std::time::Instant;
 impl Core {
     /// Gets or loses a connection, as far as that needs no waiting.
     pub(in crate::device) fn transport(&mut self, poll: &Pollable, now: Instant) {
-        if let Some(ghost) = &mut self.ghost {
-            if ghost.step(now) == Some(Fenced::Gone) {
+        let before = self.ghosts.len();
+        self.ghosts.retain_mut(|ghost| {
+            let gone = ghost.step(now) == Some(Fenced::Gone);
+            if gone {
                 forget(poll, ghost.watch().fd);
-                self.ghost = None;
-                self.unfenced = false;
-                self.tell(EventKind::Fenced);
             }
+            !gone
+        });
+        if before > 0 && self.ghosts.is_empty() {
+            self.unfenced = false;
+            self.tell(EventKind::Fenced);
         }
         match &mut self.mode {
             Mode::Fencing(fence, refused) => {
@@ -36,7 +40,7 @@ impl Core {
                         forget(poll, fence.watch().fd);
                         self.mode = Mode::Down;
                         self.link.failed(now, refused);
-                        if std::mem::take(&mut self.unfenced) {
+                        if self.ghosts.is_empty() && std::mem::take(&mut self.unfenced) {
                             self.tell(EventKind::Fenced);
                         }
                     }
@@ -67,8 +71,7 @@ impl Core {
         }
         match std::mem::replace(&mut self.mode, Mode::Down) {
             Mode::Fencing(fence, refused) => {
-                // Of several the first: it has been there longest.
-                self.ghost.get_or_insert(fence);
+                self.ghosts.push(fence);
                 self.link.failed(now, refused);
             }
             mode => self.mode = mode,
@@ -168,6 +171,7 @@ impl Core {
                         Recovery::ResumeFromAvailable => Origin::Available,
                         _ => Origin::Used,
                     };
+                    kept.buffered = recovery == Recovery::Inflight;
                 }
                 _ => {}
             }

@@ -325,9 +325,13 @@ fn with_slots_each_region_is_one_request_and_removals_come_first() {
 
     let wanted = list(&[b.clone(), c.clone()]);
     assert!(sent.stale(&wanted));
-    assert_eq!(changes_live(&sent, &wanted), Some(&a));
+    assert_eq!(changes_live(&sent, &sent.slots, &wanted), Some(&a));
     assert_eq!(
-        changes_live(&sent, &list(&[a.clone(), b.clone(), c.clone()])),
+        changes_live(
+            &sent,
+            &sent.slots,
+            &list(&[a.clone(), b.clone(), c.clone()])
+        ),
         None
     );
     let steps = go(&mut sent, &wanted);
@@ -367,7 +371,10 @@ fn a_table_is_coalesced_only_as_far_as_it_must() {
     let mut expected = row(&fd, 9);
     expected.remove(1);
     expected[0].size = 2 * PAGE;
-    assert_eq!(changes_live(&sent, &nine).unwrap().guest_addr, 0);
+    assert_eq!(
+        changes_live(&sent, &sent.slots, &nine).unwrap().guest_addr,
+        0
+    );
     assert!(!sent.stale(&nine), "it is the same memory");
     assert_eq!(
         go(&mut sent, &nine),
@@ -379,7 +386,7 @@ fn a_table_is_coalesced_only_as_far_as_it_must() {
     // A page less of what is one slot now.
     let hole = list(&row(&fd, 9)[1..]);
     assert!(sent.stale(&hole));
-    assert_eq!(changes_live(&sent, &hole), Some(&expected[0]));
+    assert_eq!(changes_live(&sent, &sent.slots, &hole), Some(&expected[0]));
     assert_eq!(go(&mut sent, &hole), [MemoryStep::SetTable(hole.to_vec())]);
     assert!(!sent.stale(&hole));
 }
@@ -416,7 +423,7 @@ fn an_empty_table_is_not_sent() {
     go(&mut sent, &one);
     assert_eq!(next(&sent, &nothing), None);
     assert!(sent.stale(&nothing));
-    assert!(changes_live(&sent, &nothing).is_some());
+    assert!(changes_live(&sent, &sent.slots, &nothing).is_some());
     assert_eq!(next(&sent, &one), None);
     assert!(!Sent::new(false).stale(&nothing));
 }
@@ -606,7 +613,7 @@ fn any_changes(acts: &[(Act, Option<usize>)], limit: Option<u64>) {
         }
         let most = sent.slots.len() + wanted.len();
         // A removal or a change is known before, and nothing else is taken for one.
-        let live = changes_live(&sent, &wanted).cloned();
+        let live = changes_live(&sent, &sent.slots, &wanted).cloned();
         let resident = sent.slots.clone();
         let mut disturbed = Vec::new();
         let mut steps = 0;

@@ -1,0 +1,155 @@
+//! A back-end that is stopped while it has a request, and another that takes its
+//! place: nothing is written twice, unless the caller chose so.
+
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "common/blk_peer.rs"]
+mod blk_peer;
+#[path = "common/blk_ring.rs"]
+mod blk_ring;
+#[path = "common/vmm.rs"]
+mod vmm;
+
+use blk_peer::Peer;
+use blk_ring::Layout;
+use std::os::fd::AsFd;
+use std::time::Duration;
+use vhost_user_frontend::{DeviceOptions, EventKind, Kind, OnUnfenced, StopMode, Timeout};
+use vmm::Vmm;
+
+fn signal(peer: &Peer, number: libc::c_int) {
+    let pid = libc::pid_t::try_from(peer.0.id()).unwrap();
+    // SAFETY: kill() takes numbers, and the child has not been waited for.
+    assert_eq!(unsafe { libc::kill(pid, number) }, 0);
+}
+
+fn brief(options: &mut DeviceOptions) {
+    options.quick = Timeout::After(Duration::from_millis(50));
+    options.slow = options.quick;
+    options.fence = Timeout::After(Duration::from_millis(50));
+}
+
+/// A back-end that is stopped, with requests that it has not seen, and given up; and
+/// another in its place.
+fn stopped(vmm: &mut Vmm) -> (Peer, Peer) {
+    let old = Peer::start(&vmm.place, &[]);
+    vmm.bring_up();
+    signal(&old, libc::SIGSTOP);
+    vmm.fill(0);
+    let call = vmm.rings[0].call.as_fd().try_clone_to_owned().unwrap();
+    vmm.device.set_call(0, Some(call.as_fd())).unwrap();
+    let lost = vmm.until(EventKind::Lost);
+    assert_eq!(lost.error.unwrap().kind, Kind::TimedOut);
+    std::fs::remove_file(vmm.place.file("sock")).unwrap();
+    let new = Peer::start(&vmm.place, &[]);
+    vmm.until(EventKind::Unfenced);
+    (old, new)
+}
+
+#[test]
+fn the_next_waits_until_the_one_before_is_gone() {
+    for layout in [Layout::Split, Layout::Packed] {
+        let mut vmm = Vmm::new(layout, 1, brief);
+        let (old, _new) = stopped(&mut vmm);
+        let info = vmm.device.info();
+        assert!(info.unfenced && !info.connected);
+        assert!(!vmm.device.quiet().quiesced);
+        // For as long as it takes: many attempts would fit in here.
+        for _ in 0..20 {
+            vmm.turn(Duration::from_millis(10));
+        }
+        assert_eq!(vmm.device.info().connections, 1);
+        assert_eq!(vmm.place.take_journal().len(), 0);
+        // It may not be reset into the hands of two either.
+        assert!(!vmm.device.stop(None, StopMode::Abandon).quiesced);
+        assert_eq!(vmm.device.info().connections, 1);
+        signal(&old, libc::SIGCONT);
+        vmm.until(EventKind::Fenced);
+        vmm.until(EventKind::Connected);
+        assert_eq!(vmm.count(EventKind::Unfenced), 1);
+        assert!(!vmm.device.info().unfenced);
+    }
+}
+
+#[test]
+fn nothing_is_written_twice() {
+    for layout in [Layout::Split, Layout::Packed] {
+        let mut vmm = Vmm::new(layout, 1, brief);
+        let (old, _new) = stopped(&mut vmm);
+        signal(&old, libc::SIGCONT);
+        vmm.until(EventKind::Recovered);
+        vmm.until_done();
+        vmm.check();
+        assert_eq!(vmm.completed.len(), 16);
+        let mut done = vmm.place.take_journal();
+        assert_eq!(done.len(), 16);
+        done.sort();
+        done.dedup();
+        assert_eq!(done.len(), 16, "something was written twice");
+        assert_eq!(vmm.device.info().connections, 2);
+    }
+}
+
+#[test]
+fn killed_at_last_it_is_gone() {
+    let mut vmm = Vmm::new(Layout::Split, 1, brief);
+    let (mut old, _new) = stopped(&mut vmm);
+    old.kill();
+    vmm.until(EventKind::Fenced);
+    vmm.until(EventKind::Recovered);
+    vmm.until_done();
+    vmm.check();
+    assert_eq!(vmm.place.take_journal().len(), 16);
+}
+
+#[test]
+fn the_caller_may_choose_not_to_wait() {
+    let mut vmm = Vmm::new(Layout::Split, 1, |options| {
+        brief(options);
+        options.on_unfenced = OnUnfenced::Proceed;
+    });
+    let (mut old, _new) = stopped(&mut vmm);
+    vmm.until(EventKind::Recovered);
+    vmm.until_done();
+    vmm.check();
+    let info = vmm.device.info();
+    assert!(info.connected && info.unfenced);
+    assert!(!vmm.device.quiet().quiesced);
+    old.kill();
+    vmm.until(EventKind::Fenced);
+    assert!(!vmm.device.info().unfenced);
+    assert!(vmm.device.quiet().quiesced);
+}
+
+/// Each of two that may still write is waited for.
+#[test]
+fn two_that_are_stopped_are_both_gone_before_it_is_said() {
+    let mut vmm = Vmm::new(Layout::Split, 1, |options| {
+        brief(options);
+        options.on_unfenced = OnUnfenced::Proceed;
+    });
+    let (mut first, mut second) = stopped(&mut vmm);
+    vmm.until(EventKind::Recovered);
+    vmm.until_applied();
+    signal(&second, libc::SIGSTOP);
+    let call = vmm.rings[0].call.as_fd().try_clone_to_owned().unwrap();
+    vmm.device.set_call(0, Some(call.as_fd())).unwrap();
+    vmm.until(EventKind::Lost);
+    vmm.until(EventKind::Unfenced);
+    first.kill();
+    for _ in 0..20 {
+        vmm.turn(Duration::from_millis(5));
+    }
+    assert!(vmm.device.info().unfenced, "the second may still write");
+    assert_eq!(vmm.count(EventKind::Fenced), 0);
+    second.kill();
+    vmm.until(EventKind::Fenced);
+    assert!(!vmm.device.info().unfenced);
+}

@@ -1,0 +1,440 @@
+//! Event loops and threads: whoever waits is woken, nobody is woken for nothing,
+//! many devices do not wait for one, and any of them may be dropped at any time.
+
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "common/blk_peer.rs"]
+mod blk_peer;
+#[path = "common/blk_ring.rs"]
+mod blk_ring;
+#[path = "common/stepper.rs"]
+mod stepper;
+#[path = "common/vmm.rs"]
+mod vmm;
+
+use blk_peer::{PATIENCE, Place, deadline};
+use blk_ring::{GuestMemory, Layout};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use stepper::{Manners, OFFERED, Stepper};
+use vhost_user_frontend::message::{ProtocolFeatures, Request};
+use vhost_user_frontend::{
+    Base, Device, DeviceOptions, EventKind, Peer, Region, Ring, StopMode, Timeout,
+};
+use vmm::{FEATURES, Vmm};
+
+/// Descriptors are counted, so there is one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn open_fds() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Whether there is something to do, or comes up within this time.
+fn is_ready(device: &Device, longest: Duration) -> bool {
+    let mut fds = [PollFd::new(device.notifier(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::try_from(longest).unwrap()).unwrap() > 0
+}
+
+fn eager(options: &mut DeviceOptions) {
+    options.assume_features = Some(OFFERED);
+    options.reconnect.first_delay = Duration::from_micros(10);
+}
+
+/// All done, and nobody to be woken.
+fn applied() -> (Vmm, Stepper) {
+    let mut vmm = Vmm::new(Layout::Split, 2, eager);
+    let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+    vmm.want_all();
+    vmm.until_applied_beside(&mut peer);
+    vmm.events.clear();
+    (vmm, peer)
+}
+
+fn eventfd() -> EventFd {
+    EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).unwrap()
+}
+
+fn plugged() -> Region {
+    let memory = GuestMemory::new(1 << 20);
+    Region::new(0x8000_0000, 1 << 20, 0, memory.region().fd).unwrap()
+}
+
+// ---- waking ----
+
+#[test]
+fn a_call_from_another_thread_wakes_the_loop() {
+    let _alone = alone();
+    type Call = fn(&Device);
+    let calls: [(&str, Call); 6] = [
+        ("set_call", |it| {
+            it.set_call(1, Some(eventfd().as_fd())).unwrap();
+        }),
+        ("add_memory", |it| it.add_memory(plugged()).unwrap()),
+        ("stop", |it| _ = it.stop(Some(&[1]), StopMode::Drain)),
+        ("write_config", |it| it.write_config(3, &[9]).unwrap()),
+        ("reset", |it| _ = it.reset()),
+        ("abandon", |it| _ = it.stop(None, StopMode::Abandon)),
+    ];
+    let (mut vmm, mut peer) = applied();
+    for (name, call) in calls {
+        assert!(!is_ready(&vmm.device, Duration::ZERO), "before {name}");
+        let device = Arc::clone(&vmm.device);
+        let told = peer.log.len();
+        thread::scope(|scope| {
+            scope.spawn(|| call(&device));
+            assert!(is_ready(&device, PATIENCE), "{name}");
+        });
+        if name != "abandon" {
+            vmm.until_applied_beside(&mut peer);
+            assert!(peer.log.len() > told, "{name}");
+        }
+        vmm.events.clear();
+    }
+    vmm.until_beside(EventKind::Connected, &mut peer);
+}
+
+#[test]
+fn a_socket_and_a_wish_to_connect_wake_the_loop() {
+    let _alone = alone();
+    let mut vmm = Vmm::reaching(Place::new(), Peer::Fd, Layout::Split, 1, eager);
+    vmm.until(EventKind::NeedsFd);
+    assert!(!is_ready(&vmm.device, Duration::from_millis(20)));
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let device = Arc::clone(&vmm.device);
+    thread::scope(|scope| {
+        scope.spawn(|| device.set_fd(ours.into()).unwrap());
+        assert!(is_ready(&device, PATIENCE));
+    });
+    let mut peer = Stepper::on(theirs, Manners::default());
+    vmm.until_beside(EventKind::Connected, &mut peer);
+
+    let mut vmm = Vmm::new(Layout::Split, 1, |options| {
+        options.reconnect.first_delay = Duration::from_secs(3600);
+        options.reconnect.max_delay = Duration::from_secs(3600);
+    });
+    vmm.until(EventKind::Retrying);
+    assert!(!is_ready(&vmm.device, Duration::from_millis(20)));
+    let device = Arc::clone(&vmm.device);
+    thread::scope(|scope| {
+        scope.spawn(|| device.reconnect());
+        assert!(is_ready(&device, PATIENCE));
+    });
+    vmm.until(EventKind::Retrying);
+}
+
+/// Serves the back-end on a thread of its own.
+fn serving(mut peer: Stepper, stop: &AtomicBool) -> Stepper {
+    while !stop.load(Ordering::Relaxed) {
+        let mut fds: Vec<_> = peer
+            .descriptors()
+            .into_iter()
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
+        poll(&mut fds, 5_u8).unwrap();
+        drop(fds);
+        peer.serve(usize::MAX);
+    }
+    peer
+}
+
+/// One thread waits, another runs the event loop and takes the bytes away.
+#[test]
+fn a_wait_ends_whoever_did_the_work() {
+    let _alone = alone();
+    for round in 0..60 {
+        let mut vmm = Vmm::new(Layout::Split, 2, eager);
+        let peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+        vmm.want_all();
+        let stop = AtomicBool::new(false);
+        let device = Arc::clone(&vmm.device);
+        thread::scope(|scope| {
+            let peer = scope.spawn(|| serving(peer, &stop));
+            let waiters: Vec<_> = (0..2)
+                .map(|_| scope.spawn(|| device.wait(Timeout::After(PATIENCE))))
+                .collect();
+            // It stops in the middle, or does all of it.
+            for _ in 0..round {
+                vmm.turn(Duration::from_millis(1));
+            }
+            for waiter in waiters {
+                waiter.join().unwrap().unwrap();
+            }
+            stop.store(true, Ordering::Relaxed);
+            let peer = peer.join().unwrap();
+            assert_eq!(peer.told.running(), [0, 1]);
+            assert_eq!(peer.wrong, Vec::<String>::new());
+        });
+        assert!(vmm.is_applied());
+        // What happened meanwhile was kept.
+        vmm.until(EventKind::Applied);
+        assert_eq!(vmm.count(EventKind::Connected), 1);
+    }
+}
+
+/// A wait that is under way takes part in what is asked for later.
+#[test]
+fn a_wait_sees_what_is_wanted_meanwhile() {
+    let _alone = alone();
+    let (vmm, peer) = applied();
+    let stop = AtomicBool::new(false);
+    let device = Arc::clone(&vmm.device);
+    thread::scope(|scope| {
+        let peer = scope.spawn(|| serving(peer, &stop));
+        for index in 0..50 {
+            let call = eventfd();
+            device.set_call(index % 2, Some(call.as_fd())).unwrap();
+            let other = scope.spawn(|| {
+                device.set_call(1, Some(eventfd().as_fd())).unwrap();
+                device.wait(Timeout::After(PATIENCE)).unwrap();
+            });
+            device.wait(Timeout::After(PATIENCE)).unwrap();
+            other.join().unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        let peer = peer.join().unwrap();
+        // Some came too late to be told apart, none is left out.
+        assert!(peer.count(Request::SetVringCall) >= 52);
+        assert_eq!(peer.wrong, Vec::<String>::new());
+    });
+    assert!(vmm.is_applied());
+}
+
+// ---- not waking ----
+
+/// Nothing is done where there is nothing to do: there is no thread to do it, and
+/// the loop is not woken.
+#[test]
+fn an_idle_device_is_idle() {
+    let _alone = alone();
+    let second = Duration::from_secs(1);
+    let (vmm, _peer) = applied();
+    let supplied = Vmm::reaching(Place::new(), Peer::Fd, Layout::Split, 1, |_| {});
+    let place = Place::new();
+    let path = place.file("sock");
+    let listen = Peer::Listen { path, mode: 0o600 };
+    let listening = Vmm::reaching(place, listen, Layout::Split, 1, |_| {});
+    let away = Vmm::new(Layout::Split, 1, |options| {
+        options.reconnect.first_delay = Duration::from_secs(3600);
+        options.reconnect.max_delay = Duration::from_secs(3600);
+    });
+    let all = [&vmm, &supplied, &listening, &away];
+    for it in &all[1..] {
+        while is_ready(&it.device, Duration::ZERO) {
+            it.device.process().unwrap();
+        }
+    }
+    let mut fds = all.map(|it| PollFd::new(it.device.notifier(), PollFlags::POLLIN));
+    let woken = poll(&mut fds, PollTimeout::try_from(second).unwrap()).unwrap();
+    assert_eq!(woken, 0, "{fds:?}");
+}
+
+/// A back-end that hangs is not asked again and again, nor is one that is fenced.
+#[test]
+fn a_silent_back_end_does_not_keep_the_loop_awake() {
+    let _alone = alone();
+    let manners = Manners {
+        silent_from: Some(Request::SetVringKick),
+        ..Manners::default()
+    };
+    let mut vmm = Vmm::new(Layout::Split, 2, |options| {
+        eager(options);
+        options.stall = Duration::from_millis(5);
+        (options.quick, options.slow) = (
+            Timeout::After(Duration::from_millis(50)),
+            Timeout::After(Duration::from_millis(50)),
+        );
+        options.fence = Timeout::After(Duration::from_millis(50));
+    });
+    let mut peer = Stepper::at(&vmm.place.file("sock"), manners);
+    vmm.want_all();
+    vmm.until_beside(EventKind::Stalled, &mut peer);
+    // Nobody serves it from here on.
+    let (mut woken, end) = (0, Instant::now() + Duration::from_millis(400));
+    while Instant::now() < end {
+        let left = end.saturating_duration_since(Instant::now());
+        if is_ready(&vmm.device, left) {
+            vmm.process();
+            woken += 1;
+        }
+    }
+    assert_eq!(vmm.count(EventKind::Lost), 1);
+    assert_eq!(vmm.count(EventKind::Unfenced), 1);
+    assert!(woken <= 12, "{woken}");
+}
+
+// ---- many ----
+
+/// One of many: a device with a ring of its own in memory that all share.
+struct One {
+    device: Device,
+    peer: Stepper,
+    calls: u32,
+}
+
+fn one(memory: &GuestMemory, kick: &EventFd) -> One {
+    let mut options = vmm::options(1);
+    eager(&mut options);
+    options.config_size = 0;
+    let device = Device::open(Peer::Fd, options).unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    device.set_fd(ours.into()).unwrap();
+    device.set_features(FEATURES).unwrap();
+    let region = memory.region();
+    let (at, size) = (region.region.guest_addr, region.region.size);
+    let region = Region::new(at, size, 0, region.fd).unwrap();
+    device.set_memory(vec![region], false).unwrap();
+    let ring = Ring {
+        index: 0,
+        size: 64,
+        descriptor: at,
+        available: at + 4096,
+        used: at + 8192,
+        base: Base::New,
+        kick: kick.as_fd(),
+        call: None,
+        err: None,
+        indices: None,
+    };
+    device.start(&[ring]).unwrap();
+    let protocol = ProtocolFeatures::REPLY_ACK | ProtocolFeatures::CONFIGURE_MEM_SLOTS;
+    let manners = Manners {
+        protocol,
+        ..Manners::default()
+    };
+    One {
+        device,
+        peer: Stepper::on(theirs, manners),
+        calls: 0,
+    }
+}
+
+fn is_applied(device: &Device) -> bool {
+    let info = device.info();
+    info.applied == Some(info.generation)
+}
+
+/// Rounds of one loop in which whoever is ready has one call.
+fn run(all: &mut [One], silent: Option<usize>) {
+    let patience = deadline();
+    while all
+        .iter()
+        .enumerate()
+        .any(|(index, it)| Some(index) != silent && !is_applied(&it.device))
+    {
+        assert!(Instant::now() < patience);
+        for (index, it) in all.iter_mut().enumerate() {
+            if Some(index) != silent {
+                it.peer.serve(usize::MAX);
+            }
+            if is_ready(&it.device, Duration::ZERO) {
+                it.device.process().unwrap();
+                it.calls += u32::from(!is_applied(&it.device));
+            }
+        }
+    }
+}
+
+#[test]
+fn one_that_hangs_delays_nobody() {
+    let _alone = alone();
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(16384), hard).unwrap();
+    let memory = GuestMemory::new(1 << 20);
+    let kick = eventfd();
+    let mut single = [one(&memory, &kick)];
+    run(&mut single, None);
+    let alone = single[0].calls;
+    assert!((3..50).contains(&alone), "{alone}");
+    let mut all: Vec<_> = (0..256).map(|_| one(&memory, &kick)).collect();
+    run(&mut all, Some(100));
+    for (index, it) in all.iter().enumerate() {
+        if index != 100 {
+            assert_eq!(it.peer.told.running(), [0]);
+            assert!(it.calls <= alone + 2, "{index}: {} {alone}", it.calls);
+        }
+    }
+    assert!(!all[100].device.info().connected);
+    assert!(all[100].calls <= alone + 2);
+}
+
+// ---- dropping ----
+
+#[test]
+fn it_is_dropped_at_any_message() {
+    let _alone = alone();
+    let all = applied().1.taken;
+    let before = open_fds();
+    for at in 0..=all {
+        let mut vmm = Vmm::new(Layout::Split, 2, eager);
+        let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+        vmm.want_all();
+        vmm.until_taken(&mut peer, at);
+        drop(vmm);
+        let patience = deadline();
+        while peer.serve(usize::MAX) || peer.is_connected() {
+            assert!(Instant::now() < patience, "it is still there after {at}");
+        }
+        assert_eq!(peer.wrong, Vec::<String>::new());
+        drop(peer);
+        assert_eq!(open_fds(), before, "after {at}");
+    }
+}
+
+#[test]
+fn it_is_dropped_in_any_state() {
+    let _alone = alone();
+    let before = open_fds();
+    for unfenced in [false, true] {
+        // While the back-end of before is being shut out, and after that.
+        let mut vmm = Vmm::new(Layout::Split, 2, |options| {
+            eager(options);
+            options.quick = Timeout::After(Duration::from_millis(20));
+            if unfenced {
+                options.fence = options.quick;
+            }
+        });
+        let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+        vmm.want_all();
+        vmm.until_applied_beside(&mut peer);
+        vmm.device.set_call(0, None).unwrap();
+        vmm.until(EventKind::Lost);
+        if unfenced {
+            vmm.until(EventKind::Unfenced);
+        }
+        drop((vmm, peer));
+        assert_eq!(open_fds(), before);
+    }
+    let place = Place::new();
+    let path = place.file("sock");
+    let listen = Peer::Listen {
+        path: path.clone(),
+        mode: 0o600,
+    };
+    let vmm = Vmm::reaching(place, listen, Layout::Split, 1, |_| {});
+    let waiting = UnixStream::connect(&path).unwrap();
+    drop((vmm, waiting));
+    assert_eq!(open_fds(), before);
+    let vmm = Vmm::reaching(Place::new(), Peer::Fd, Layout::Split, 1, |_| {});
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    vmm.device.set_fd(ours.into()).unwrap();
+    drop((vmm, theirs));
+    assert_eq!(open_fds(), before);
+}
