@@ -215,7 +215,8 @@ impl Core {
             match live.actual.next(&self.wanted) {
                 Next::Do(step) => self.begin(step, now)?,
                 Next::Wait => return Ok(()),
-                Next::Nothing => return self.idle(now),
+                Next::Nothing if self.write(now)? => {}
+                Next::Nothing => return self.idle(),
             }
             self.answered(false, now)?;
         }
@@ -268,30 +269,32 @@ impl Core {
         self.tell(EventKind::Connected);
     }
 
-    /// All that is wanted has been told.
-    fn idle(&mut self, now: Instant) -> Result<()> {
-        if let Some((offset, data)) = self.writes.front() {
-            let Mode::Up(live) = &mut self.mode else {
-                return Ok(());
+    /// Begins the next write to the configuration space; whether there was one.
+    fn write(&mut self, now: Instant) -> Result<bool> {
+        let (Mode::Up(live), Some((offset, data))) = (&mut self.mode, self.writes.front()) else {
+            return Ok(false);
+        };
+        if live.actual.agreed(ProtocolFeatures::CONFIG) {
+            let header = ConfigHeader {
+                offset: *offset,
+                size: u32::try_from(data.len()).unwrap_or_default(),
+                flags: 0,
             };
-            if live.actual.agreed(ProtocolFeatures::CONFIG) {
-                let header = ConfigHeader {
-                    offset: *offset,
-                    size: u32::try_from(data.len()).unwrap_or_default(),
-                    flags: 0,
-                };
-                let begun = live
-                    .client
-                    .begin(&Op::SetConfig(header, data), Timeout::Default)?;
-                live.under_way.push_back(UnderWay {
-                    what: What::ConfigWrite,
-                    begun,
-                    since: now,
-                });
-            }
-            self.writes.pop_front();
-            return Ok(());
+            let begun = live
+                .client
+                .begin(&Op::SetConfig(header, data), Timeout::Default)?;
+            live.under_way.push_back(UnderWay {
+                what: What::ConfigWrite,
+                begun,
+                since: now,
+            });
         }
+        self.writes.pop_front();
+        Ok(true)
+    }
+
+    /// All that is wanted has been told.
+    fn idle(&mut self) -> Result<()> {
         let Mode::Up(live) = &mut self.mode else {
             return Ok(());
         };
