@@ -94,7 +94,12 @@ impl Events {
         // one entry here.
         if let Some(last) = self.queue.back_mut() {
             if last.kind == event.kind {
-                *last = event;
+                // But not how rings go on that ran before the first of several losses.
+                let recovery = match event.recovery {
+                    Recovery::Idle => last.recovery,
+                    later => later,
+                };
+                *last = Event { recovery, ..event };
                 return;
             }
         }
