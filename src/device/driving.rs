@@ -88,8 +88,9 @@ impl Device {
         self.waiters().push(Arc::clone(&bell));
         let waiting = Waiting(self, bell);
         loop {
-            let drove = self.turn()?;
+            // First: what rings while we are at it must not be missed.
             waiting.1.silence();
+            let drove = self.turn()?;
             let core = self.lock();
             // Who closes rings first, and that may just have been silenced.
             self.check_open()?;
