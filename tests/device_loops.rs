@@ -6,6 +6,7 @@
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a test fails by panicking"
 )]
@@ -35,7 +36,7 @@ use vhost_user_frontend::message::{ProtocolFeatures, Request};
 use vhost_user_frontend::{
     Base, Device, DeviceOptions, EventKind, Peer, Region, Ring, StopMode, Timeout,
 };
-use vmm::{FEATURES, Vmm};
+use vmm::{FEATURES, Random, Vmm};
 
 /// Descriptors are counted, so there is one test at a time.
 fn alone() -> MutexGuard<'static, ()> {
@@ -187,6 +188,36 @@ fn a_wait_ends_whoever_did_the_work() {
         vmm.until(EventKind::Applied);
         assert_eq!(vmm.count(EventKind::Connected), 1);
     }
+}
+
+/// Another thread is at it again and again, and stops at any moment: the one that
+/// waits takes over.
+#[test]
+fn a_wait_takes_over() {
+    let _alone = alone();
+    let mut random = Random::new();
+    let (vmm, peer) = applied();
+    let stop = AtomicBool::new(false);
+    let device = &vmm.device;
+    thread::scope(|scope| {
+        let peer = scope.spawn(|| serving(peer, &stop));
+        for round in 0..1000 {
+            let calls = random.below(60);
+            device.set_call(1, Some(vmm.rings[1].call.as_fd())).unwrap();
+            let other = scope.spawn(move || {
+                for _ in 0..calls {
+                    device.process().unwrap();
+                }
+            });
+            let since = Instant::now();
+            device.wait(Timeout::After(PATIENCE)).unwrap();
+            // It looks again at its deadline, too.
+            assert!(since.elapsed() < PATIENCE / 2, "round {round}");
+            other.join().unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(peer.join().unwrap().wrong, Vec::<String>::new());
+    });
 }
 
 /// A wait that is under way takes part in what is asked for later.

@@ -175,6 +175,32 @@ fn some_refusals_are_answers() {
     }
 }
 
+/// Whoever only waits takes no events. How the rings go on is still told.
+#[test]
+fn how_rings_go_on_is_not_hidden_by_a_loss_that_follows() {
+    let (mut vmm, mut peer) = rig(Manners::default(), hasty);
+    vmm.until_applied_beside(&mut peer);
+    vmm.events.clear();
+    peer.manners.reads = 5;
+    peer.hang_up();
+    let device = std::sync::Arc::clone(&vmm.device);
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| device.wait(Timeout::After(PATIENCE)));
+        let patience = deadline();
+        while peer.connections < 5 {
+            assert!(Instant::now() < patience);
+            peer.serve(usize::MAX);
+        }
+        peer.manners.reads = usize::MAX;
+        while !waiter.is_finished() {
+            peer.serve(usize::MAX);
+        }
+        waiter.join().unwrap().unwrap();
+    });
+    let lost = vmm.until(EventKind::Lost);
+    assert_eq!(lost.recovery, Recovery::Inflight);
+}
+
 // ---- a dying listener ----
 
 /// Bytes of a bring-up: those read and those written, and how many of each when the
