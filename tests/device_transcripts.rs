@@ -22,7 +22,7 @@ use nix::errno::Errno;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use vhost_user_frontend::message::{Flow, Socket};
+use vhost_user_frontend::message::{Flow, Request, Socket};
 use vhost_user_frontend::{Base, DeviceOptions, EventKind, Kind, Peer, Recovery, StopMode};
 use vuf_mock_backend::{Mock, Script};
 
@@ -368,5 +368,25 @@ fn back_ends_that_are_strict_take_the_same() {
                 "{name}, {mode}"
             );
         }
+    }
+}
+
+/// The back-ends of rust-vmm say no and hang up, while the next requests are on
+/// their way to them.
+#[test]
+fn a_refusal_is_told_of_though_the_connection_is_gone() {
+    for _ in 0..100 {
+        let script = "mode rust-vmm-new\non SET_VRING_NUM: refuse 22";
+        let (socket, mock) = Mock::spawn(Script::parse(script).unwrap()).unwrap();
+        let mut front = Front::new(Peer::Fd, options(1));
+        front.device.set_fd(socket.into()).unwrap();
+        front.negotiate(VERSION_1);
+        front.start(&[0], Base::New);
+        let lost = front.until_event(EventKind::Lost);
+        let error = lost.error.unwrap();
+        let named = (error.request, error.kind);
+        assert_eq!(named, (Some(Request::SetVringNum), Kind::Nack), "{error}");
+        drop(front);
+        mock.finish().unwrap();
     }
 }

@@ -212,13 +212,21 @@ impl Core {
                 self.handshake_done();
                 continue;
             }
-            match live.actual.next(&self.wanted) {
-                Next::Do(step) => self.begin(step, now)?,
+            let begun = match live.actual.next(&self.wanted) {
+                Next::Do(step) => self.begin(step, now).map(|()| true),
                 Next::Wait => return Ok(()),
-                Next::Nothing if self.write(now)? => {}
-                Next::Nothing => return self.idle(),
+                Next::Nothing => self.write(now),
+            };
+            match begun {
+                Ok(true) => self.answered(false, now)?,
+                Ok(false) => return self.idle(),
+                // Why the back-end has hung up may stand in an answer that was not
+                // read yet: there is one to come, or the end.
+                Err(error) if error.kind == Kind::Disconnected && self.awaits_answers() => {
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
             }
-            self.answered(false, now)?;
         }
     }
 
@@ -267,6 +275,10 @@ impl Core {
         }
         self.link.settled();
         self.tell(EventKind::Connected);
+    }
+
+    fn awaits_answers(&self) -> bool {
+        self.live().is_some_and(|live| !live.under_way.is_empty())
     }
 
     /// Begins the next write to the configuration space; whether there was one.
