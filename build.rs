@@ -47,7 +47,8 @@ fn generate(target: &str) -> Result<(), Box<dyn std::error::Error>> {
         "virtual_device/types",
         "virtual_device",
         "virtual_device/config",
-        "virtual_device/memory",
+        "virtual_device/sharing",
+        "virtual_device/group",
         "virtual_device/rings",
     ];
     let builder =

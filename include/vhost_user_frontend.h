@@ -622,6 +622,34 @@
 #define VUF_MEMORY_ALLOW_GAP 1
 
 /**
+ * For vuf_device_get_memory_state(): the back-end has exactly the memory that is
+ * wanted.
+ */
+#define VUF_MEMORY_APPLIED 0
+
+/**
+ * It has not been told yet, or has not confirmed: it may still use what was taken
+ * away.
+ */
+#define VUF_MEMORY_PENDING 1
+
+/**
+ * There is no back-end, or it has no memory yet. None is used; the next is told.
+ */
+#define VUF_MEMORY_ABSENT 2
+
+/**
+ * A back-end refused it and was given up; the next is told.
+ */
+#define VUF_MEMORY_FAILED 3
+
+/**
+ * A back-end that was given up before it confirmed may still write what was taken
+ * away: it must not be unmapped.
+ */
+#define VUF_MEMORY_UNCONFIRMED 4
+
+/**
  * For vuf_device_stop(): the back-end finishes what it has taken (GET_VRING_BASE).
  */
 #define VUF_STOP_DRAIN 0
@@ -677,6 +705,11 @@ struct vuf_client;
  * used through a pointer.
  */
 struct vuf_device;
+
+/**
+ * Devices that share all guest memory. Only ever used through a pointer.
+ */
+struct vuf_memory_group;
 
 /**
  * The last failure of a thread, in fields. Set size to
@@ -3193,154 +3226,6 @@ int vuf_device_get_quiet(const struct vuf_device *device,
                          struct vuf_quiet *quiet);
 
 /**
- * Tells the back-end which memory it may reach (SET_MEM_TABLE).
- *
- * Replaces any table sent before. After vuf_client_set_owner() and before the
- * first ring is started. With VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS prefer
- * vuf_client_add_mem_region() for changes: it moves one region, not all.
- *
- * regions  array of n regions; read during the call, not kept. Each fd is
- *          borrowed: the back-end gets a duplicate. With
- *          VUF_PROTOCOL_F_GPA_ADDRESSES each user_addr is the guest_addr.
- * n        1 to VUF_MAX_MEM_REGIONS
- *
- * Returns 0 once the back-end has taken over the table, otherwise
- *   -EINVAL      regions is NULL, n is out of range, or a region is not valid:
- *                size 0, an offset that is not page-aligned, an end (of guest
- *                or user addresses or in the file) beyond 64 bits, two that
- *                overlap, fd 0, a field that must be zero, an unknown Xen flag
- *                (without VUF_PROTOCOL_F_XEN_MMAP: any), or user_addr is not
- *                guest_addr with VUF_PROTOCOL_F_GPA_ADDRESSES
- *   -EBADF       a region's fd is negative or not open
- *   VUF_E_STATE  vuf_client_postcopy_listen() was called: the table is sent with
- *                vuf_client_postcopy_set_mem_table()
- *   VUF_E_NACK   the back-end refused; the old table may be gone
- * or a common code.
- */
-int vuf_client_set_mem_table(struct vuf_client *client,
-                             const struct vuf_mem_region *regions,
-                             size_t n);
-
-/**
- * Shares one more region of guest memory (ADD_MEM_REG).
- *
- * Needs VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS. May be called while rings run.
- *
- * region  the region; read during the call. Its fd is borrowed: the back-end
- *         gets a duplicate.
- *
- * Returns 0 once the back-end has taken it over, otherwise
- *   -EINVAL               region is NULL or not valid, as for
- *                         vuf_client_set_mem_table()
- *   -EBADF                the region's fd is negative or not open
- *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
- *   VUF_E_STATE           the back-end listens for page faults
- *   VUF_E_NACK            the back-end refused, as when it has no slot left
- * or a common code.
- */
-int vuf_client_add_mem_region(struct vuf_client *client,
-                              const struct vuf_mem_region *region);
-
-/**
- * Takes a region of guest memory away (REM_MEM_REG).
- *
- * Needs VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS. Stop the rings that lie in it
- * first, and unmap it only after this has returned.
- *
- * region  as it was added: guest_addr, size and user_addr must be the same;
- *         its fd is not used
- *
- * Returns 0 once the back-end has let go of it, otherwise
- *   -EINVAL               region is NULL or not valid, as for
- *                         vuf_client_set_mem_table()
- *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
- *   VUF_E_STATE           the back-end listens for page faults
- *   VUF_E_NACK            the back-end refused, as when it knows no such region
- * or a common code.
- */
-int vuf_client_remove_mem_region(struct vuf_client *client,
-                                 const struct vuf_mem_region *region);
-
-/**
- * Lets the back-end use a translation of its IOMMU, or no longer (IOTLB_MSG).
- *
- * Needs VIRTIO_F_ACCESS_PLATFORM (bit 33) acknowledged with
- * vuf_client_set_features(): ring and buffer addresses are then I/O virtual
- * addresses. Before a ring is enabled its own memory has to be translated, or
- * the back-end asks for it on its channel.
- *
- * iotlb  the entry; read during the call
- *
- * Returns 0 once the back-end has taken it over, otherwise
- *   -EINVAL               iotlb is NULL, type or perm is unknown, size is 0, an
- *                         end is beyond 64 bits, or a reserved field is not
- *                         zero
- *   VUF_E_NOT_NEGOTIATED  VIRTIO_F_ACCESS_PLATFORM was not acknowledged
- *   VUF_E_NACK            the back-end refused
- * or a common code.
- */
-int vuf_client_send_iotlb(struct vuf_client *client,
-                          const struct vuf_iotlb *iotlb);
-
-/**
- * The same without waiting: queues the message (IOTLB_MSG) and returns. The
- * answer is taken when it comes; a refusal is counted and not told.
- *
- * The one function that sends and may be called from iotlb_miss in struct
- * vuf_backend_ops.
- *
- * iotlb  as for vuf_client_send_iotlb()
- *
- * Returns 0, otherwise
- *   -EINVAL               as for vuf_client_send_iotlb()
- *   -EAGAIN               256 of these have no answer yet
- *   VUF_E_NOT_NEGOTIATED  VIRTIO_F_ACCESS_PLATFORM was not acknowledged
- * or a common code.
- */
-int vuf_client_post_iotlb(struct vuf_client *client,
-                          const struct vuf_iotlb *iotlb);
-
-/**
- * Tells the back-end where to log the pages that it writes (SET_LOG_BASE).
- *
- * Needs VUF_PROTOCOL_F_LOG_SHMFD. Before VUF_F_LOG_ALL is acknowledged, and
- * again to switch to another log. Bit n of the log stands for the 4096 bytes
- * at guest address n * 4096; the back-end sets bits atomically. A log that is
- * too small makes back-ends abort or drop pages: it must reach to the end of
- * guest memory.
- *
- * mmap_size    size of the log in bytes, a multiple of 8
- * mmap_offset  must be 0: back-ends add it twice and write beyond the log
- * fd           the shared memory of the log; borrowed: the back-end gets a
- *              duplicate
- *
- * Returns 0 once the back-end has answered, otherwise
- *   -EINVAL               mmap_size or mmap_offset is not valid
- *   -EBADF                fd is negative or not open
- *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
- * or a common code. Back-ends have no way to refuse: the content of their
- * answer means nothing.
- */
-int vuf_client_set_log_base(struct vuf_client *client,
-                            uint64_t mmap_size,
-                            uint64_t mmap_offset,
-                            int fd);
-
-/**
- * Gives the back-end an eventfd to write when it has logged (SET_LOG_FD).
- *
- * Optional, and rarely served: rust-vmm back-ends hang up on it.
- *
- * fd  the eventfd; borrowed: the back-end gets a duplicate
- *
- * Returns 0, otherwise
- *   -EBADF      fd is negative or not open
- *   VUF_E_NACK  the back-end refused
- * or a common code.
- */
-int vuf_client_set_log_fd(struct vuf_client *client, int fd);
-
-/**
  * States the virtio features that the guest's driver has acknowledged
  * (SET_FEATURES). They come before vuf_device_start(), and while no ring is
  * started.
@@ -3516,6 +3401,140 @@ int vuf_device_memory_fits(const struct vuf_device *device,
  */
 int vuf_device_post_iotlb(struct vuf_device *device,
                           const struct vuf_iotlb *iotlb);
+
+/**
+ * Makes a group of devices that share all guest memory; without any at first.
+ *
+ * A change of the group's memory is refused as a whole where one of the devices
+ * could not take it. What then goes wrong with one of them does not hold up the
+ * others: vuf_device_get_memory_state() tells, for each.
+ *
+ * out  gets the group; NULL on failure
+ *
+ * Returns 0, or -EINVAL if out is NULL.
+ */
+int vuf_memory_group_new(struct vuf_memory_group **out);
+
+/**
+ * Frees a group. Its devices keep the memory that they have.
+ *
+ * Waits until no thread is in a call on the group; none may begin any more.
+ *
+ * group  may be NULL, which does nothing
+ */
+void vuf_memory_group_free(struct vuf_memory_group *group);
+
+/**
+ * Gives a device the memory of the group, in place of its own, from now on. It
+ * leaves the group when it is freed; no call on the group may be under way then.
+ *
+ * device  borrowed
+ *
+ * Returns 0, otherwise
+ *   -EINVAL      an argument is NULL
+ *   -EBUSY       a ring of the device lies elsewhere, or memory in use would change
+ *   -ENOSPC      its back-end has no room for so many regions
+ *   VUF_E_STATE  it belongs to the group already
+ */
+int vuf_memory_group_join(struct vuf_memory_group *group,
+                          struct vuf_device *device);
+
+/**
+ * Lets a device go from the group. It keeps the memory that it has.
+ *
+ * device  borrowed; one that does not belong to the group is left alone
+ *
+ * Returns 0, or -EINVAL if an argument is NULL.
+ */
+int vuf_memory_group_leave(struct vuf_memory_group *group,
+                           struct vuf_device *device);
+
+/**
+ * States all memory that the back-ends of the group may reach, as
+ * vuf_device_set_memory() does for one.
+ *
+ * regions  as there; each fd is kept
+ * n        may be 0: none
+ * flags    0 or VUF_MEMORY_ALLOW_GAP
+ *
+ * Returns 0 once it is recorded for all, or what vuf_device_set_memory() returns
+ * for the first device that could not take it: then it is recorded for none.
+ */
+int vuf_memory_group_set_memory(struct vuf_memory_group *group,
+                                const struct vuf_mem_region *regions,
+                                size_t n,
+                                uint32_t flags);
+
+/**
+ * Adds a region to the memory of the group, as vuf_device_add_memory() does for
+ * one device.
+ *
+ * region  as there; its fd is kept
+ *
+ * Returns 0 once it is recorded for all, or what vuf_device_add_memory() returns
+ * for the first device that could not take it: then it is recorded for none.
+ */
+int vuf_memory_group_add_memory(struct vuf_memory_group *group,
+                                const struct vuf_mem_region *region);
+
+/**
+ * Takes a region away from all devices of the group. It must not be unmapped while
+ * vuf_device_get_memory_state() of any of them says VUF_MEMORY_PENDING or
+ * VUF_MEMORY_UNCONFIRMED.
+ *
+ * guest_addr  as it was added
+ * size        as it was added
+ *
+ * Returns 0 once it is recorded for all, otherwise
+ *   -EINVAL  group is NULL, or there is no such region
+ *   -EBUSY   a ring of one of the devices lies in it: stop that first
+ */
+int vuf_memory_group_remove_memory(struct vuf_memory_group *group,
+                                   uint64_t guest_addr,
+                                   uint64_t size);
+
+/**
+ * Tells whether all back-ends of the group could hold these regions. Changes
+ * nothing.
+ *
+ * regions  array of n regions, as for vuf_device_set_memory(); each fd is
+ *          borrowed
+ * n        may be 0
+ *
+ * Returns 0 if so, otherwise
+ *   -ENOSPC  one of them could not
+ * or what vuf_device_set_memory() returns for regions that are not valid.
+ */
+int vuf_memory_group_memory_fits(const struct vuf_memory_group *group,
+                                 const struct vuf_mem_region *regions,
+                                 size_t n);
+
+/**
+ * Waits until no device of the group is VUF_MEMORY_PENDING, and does for each of
+ * them what there is to do meanwhile. Their events stay for vuf_device_process().
+ *
+ * timeout_ms  for all together; VUF_TIMEOUT_DEFAULT is 60000 for each
+ *
+ * Returns 0, otherwise
+ *   -EINVAL      group is NULL
+ *   -ETIMEDOUT   one of them still is
+ *   VUF_E_STATE  called from a function that the library calls
+ *   VUF_E_PANIC  a bug in this library
+ * or another negative errno from the system, as -EMFILE.
+ */
+int vuf_memory_group_wait(struct vuf_memory_group *group,
+                          uint32_t timeout_ms);
+
+/**
+ * Tells how far the back-end of a device has got with the memory that is wanted.
+ * Does not wait.
+ *
+ * state  gets one of VUF_MEMORY_APPLIED, _PENDING, _ABSENT, _FAILED, _UNCONFIRMED
+ *
+ * Returns 0, or -EINVAL if an argument is NULL.
+ */
+int vuf_device_get_memory_state(const struct vuf_device *device,
+                                uint32_t *state);
 
 /**
  * Starts rings that are not started: all of these, or none.

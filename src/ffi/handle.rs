@@ -3,12 +3,13 @@
 use super::args::Args;
 use super::boundary::{catch, guard};
 use super::types::vuf_client;
-use super::virtual_device::types::vuf_device;
+use super::virtual_device::types::{vuf_device, vuf_memory_group};
 use crate::backend_client::BackendClient;
-use crate::device::Device;
+use crate::device::{Device, MemoryGroup};
 use crate::error::{Error, Kind, Result};
 use crate::message::Request;
 use std::cell::Cell;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 /// In [`Handle::inside`]: the handle is being freed.
@@ -45,16 +46,32 @@ impl Opaque for vuf_client {
 
 impl Opaque for vuf_device {
     const NAME: &'static str = "device";
-    type Object = Device;
+    /// Groups hold on to it as well.
+    type Object = Arc<Device>;
 
-    fn cancel(device: &Device) {
+    fn cancel(device: &Arc<Device>) {
         device.abort();
     }
-    fn poison(device: &Device, _panic: &Error) {
+    fn poison(device: &Arc<Device>, _panic: &Error) {
         device.abort();
     }
-    fn close_in_child(device: Device) {
-        device.close_in_child();
+    fn close_in_child(device: Arc<Device>) {
+        // Otherwise a thread of the parent was in a call on a group.
+        if let Some(device) = Arc::into_inner(device) {
+            device.close_in_child();
+        }
+    }
+}
+
+impl Opaque for vuf_memory_group {
+    const NAME: &'static str = "group";
+    type Object = MemoryGroup;
+
+    fn cancel(_group: &MemoryGroup) {}
+    fn poison(_group: &MemoryGroup, _panic: &Error) {}
+    fn close_in_child(group: MemoryGroup) {
+        // Its lock may be held by a thread that is not here.
+        std::mem::forget(group);
     }
 }
 
@@ -248,7 +265,35 @@ pub(super) unsafe fn with_device(
     body: impl FnOnce(&Device, &Args) -> Result<()>,
 ) -> i32 {
     // SAFETY: passed on from the caller.
-    unsafe { with(device, About::default(), body) }
+    unsafe {
+        with(device, About::default(), |device: &Arc<Device>, c| {
+            body(device, c)
+        })
+    }
+}
+
+/// Runs a call on a group: 0, or the code of its failure.
+///
+/// # Safety
+/// `group` is null or came from [`new`] and has not been freed; what `body` reads
+/// through its [`Args`] is as [`Args::new`] demands.
+pub(super) unsafe fn with_group(
+    group: *const vuf_memory_group,
+    body: impl FnOnce(&MemoryGroup, &Args) -> Result<()>,
+) -> i32 {
+    // SAFETY: passed on from the caller.
+    unsafe { with(group, About::default(), body) }
+}
+
+/// The device behind a pointer, for who keeps it.
+///
+/// # Safety
+/// `device` is null or came from [`new`] and has not been freed.
+pub(super) unsafe fn shared(device: *const vuf_device) -> Result<Arc<Device>> {
+    // SAFETY: passed on from the caller.
+    let handle = unsafe { handle(device) }?;
+    let inside = Inside::enter(handle)?;
+    Ok(Arc::clone(&inside.0.object))
 }
 
 /// Ends what is under way. Async-signal-safe unless it fails.

@@ -1,8 +1,9 @@
 //! A device: its life, what it tells, and its connection.
 
 pub mod config;
-pub mod memory;
+pub mod group;
 pub mod rings;
+pub mod sharing;
 pub mod types;
 
 use self::types::*;
@@ -100,7 +101,7 @@ unsafe fn create(
         let out = c.output(out, "out")?.write(std::ptr::null_mut());
         // SAFETY: passed on from the caller.
         let options = unsafe { options(&c, given) }?;
-        *out = handle::new(make(&c, options)?);
+        *out = handle::new(Arc::new(make(&c, options)?));
         Ok(())
     })
 }

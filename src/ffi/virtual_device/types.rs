@@ -70,6 +70,19 @@ pub const VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE: u32 = 2;
 /// For vuf_device_set_memory(): memory that is in use may change while rings run;
 /// see to it that none of it is needed meanwhile.
 pub const VUF_MEMORY_ALLOW_GAP: u32 = 1;
+/// For vuf_device_get_memory_state(): the back-end has exactly the memory that is
+/// wanted.
+pub const VUF_MEMORY_APPLIED: u32 = 0;
+/// It has not been told yet, or has not confirmed: it may still use what was taken
+/// away.
+pub const VUF_MEMORY_PENDING: u32 = 1;
+/// There is no back-end, or it has no memory yet. None is used; the next is told.
+pub const VUF_MEMORY_ABSENT: u32 = 2;
+/// A back-end refused it and was given up; the next is told.
+pub const VUF_MEMORY_FAILED: u32 = 3;
+/// A back-end that was given up before it confirmed may still write what was taken
+/// away: it must not be unmapped.
+pub const VUF_MEMORY_UNCONFIRMED: u32 = 4;
 /// For vuf_device_stop(): the back-end finishes what it has taken (GET_VRING_BASE).
 pub const VUF_STOP_DRAIN: u32 = 0;
 /// It does not, where that was agreed (GET_VRING_BASE_SKIP_DRAIN): what is left
@@ -98,6 +111,14 @@ pub const VUF_DEVICE_TEXT_SIZE: usize = 256;
 #[cfg_attr(all(), repr(C))]
 #[derive(Debug)]
 pub struct vuf_device {
+    private: [u8; 0],
+}
+
+/// Devices that share all guest memory. Only ever used through a pointer.
+// As above.
+#[cfg_attr(all(), repr(C))]
+#[derive(Debug)]
+pub struct vuf_memory_group {
     private: [u8; 0],
 }
 

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use std::os::raw::c_int;
 
 /// A device sends guest addresses, and knows no Xen.
-fn region(c: &Args, given: &vuf_mem_region) -> Result<Region> {
+pub(super) fn region(c: &Args, given: &vuf_mem_region) -> Result<Region> {
     let unused = [
         u64::from(given.xen_mmap_flags),
         u64::from(given.xen_domid),
@@ -26,7 +26,7 @@ fn region(c: &Args, given: &vuf_mem_region) -> Result<Region> {
     Region::new(given.guest_addr, given.size, given.mmap_offset, fd)
 }
 
-fn regions(c: &Args, given: *const vuf_mem_region, n: usize) -> Result<Vec<Region>> {
+pub(super) fn regions(c: &Args, given: *const vuf_mem_region, n: usize) -> Result<Vec<Region>> {
     let given = c.array(given, n, "regions")?;
     given
         .iter()

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT */
+/* Several devices with one list of memory: all are told, one that is gone holds up
+   nobody, and what one of them needs is taken from none. */
+#include "rig.h"
+#include "virtio_blk.h"
+
+#include <errno.h>
+#include <linux/virtio_config.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { DEVICES = 3, ABSENT = 2 /* the one without a back-end */, RING_NUM = 64, ROUNDS = 20 };
+
+#define GUEST_ADDR UINT64_C(0x40000000)
+#define GUEST_SIZE UINT64_C(0x100000)
+#define SECOND_ADDR UINT64_C(0x80000000)
+
+struct fixture {
+    struct backend backends[DEVICES - 1];
+    char nowhere[100];
+    struct vuf_device *devices[DEVICES];
+    struct vuf_memory_group *group;
+    struct guest_memory memory, second;
+    struct blk_ring ring;
+    int fds;
+};
+
+#define assert_returns(code, call) assert_int_equal(call, code)
+
+static int set_up_devices(void **state)
+{
+    static struct fixture fixture;
+    struct fixture *f = &fixture;
+    const struct vuf_device_options options = {
+        .size = sizeof options, .num_rings = 1, .first_delay_ms = 2, .max_delay_ms = 20};
+    *f = (struct fixture){.fds = count_fds(), .ring = {.kick_fd = -1, .call_fd = -1, .err_fd = -1}};
+    *state = f;
+    for (int i = 0; i < ABSENT; i++) {
+        if (backend_start_embedded(&f->backends[i], 1, false) != 0) {
+            return -1;
+        }
+    }
+    snprintf(f->nowhere, sizeof f->nowhere, "%.63s/nowhere", f->backends[0].dir);
+    assert_returns(0, guest_memory_create(&f->memory, GUEST_ADDR, GUEST_SIZE));
+    assert_returns(0, guest_memory_create(&f->second, SECOND_ADDR, GUEST_SIZE));
+    assert_returns(0, blk_ring_create(&f->ring, 0, RING_NUM, &f->memory, GUEST_ADDR));
+    assert_returns(0, vuf_memory_group_new(&f->group));
+    for (int i = 0; i < DEVICES; i++) {
+        const char *path = i == ABSENT ? f->nowhere : f->backends[i].socket;
+        assert_returns(0, vuf_device_open(path, &options, &f->devices[i]));
+    }
+    return 0;
+}
+
+static int tear_down_devices(void **state)
+{
+    struct fixture *f = *state;
+    vuf_memory_group_free(f->group);
+    for (int i = 0; i < DEVICES; i++) {
+        vuf_device_free(f->devices[i]);
+    }
+    blk_ring_destroy(&f->ring);
+    guest_memory_destroy(&f->memory);
+    guest_memory_destroy(&f->second);
+    for (int i = 0; i < ABSENT; i++) {
+        backend_stop(&f->backends[i]);
+    }
+    return count_fds() == f->fds ? 0 : -1;
+}
+
+static uint32_t state_of(const struct vuf_device *device)
+{
+    uint32_t state = UINT32_MAX;
+    assert_returns(0, vuf_device_get_memory_state(device, &state));
+    return state;
+}
+
+/* All have what is wanted, but the one without a back-end. */
+static void assert_applied(struct fixture *f)
+{
+    assert_returns(0, vuf_memory_group_wait(f->group, PEER_MS));
+    for (int i = 0; i < DEVICES; i++) {
+        assert_int_equal(state_of(f->devices[i]),
+                         i == ABSENT ? VUF_MEMORY_ABSENT : VUF_MEMORY_APPLIED);
+    }
+}
+
+static void bring_up_all(struct fixture *f)
+{
+    struct vuf_mem_region region = guest_memory_region(&f->memory);
+    assert_returns(0, vuf_memory_group_set_memory(f->group, &region, 1, 0));
+    for (int i = 0; i < DEVICES; i++) {
+        assert_returns(0, vuf_memory_group_join(f->group, f->devices[i]));
+    }
+    for (int i = 0; i < ABSENT; i++) {
+        assert_returns(0, vuf_device_wait(f->devices[i], PEER_MS));
+        assert_returns(0, vuf_device_set_features(f->devices[i], BIT(VIRTIO_F_VERSION_1)));
+    }
+    assert_applied(f);
+}
+
+static void memory_comes_and_goes_for_all(void **state)
+{
+    struct fixture *f = *state;
+    bring_up_all(f);
+    struct vuf_ring ring = blk_ring_of_device(&f->ring, VUF_RING_BASE_NEW);
+    assert_returns(0, vuf_device_start(f->devices[0], &ring, 1));
+    assert_returns(0, vuf_device_wait(f->devices[0], PEER_MS));
+    const struct vuf_mem_region second = guest_memory_region(&f->second);
+    assert_returns(0, vuf_memory_group_memory_fits(f->group, &second, 1));
+    for (int round = 0; round < ROUNDS; round++) {
+        assert_returns(0, vuf_memory_group_add_memory(f->group, &second));
+        assert_applied(f);
+        assert_returns(0, vuf_memory_group_remove_memory(f->group, SECOND_ADDR, GUEST_SIZE));
+        assert_applied(f);
+    }
+    /* A running ring lies there: it is taken from none of them. */
+    assert_returns(-EBUSY, vuf_memory_group_remove_memory(f->group, GUEST_ADDR, GUEST_SIZE));
+    assert_returns(-EBUSY, vuf_memory_group_set_memory(f->group, &second, 1, 0));
+    assert_applied(f);
+}
+
+static void one_that_dies_holds_up_nobody(void **state)
+{
+    struct fixture *f = *state;
+    bring_up_all(f);
+    const struct vuf_mem_region second = guest_memory_region(&f->second);
+    backend_kill(&f->backends[1]);
+    assert_returns(0, vuf_memory_group_add_memory(f->group, &second));
+    assert_returns(0, vuf_memory_group_wait(f->group, PEER_MS));
+    assert_int_equal(state_of(f->devices[0]), VUF_MEMORY_APPLIED);
+    assert_int_equal(state_of(f->devices[1]), VUF_MEMORY_ABSENT);
+    assert_returns(0, backend_again_embedded(&f->backends[1], 1, false));
+    assert_returns(0, vuf_device_wait(f->devices[1], PEER_MS));
+    assert_applied(f);
+    /* Who leaves keeps what it has. */
+    assert_returns(0, vuf_memory_group_leave(f->group, f->devices[1]));
+    assert_returns(0, vuf_memory_group_remove_memory(f->group, SECOND_ADDR, GUEST_SIZE));
+    assert_applied(f);
+    struct vuf_quiet quiet = {.size = sizeof quiet};
+    assert_returns(0, vuf_device_remove_memory(f->devices[1], SECOND_ADDR, GUEST_SIZE, &quiet));
+}
+
+static void bad_arguments_are_refused(void **state)
+{
+    struct fixture *f = *state;
+    struct vuf_mem_region region = guest_memory_region(&f->memory);
+    uint32_t memory_state;
+    assert_returns(-EINVAL, vuf_memory_group_new(NULL));
+    assert_returns(-EINVAL, vuf_memory_group_join(NULL, f->devices[0]));
+    assert_returns(-EINVAL, vuf_memory_group_join(f->group, NULL));
+    assert_returns(0, vuf_memory_group_join(f->group, f->devices[0]));
+    assert_returns(VUF_E_STATE, vuf_memory_group_join(f->group, f->devices[0]));
+    assert_returns(-EINVAL, vuf_memory_group_leave(NULL, f->devices[0]));
+    assert_returns(-EINVAL, vuf_memory_group_leave(f->group, NULL));
+    assert_returns(0, vuf_memory_group_leave(f->group, f->devices[1]));
+    assert_returns(-EINVAL, vuf_memory_group_set_memory(NULL, &region, 1, 0));
+    assert_returns(-EINVAL, vuf_memory_group_set_memory(f->group, NULL, 1, 0));
+    assert_returns(-EINVAL, vuf_memory_group_set_memory(f->group, &region, 1, 2));
+    assert_returns(-EINVAL, vuf_memory_group_add_memory(NULL, &region));
+    assert_returns(-EINVAL, vuf_memory_group_add_memory(f->group, NULL));
+    assert_returns(0, vuf_memory_group_add_memory(f->group, &region));
+    assert_returns(-EINVAL, vuf_memory_group_add_memory(f->group, &region));
+    assert_returns(-EINVAL, vuf_memory_group_remove_memory(NULL, GUEST_ADDR, GUEST_SIZE));
+    assert_returns(-EINVAL, vuf_memory_group_remove_memory(f->group, SECOND_ADDR, GUEST_SIZE));
+    assert_returns(-EINVAL, vuf_memory_group_memory_fits(NULL, &region, 1));
+    region.size--;
+    assert_returns(-EINVAL, vuf_memory_group_memory_fits(f->group, &region, 1));
+    assert_returns(-EINVAL, vuf_memory_group_wait(NULL, 1));
+    assert_returns(-EINVAL, vuf_device_get_memory_state(NULL, &memory_state));
+    assert_returns(-EINVAL, vuf_device_get_memory_state(f->devices[0], NULL));
+    vuf_memory_group_free(NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(memory_comes_and_goes_for_all, set_up_devices,
+                                        tear_down_devices),
+        cmocka_unit_test_setup_teardown(one_that_dies_holds_up_nobody, set_up_devices,
+                                        tear_down_devices),
+        cmocka_unit_test_setup_teardown(bad_arguments_are_refused, set_up_devices,
+                                        tear_down_devices),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
