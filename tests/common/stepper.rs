@@ -550,6 +550,18 @@ impl Vmm {
         }
     }
 
+    /// The next event.
+    pub fn next_beside(&mut self, peer: &mut Stepper) -> Event {
+        let deadline = deadline();
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return event;
+            }
+            assert!(Instant::now() < deadline, "no event");
+            self.turn_beside(peer, usize::MAX, PATIENCE);
+        }
+    }
+
     /// Until the back-end has taken so many messages of a connection, or has been
     /// told all that is wanted. Nothing more happens before it takes another.
     pub fn until_taken(&mut self, peer: &mut Stepper, most: usize) {
