@@ -390,3 +390,23 @@ fn a_refusal_is_told_of_though_the_connection_is_gone() {
         mock.finish().unwrap();
     }
 }
+
+#[test]
+fn a_configuration_that_was_never_read_has_not_changed() {
+    let script = "expect GET_PROTOCOL_FEATURES: close";
+    let (socket, mock) = Mock::spawn(Script::parse(script).unwrap()).unwrap();
+    let options = DeviceOptions {
+        config_size: 8,
+        ..options(1)
+    };
+    let mut front = Front::new(Peer::Fd, options);
+    front.device.set_fd(socket.into()).unwrap();
+    front.until_event(EventKind::Lost);
+    front.device.set_fd(mock.connect().unwrap().into()).unwrap();
+    front.until(|front| {
+        let last = front.events.last();
+        last.is_some_and(|event| event.kind == EventKind::Applied)
+    });
+    let kinds: Vec<_> = front.events.iter().map(|event| event.kind).collect();
+    assert!(!kinds.contains(&EventKind::ConfigChanged), "{kinds:?}");
+}

@@ -88,7 +88,8 @@ impl Config {
         Ok(Some((offset.saturating_add(shift), rest.to_vec())))
     }
 
-    /// The back-end has told. Whether that changed anything.
+    /// The back-end has told. Whether that changed anything that the guest may have
+    /// seen.
     pub(super) fn update(&self, bytes: &[u8]) -> bool {
         let mut space = self.write_lock();
         let Space {
@@ -101,11 +102,11 @@ impl Config {
                 *old = *new;
             }
         }
-        changed |= !std::mem::replace(&mut space.known, true);
-        if changed {
+        let known = std::mem::replace(&mut space.known, true);
+        if changed || !known {
             space.generation = space.generation.wrapping_add(1);
         }
-        changed
+        changed && known
     }
 }
 

@@ -17,7 +17,10 @@ mod case;
 mod channel;
 #[path = "../common/mod.rs"]
 mod common;
+mod device;
 mod faults;
+#[path = "../common/front.rs"]
+mod front;
 mod recorder;
 mod scenarios;
 
@@ -156,11 +159,12 @@ fn every_message_of_every_scenario_with_every_fault() {
         told += &format!("\n  {cases:5} {} ({took:.1?})", scenario.name);
     }
     type Part = fn(&mut dyn FnMut(Result<(), String>));
-    let parts: [(&str, usize, Part); 2] = [
+    let parts: [(&str, usize, Part); 3] = [
         ("asks before it answers", 4325, |done| {
             channel::asks_before_it_answers(done)
         }),
         ("faults on its channel", 1990, |done| channel::faults(done)),
+        ("a device", 4060, |done| device::faults(done)),
     ];
     for (name, least, part) in parts {
         let (before, began) = (sweep.cases, Instant::now());

@@ -140,9 +140,7 @@ impl Core {
         let (step, answer) = step;
         let told = match (&step, answer) {
             (Step::GetConfig, Answer::Config(bytes)) => {
-                // Not of what the guest has never seen.
-                let first = self.lives <= 1 && self.live().is_some_and(|live| !live.connected);
-                if self.config.update(&bytes) && !first {
+                if self.config.update(&bytes) {
                     self.tell(EventKind::ConfigChanged);
                 }
                 0
