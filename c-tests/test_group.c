@@ -173,15 +173,14 @@ static void bad_arguments_are_refused(void **state)
     vuf_memory_group_free(NULL);
 }
 
+#define WITH_DEVICES(test) cmocka_unit_test_setup_teardown(test, set_up_devices, tear_down_devices)
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(memory_comes_and_goes_for_all, set_up_devices,
-                                        tear_down_devices),
-        cmocka_unit_test_setup_teardown(one_that_dies_holds_up_nobody, set_up_devices,
-                                        tear_down_devices),
-        cmocka_unit_test_setup_teardown(bad_arguments_are_refused, set_up_devices,
-                                        tear_down_devices),
+        WITH_DEVICES(memory_comes_and_goes_for_all),
+        WITH_DEVICES(one_that_dies_holds_up_nobody),
+        WITH_DEVICES(bad_arguments_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
