@@ -285,9 +285,6 @@ stage 'C tests' c_tests
 stage 'back-ends in daily use' real_back_ends
 stage 'C tests on the cdylib of cargo' c_tests_cdylib
 stage 'C tests under valgrind' sh c-tests/check_valgrind.sh
-stage 'C tests, library under AddressSanitizer' sh c-tests/check_sanitizers.sh
-stage 'data races (ThreadSanitizer)' sh c-tests/check_races.sh
-stage 'undefined behaviour (Miri)' sh c-tests/check_miri.sh
 stage 'tests as an ordinary user' sh c-tests/check_unprivileged.sh
 stage 'docs/system-calls.md = seccomp filter' sh c-tests/check_sandbox.sh
 stage 'system calls of a round trip' sh c-tests/check_strace.sh
@@ -296,6 +293,9 @@ stage 'installed tree, pkg-config, README example' installed
 stage 'demo, on both back-ends' demo
 stage 'back-ends killed and started again' resilient 5
 if [ "${1-}" = --full ]; then
+    stage 'C tests, library under AddressSanitizer' sh c-tests/check_sanitizers.sh
+    stage 'data races (ThreadSanitizer)' sh c-tests/check_races.sh
+    stage 'undefined behaviour (Miri)' sh c-tests/check_miri.sh
     stage 'oldest Rust' oldest_rust
     stage 'Rust tests, ten times' again 10 rust_tests
     stage 'kill -9 of the back-end, 200 times each' kill_back_ends
