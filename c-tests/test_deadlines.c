@@ -20,7 +20,7 @@
 enum {
     DEADLINE_MS = 100, /* is meant to pass, but not before the caller is stopped */
     ATTEMPTS = 20,     /* on a machine that is too busy for that */
-    LATE = 2,          /* so many attempts may fail where another thread must be quick */
+    LATE = 8,          /* so many attempts may fail where another thread must be quick */
     BASE = 0x1234,
 };
 
