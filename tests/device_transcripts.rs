@@ -410,3 +410,20 @@ fn a_configuration_that_was_never_read_has_not_changed() {
     let kinds: Vec<_> = front.events.iter().map(|event| event.kind).collect();
     assert!(!kinds.contains(&EventKind::ConfigChanged), "{kinds:?}");
 }
+
+#[test]
+fn a_configuration_that_always_changes_holds_up_nothing() {
+    let script = "on GET_CONFIG: send CONFIG_CHANGE_MSG no-wait, delay 2ms";
+    let (socket, mock) = Mock::spawn(Script::parse(script).unwrap()).unwrap();
+    let options = DeviceOptions {
+        config_size: 8,
+        ..options(1)
+    };
+    let mut front = Front::new(Peer::Fd, options);
+    front.device.set_fd(socket.into()).unwrap();
+    front.bring_up(VERSION_1, &[0]);
+    front.device.stop(None, StopMode::Drain);
+    front.settle();
+    drop(front);
+    mock.finish().unwrap();
+}

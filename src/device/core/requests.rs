@@ -188,13 +188,6 @@ impl Core {
             let Mode::Up(live) = &mut self.mode else {
                 return Ok(());
             };
-            if live.connected
-                && matches!(live.actual.config, plan::Asked::Told(()))
-                && live.actual.agreed(ProtocolFeatures::CONFIG)
-                && self.changed.swap(false, Ordering::Relaxed)
-            {
-                live.actual.config = plan::Asked::Not;
-            }
             let waits = !live.placed
                 || live.under_way.len() >= WINDOW
                 || matches!(live.under_way.back(),
@@ -217,7 +210,12 @@ impl Core {
             };
             match begun {
                 Ok(true) => self.answered(false, now)?,
-                Ok(false) => return self.idle(),
+                Ok(false) => {
+                    self.idle()?;
+                    if !self.reads_config_again() {
+                        return Ok(());
+                    }
+                }
                 // Why the back-end has hung up may stand in an answer that was not
                 // read yet: there is one to come, or the end.
                 Err(error) if error.kind == Kind::Disconnected && self.awaits_answers() => {
@@ -273,6 +271,21 @@ impl Core {
         }
         self.link.settled();
         self.tell(EventKind::Connected);
+    }
+
+    /// The configuration space has changed. After all else: it may do so for ever.
+    fn reads_config_again(&mut self) -> bool {
+        let Mode::Up(live) = &mut self.mode else {
+            return false;
+        };
+        let reads = live.connected
+            && matches!(live.actual.config, plan::Asked::Told(()))
+            && live.actual.agreed(ProtocolFeatures::CONFIG)
+            && self.changed.swap(false, Ordering::Relaxed);
+        if reads {
+            live.actual.config = plan::Asked::Not;
+        }
+        reads
     }
 
     fn awaits_answers(&self) -> bool {
