@@ -115,7 +115,7 @@ fuzz:
 	@$(CARGO) +nightly --version >/dev/null 2>&1 || \
 	  { echo 'make fuzz needs a nightly Rust: rustup toolchain install nightly'; exit 1; }
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked
-	@for target in replies c_api channel; do \
+	@for target in replies c_api channel device; do \
 	  mkdir -p build/fuzz/$$target && \
 	  $(CARGO) +nightly fuzz run --target-dir build/fuzz/cargo $$target \
 	    build/fuzz/$$target fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) \

@@ -79,6 +79,11 @@ fn channel() {
 }
 
 #[test]
+fn device() {
+    replay(fuzz::device, "device");
+}
+
+#[test]
 fn c_api() {
     replay(fuzz::c_api, "c_api");
 }

@@ -4,8 +4,9 @@
 //! cargo-fuzz calls them from `fuzz_targets/`, on nightly; `tests/fuzz_corpus.rs`
 //! of the library includes this file as a module and replays the corpora, on
 //! stable. They depend on nothing but time: the back-end lives in a signal
-//! handler of the thread that calls the library (see [`peer`]), so that no other
-//! thread has to be waited for, and an input does the same each time.
+//! handler of the thread that calls the library (see [`peer`]), or between the
+//! steps of a [`device`], so that no other thread has to be waited for, and an
+//! input does the same each time.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -18,6 +19,7 @@
 
 mod c_api;
 mod channel;
+mod device;
 mod input;
 mod op;
 mod peer;
@@ -46,6 +48,13 @@ pub fn replies(data: &[u8]) {
 /// and while the caller's event loop runs.
 pub fn channel(data: &[u8]) {
     run(data, channel::run);
+}
+
+/// A device's caller and its back-end as the input says, and in the end a
+/// back-end that behaves.
+pub fn device(data: &[u8]) {
+    device::prepare();
+    run(data, device::run);
 }
 
 /// Calls of the C API as the input says, with a back-end at the other end.

@@ -448,6 +448,91 @@ fn channel(write: &dyn Fn(&str, &[Vec<u8>])) {
     );
 }
 
+/// What the scenarios of `tests/device_transcripts.rs` do.
+fn device(write: &dyn Fn(&str, &[Vec<u8>])) {
+    use ProtocolFeatures as P;
+    const ALL: u8 = 1 | 2 | 0xf0;
+    let begin = |flags: u8, protocol: P| {
+        let bits = u32::try_from(protocol.bits()).unwrap_or(0);
+        [&[flags], &bits.to_le_bytes()[..]].concat()
+    };
+    let (work, process, connect, leave) = (vec![0xf5], vec![0x10], vec![0x0d], vec![0xc4]);
+    let up = |features: u8| {
+        // Features, memory, two rings.
+        let calls = [6, features, 0, 6, 0x11, 0, 6, 4, 0x18, 4, 6, 4, 0x19, 4];
+        [&work[..], &calls, &work, &work].concat()
+    };
+    let (split, packed) = (up(0x10), up(0x50));
+    let stop = vec![6, 0x95, 0, 0xf5];
+    let resume = vec![6, 4, 0x18, 6, 6, 4, 0x19, 6, 0xf5];
+    let reset = vec![6, 7, 0xf5];
+    let plug = vec![6, 0x12, 0xf5, 6, 0x13, 0xf5, 6, 0x71, 1, 0xf5];
+    let swap = vec![6, 0x16, 0xf5, 6, 0x86, 0xf5];
+    let config = vec![6, 8, 3, 1, 0, 7, 6, 8, 20, 1, 0, 7, 6, 10, 0, 0xf5];
+    let small = P::MQ | P::REPLY_ACK;
+    let kinds = [
+        ("plain", P::empty()),
+        ("no-reply-ack", P::MQ | P::CONFIG),
+        ("small", small),
+        ("inflight", small | P::INFLIGHT_SHMFD),
+        ("slots", small | P::CONFIGURE_MEM_SLOTS | P::RESET_DEVICE),
+        ("status", small | P::STATUS),
+        ("all", P::all()),
+    ];
+    for (name, protocol) in kinds {
+        for (layout, up) in [("split", &split), ("packed", &packed)] {
+            let life = [
+                begin(ALL, protocol),
+                up.clone(),
+                stop.clone(),
+                resume.clone(),
+                plug.clone(),
+                swap.clone(),
+                config.clone(),
+                reset.clone(),
+                up.clone(),
+            ];
+            write(&format!("life-{name}-{layout}"), &life);
+            let lost = [
+                begin(0x20, protocol),
+                up.clone(),
+                leave.clone(),
+                process.clone(),
+                connect.clone(),
+                work.clone(),
+                stop.clone(),
+            ];
+            write(&format!("lost-{name}-{layout}"), &lost);
+        }
+        // Each of some answers is wrong in some way.
+        for how in 0..8 {
+            let wrong = vec![3, how, 1, 0, 1, 0, 0, 0, 0, 0, 0x22, 0x00];
+            let answers = [
+                begin(ALL, protocol),
+                vec![0, 2, 0],
+                wrong.clone(),
+                split.clone(),
+                vec![6, 7, 6, 0x10, 0, 6, 4, 0x18, 4, 0],
+                wrong,
+                connect.clone(),
+                work.clone(),
+            ];
+            write(&format!("wrong-{name}-{how}"), &answers);
+        }
+    }
+    for id in 1..=10 {
+        let asks = [
+            begin(0xff, P::all()),
+            split.clone(),
+            vec![0x44, id | 16, 40, 0],
+            vec![0; 40],
+            process.clone(),
+            stop.clone(),
+        ];
+        write(&format!("asks-{id}"), &asks);
+    }
+}
+
 fn main() -> std::io::Result<()> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
     let into = |target: &str| {
@@ -462,5 +547,6 @@ fn main() -> std::io::Result<()> {
     replies(&into("replies")?);
     c_api(&into("c_api")?);
     channel(&into("channel")?);
+    device(&into("device")?);
     Ok(())
 }
