@@ -41,5 +41,7 @@ if "$miri" --sysroot "$std" "$dir/dangling.rs" >"$dir/words" 2>&1 ||
     exit 1
 fi
 
-$CARGO +nightly miri test --locked --target-dir $OUT --lib --test pure || exit 1
+# What needs real sockets and files is not for Miri, nor are thousands of plans.
+$CARGO +nightly miri test --locked --target-dir $OUT --lib --test pure -- \
+    --skip device::fence --skip device::link --skip device::plan || exit 1
 echo '1 passed, 0 failed, 0 skipped'

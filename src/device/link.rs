@@ -356,7 +356,7 @@ fn unreachable_path(path: &Path, errno: Errno) -> Error {
         Errno::EAGAIN => " (its backlog is full, is it in use?)",
         _ => "",
     };
-    let what = format_args!("cannot connect to {}{why}", socket::shown(path));
+    let what = format!("cannot connect to {}{why}", socket::shown(path));
     Error::os(errno, what).during(Phase::Connect)
 }
 
