@@ -127,6 +127,12 @@ fn decode<T: FromBytes + KnownLayout + Immutable>(reply: &Reply<'_>) -> Result<T
     T::read_from_bytes(reply.payload).map_err(|_| Error::protocol("the reply has the wrong size"))
 }
 
+impl AsFd for BackendClient {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.read_notifier()
+    }
+}
+
 impl BackendClient {
     // ---- connecting ----
 

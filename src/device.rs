@@ -26,6 +26,7 @@ mod testing;
 use self::config::Config;
 use self::core::{Core, Mode, Stood, readable};
 use self::event::Events;
+use self::fence::Fence;
 use self::handler::Handler;
 use self::plan::Wanted;
 use crate::error::{Error, Kind, Result};
@@ -282,11 +283,15 @@ impl Device {
         }
         let core = self.core.into_inner();
         let core = core.unwrap_or_else(PoisonError::into_inner);
-        let live = match core.mode {
+        let current = match core.mode {
             Mode::Up(live) => Some(live.client),
-            Mode::Down | Mode::Fencing(..) => None,
+            Mode::Fencing(fence, _) => Some(fence.into_socket()),
+            Mode::Down => None,
         };
-        for client in live.into_iter().chain(core.retired) {
+        let ghosts = core.ghosts.into_iter().map(Fence::into_socket);
+        let clients = current.into_iter().chain(core.retired).chain(ghosts);
+        for client in clients {
+            // Some are there twice.
             if let Some(client) = Arc::into_inner(client) {
                 client.close_in_child();
             }

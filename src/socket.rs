@@ -9,6 +9,7 @@ mod listen;
 mod signal;
 mod wait;
 
+use crate::error::{Error, Result};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{
@@ -268,9 +269,12 @@ pub(crate) fn is_open(fd: BorrowedFd<'_>) -> bool {
     fcntl(fd, FcntlArg::F_GETFD).is_ok()
 }
 
-/// A close-on-exec duplicate.
-pub(crate) fn duplicate(fd: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
-    let raw = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(0))?;
+/// A close-on-exec duplicate of a descriptor that the caller calls `name`.
+pub(crate) fn keep(fd: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    let raw = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(0)).map_err(|errno| match errno {
+        Errno::EBADF => Error::bad_fd(format!("{name} is not open")),
+        _ => Error::os(errno, format_args!("cannot keep {name}")),
+    })?;
     // SAFETY: fcntl just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }

@@ -21,7 +21,9 @@ use blk_peer::Peer;
 use blk_ring::Layout;
 use std::os::fd::AsFd;
 use std::time::Duration;
-use vhost_user_frontend::{DeviceOptions, EventKind, Kind, OnUnfenced, StopMode, Timeout};
+use vhost_user_frontend::{
+    DeviceOptions, EventKind, Kind, MemoryState, OnUnfenced, StopMode, Timeout,
+};
 use vmm::Vmm;
 
 fn signal(peer: &Peer, number: libc::c_int) {
@@ -61,6 +63,7 @@ fn the_next_waits_until_the_one_before_is_gone() {
         let info = vmm.device.info();
         assert!(info.unfenced && !info.connected);
         assert!(!vmm.device.quiet().quiesced);
+        assert_eq!(vmm.device.memory_state(), MemoryState::Unconfirmed);
         // For as long as it takes: many attempts would fit in here.
         for _ in 0..20 {
             vmm.turn(Duration::from_millis(10));

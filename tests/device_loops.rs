@@ -22,9 +22,11 @@ mod vmm;
 
 use blk_peer::{PATIENCE, Place, deadline};
 use blk_ring::{GuestMemory, Layout};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,7 +36,7 @@ use std::time::{Duration, Instant};
 use stepper::{Manners, OFFERED, Stepper};
 use vhost_user_frontend::message::{ProtocolFeatures, Request};
 use vhost_user_frontend::{
-    Base, Device, DeviceOptions, EventKind, Peer, Region, Ring, StopMode, Timeout,
+    Base, Device, DeviceOptions, EventKind, Kind, Peer, Region, Ring, StopMode, Timeout,
 };
 use vmm::{FEATURES, Random, Vmm};
 
@@ -472,4 +474,71 @@ fn it_is_dropped_in_any_state() {
     vmm.device.set_fd(ours.into()).unwrap();
     drop((vmm, theirs));
     assert_eq!(open_fds(), before);
+}
+
+// ---- no descriptor is free ----
+
+/// While this lives no descriptor can be opened.
+struct NoneFree {
+    limits: (u64, u64),
+    /// What takes all numbers below the limit.
+    _holes: Vec<File>,
+}
+
+impl NoneFree {
+    fn new() -> Self {
+        const LIMIT: u64 = 200;
+        let limits = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, LIMIT, limits.1).unwrap();
+        let holes = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+        Self {
+            limits,
+            _holes: holes,
+        }
+    }
+}
+
+impl Drop for NoneFree {
+    fn drop(&mut self) {
+        setrlimit(Resource::RLIMIT_NOFILE, self.limits.0, self.limits.1).unwrap();
+    }
+}
+
+/// Nothing is left to keep the connection with; that must not mean that nobody is
+/// waited for.
+#[test]
+fn who_may_still_write_is_waited_for_without_a_free_descriptor() {
+    let _alone = alone();
+    let brief = Timeout::After(Duration::from_millis(50));
+    let mut vmm = Vmm::new(Layout::Split, 2, |options| {
+        eager(options);
+        (options.quick, options.slow, options.fence) = (brief, brief, brief);
+    });
+    let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+    vmm.want_all();
+    vmm.until_applied_beside(&mut peer);
+    let call = vmm.rings[0].call.as_fd().try_clone_to_owned().unwrap();
+    peer.manners.silent_from = Some(Request::SetVringCall);
+    vmm.device.set_call(0, Some(call.as_fd())).unwrap();
+    let none = NoneFree::new();
+    // Nobody serves it meanwhile.
+    vmm.until(EventKind::Lost);
+    vmm.until(EventKind::Unfenced);
+    assert!(!vmm.device.quiet().quiesced);
+    drop(none);
+    peer.hang_up();
+    peer.manners.silent_from = None;
+    vmm.until_beside(EventKind::Fenced, &mut peer);
+    vmm.until_applied_beside(&mut peer);
+}
+
+#[test]
+fn what_cannot_be_kept_is_told_as_that() {
+    let _alone = alone();
+    let (vmm, _peer) = applied();
+    let call = vmm.rings[0].call.as_fd().try_clone_to_owned().unwrap();
+    let none = NoneFree::new();
+    let error = vmm.device.set_call(0, Some(call.as_fd())).unwrap_err();
+    drop(none);
+    assert_eq!(error.kind, Kind::Os(Errno::EMFILE), "{error}");
 }

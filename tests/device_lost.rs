@@ -20,13 +20,14 @@ mod stepper;
 mod vmm;
 
 use blk_peer::{PATIENCE, Place, deadline};
-use blk_ring::Layout;
+use blk_ring::{GuestMemory, Layout};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 use stepper::{Manners, OFFERED, Stepper, everything};
 use vhost_user_frontend::message::{ProtocolFeatures, Request};
 use vhost_user_frontend::{
-    Class, DeviceOptions, Error, EventKind, Kind, OutOfOrder, Peer, Phase, Recovery, Timeout,
+    Class, DeviceOptions, Error, EventKind, Kind, MemoryState, OutOfOrder, Peer, Phase, Recovery,
+    Region, Timeout,
 };
 use vmm::Vmm;
 
@@ -620,4 +621,27 @@ fn a_write_that_is_refused_is_told_and_undone() {
     assert_eq!(vmm.count(EventKind::Lost), 0);
     // The guest reads what the device has, not what it would have liked.
     assert_eq!(config(&vmm, 32)[0], 32);
+}
+
+/// What one back-end refused the next may take.
+#[test]
+fn memory_that_was_refused_is_told_to_the_next() {
+    let (mut vmm, mut peer) = rig(Manners::default(), hasty);
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(vmm.device.memory_state(), MemoryState::Applied);
+    peer.manners.refuses = Some(Request::AddMemReg);
+    let more = GuestMemory::new(1 << 20);
+    let more = Region::new(0x8000_0000, 1 << 20, 0, more.region().fd).unwrap();
+    vmm.device.add_memory(more).unwrap();
+    assert_eq!(vmm.device.memory_state(), MemoryState::Pending);
+    let lost = vmm.until_beside(EventKind::Lost, &mut peer);
+    assert_eq!(lost.error.unwrap().request, Some(Request::AddMemReg));
+    // Until it is gone nobody knows what it uses.
+    while vmm.device.memory_state() == MemoryState::Pending {
+        vmm.turn_beside(&mut peer, usize::MAX, PATIENCE);
+    }
+    assert_eq!(vmm.device.memory_state(), MemoryState::Failed);
+    peer.manners.refuses = None;
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(vmm.device.memory_state(), MemoryState::Applied);
 }

@@ -648,13 +648,7 @@ fn check_flags(header: &Header) -> Result<()> {
 }
 
 fn duplicates(fds: &[BorrowedFd<'_>]) -> Result<Vec<OwnedFd>> {
-    fds.iter()
-        .map(|fd| socket::duplicate(*fd))
-        .collect::<nix::Result<_>>()
-        .map_err(|errno| match errno {
-            Errno::EBADF => Error::bad_fd("fd is not open"),
-            _ => Error::os(errno, "cannot keep a file descriptor to send later"),
-        })
+    fds.iter().map(|fd| socket::keep(*fd, "fd")).collect()
 }
 
 /// Whether a send failed only because there is no room now.

@@ -52,7 +52,7 @@ pub(crate) enum Outcome<'a> {
 impl Connection {
     /// Nobody will wait in a call: the loss of the stream need wake nobody, and
     /// the end of the back-end can be seen afterwards
-    /// ([`Fence`](crate::device::link::Fence)).
+    /// (`Fence`).
     pub(crate) fn drive_by_steps(&self) {
         self.stepped.store(true, Ordering::Relaxed);
     }

@@ -87,7 +87,7 @@ pub(super) enum Mode {
     Down,
     Up(Box<Live>),
     /// The one before is being shut out.
-    Fencing(Fence, Refused),
+    Fencing(Fence<Arc<BackendClient>>, Refused),
 }
 
 /// Where a ring was when it was stopped.
@@ -132,7 +132,7 @@ pub(super) struct Core {
     /// What this back-end lacks: another connection will hardly help.
     pub(super) unfit: Option<Error>,
     /// Old back-ends that may still write guest memory, which were not waited for.
-    pub(super) ghosts: Vec<Fence>,
+    pub(super) ghosts: Vec<Fence<Arc<BackendClient>>>,
     pub(super) unfenced: bool,
     pub(super) writes: VecDeque<(u32, Vec<u8>)>,
     /// Connections that are over; their handlers have to hear of it.
@@ -203,7 +203,7 @@ impl Core {
         match &self.mode {
             _ if self.unfenced => MemoryState::Unconfirmed,
             Mode::Fencing(..) => MemoryState::Pending,
-            Mode::Down | Mode::Up(_) if self.memory_refused => MemoryState::Failed,
+            Mode::Down if self.memory_refused => MemoryState::Failed,
             Mode::Down => MemoryState::Absent,
             Mode::Up(live) => {
                 let sent = live.actual.memory.as_ref();
@@ -213,6 +213,7 @@ impl Core {
                 });
                 match told && !live.memory_under_way() {
                     true => MemoryState::Applied,
+                    false if self.memory_refused => MemoryState::Failed,
                     // It has none before the features are agreed.
                     false
                         if self.wanted.features.is_none()
@@ -302,7 +303,7 @@ pub(super) fn readable(fd: BorrowedFd<'_>) -> Watch<'_> {
     }
 }
 
-/// Before a descriptor is closed of which there is a duplicate: it would stay.
+/// A descriptor that is not watched any more, and may stay open.
 fn forget(poll: &Pollable, fd: BorrowedFd<'_>) {
     let nothing = Watch {
         read: false,

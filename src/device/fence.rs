@@ -21,7 +21,7 @@
 mod tests;
 
 use crate::socket::{self, Watch};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 /// What a fence has to say.
@@ -34,9 +34,12 @@ pub(crate) enum Fenced {
 }
 
 /// A connection whose end is awaited. Dropped, it is closed.
+///
+/// It has the socket from who used it, and not a duplicate: there might be no
+/// descriptor free for one, and then nobody would be waited for.
 #[derive(Debug)]
-pub(crate) struct Fence {
-    socket: OwnedFd,
+pub(crate) struct Fence<S> {
+    socket: S,
     limit: Option<Instant>,
     /// What happens to the socket can be polled for. Otherwise it would be readable
     /// for ever, and is looked at now and then.
@@ -52,10 +55,10 @@ const READ_SIZE: usize = 4096;
 /// How often a socket is looked at that cannot be polled for.
 const LOOK: Duration = Duration::from_millis(50);
 
-impl Fence {
+impl<S: AsFd> Fence<S> {
     /// Tells the back-end that nothing more comes. Nobody else may read from the
     /// connection or shut it down.
-    pub(crate) fn new(socket: OwnedFd, limit: Option<Duration>, now: Instant) -> Self {
+    pub(crate) fn new(socket: S, limit: Option<Duration>, now: Instant) -> Self {
         let pollable = !socket::reading_has_ended(socket.as_fd());
         if pollable {
             socket::stop_writing(socket.as_fd());
@@ -94,6 +97,11 @@ impl Fence {
             write: false,
             end: false,
         }
+    }
+
+    /// Gives up waiting.
+    pub(crate) fn into_socket(self) -> S {
+        self.socket
     }
 
     /// Drops what has come, descriptors too.

@@ -9,6 +9,7 @@ mod tests;
 use crate::backend_client::SharedRegion;
 use crate::error::{Error, Kind, Result};
 use crate::message::{MAX_MEM_REGIONS, MemRegion};
+use crate::socket;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
@@ -47,12 +48,7 @@ impl GuestRegion {
         let checked = || {
             check_bounds(guest_addr, size, offset)?;
             // First of all, so that the rest is about one and the same file.
-            let fd = fd.try_clone_to_owned().map_err(|error| {
-                match error.raw_os_error().map(Errno::from_raw) {
-                    Some(Errno::EBADF) => Error::bad_fd("fd is not open"),
-                    errno => Error::os(errno.unwrap_or(Errno::EIO), "duplicating fd"),
-                }
-            })?;
+            let fd = socket::keep(fd, "fd")?;
             Ok((check_file(&fd, size, offset)?, fd))
         };
         let (file, fd) = checked().map_err(|error: Error| Error {

@@ -8,7 +8,6 @@ use crate::backend_client::Timeout;
 use crate::error::{Error, Kind, Result};
 use crate::message::virtio;
 use crate::socket;
-use nix::errno::Errno;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -73,11 +72,14 @@ impl Device {
                 err: kept.err.is_some(),
                 size: kept.size,
             };
-            if let (Some(place), Some(want)) = (core.kept.get_mut(index), Some(wanted)) {
+            let Core {
+                kept: all,
+                wanted: want,
+                ..
+            } = &mut *core;
+            if let (Some(place), Some(want)) = (all.get_mut(index), want.rings.get_mut(index)) {
                 *place = Some(kept);
-                if let Some(place) = core.wanted.rings.get_mut(index) {
-                    *place = Some(want);
-                }
+                *want = Some(wanted);
             }
         }
         self.moved(core);
@@ -122,13 +124,7 @@ impl Device {
             }
             (origin, _) => origin,
         };
-        let keep = |fd: BorrowedFd<'_>| {
-            let kept = socket::duplicate(fd).map_err(|errno| match errno {
-                Errno::EBADF => Error::bad_fd("a descriptor of the ring is not open"),
-                _ => Error::os(errno, "cannot keep a descriptor of the ring"),
-            });
-            kept.map(Arc::new)
-        };
+        let keep = |fd: BorrowedFd<'_>| socket::keep(fd, "a descriptor of the ring").map(Arc::new);
         Ok(Kept {
             addr: ring::addr_of(ring),
             size: ring.size,
@@ -147,9 +143,9 @@ impl Device {
         let mut core = self.lock();
         let at = usize::try_from(index).unwrap_or(usize::MAX);
         let call = call
-            .map(|fd| socket::duplicate(fd).map(Arc::new))
+            .map(|fd| socket::keep(fd, "call").map(Arc::new))
             .transpose()
-            .map_err(|_| Error::bad_fd("call is not open").ring(index))?;
+            .map_err(|error| error.ring(index))?;
         core.starts = core.starts.saturating_add(1);
         let number = core.starts;
         let Core { kept, wanted, .. } = &mut *core;
@@ -244,7 +240,6 @@ impl Device {
         core.wanted.resets = core.wanted.resets.saturating_add(1);
         core.wanted.features = None;
         core.wanted.held = false;
-        core.recovering = false;
         core.wanted.drain = Drain::Skip;
         core.wanted.rings.fill(None);
         core.kept.iter_mut().for_each(|kept| *kept = None);

@@ -56,6 +56,7 @@ impl Core {
     }
 
     /// Takes what was answered, and asks for what comes next.
+    ///
     /// `looked`: what has arrived was read just before, so that a deadline that has
     /// passed is one of the back-end's and not of this process, which may have been
     /// stopped.
@@ -113,7 +114,7 @@ impl Core {
     }
 
     fn settle(&mut self, what: What, outcome: Result<Answer>) -> Result<()> {
-        let step = match (what, outcome) {
+        let (step, answer) = match (what, outcome) {
             (What::ConfigWrite, Err(error)) if matches!(error.kind, Kind::Nack) => {
                 let event = Event {
                     error: Some(error),
@@ -137,7 +138,6 @@ impl Core {
             }
             (What::Step(step), Ok(answer)) => (step, answer),
         };
-        let (step, answer) = step;
         let told = match (&step, answer) {
             (Step::GetConfig, Answer::Config(bytes)) => {
                 if self.config.update(&bytes) {
@@ -459,10 +459,8 @@ fn begin_ring(
     stood: Stood,
 ) -> Result<Begun> {
     let index = number(index);
-    let fd = |fd: &Option<Arc<OwnedFd>>| fd.clone();
-    let (call, err) = (fd(&kept.call), fd(&kept.err));
     let op = match part {
-        RingStep::Call => Op::SetVringCall(index, call.as_deref().map(AsFd::as_fd)),
+        RingStep::Call => Op::SetVringCall(index, kept.call.as_deref().map(AsFd::as_fd)),
         RingStep::Num => Op::SetVringNum(VringState {
             index,
             num: kept.size,
@@ -477,7 +475,7 @@ fn begin_ring(
             Op::SetVringBase(VringState { index, num })
         }
         RingStep::Addr => Op::SetVringAddr(&kept.addr),
-        RingStep::Err => Op::SetVringErr(index, err.as_deref().map(AsFd::as_fd)),
+        RingStep::Err => Op::SetVringErr(index, kept.err.as_deref().map(AsFd::as_fd)),
         RingStep::Kick => Op::SetVringKick(index, Some(kept.kick.as_fd())),
         RingStep::Enable => Op::SetVringEnable(index, true),
         RingStep::Stop(_) | RingStep::Forget => return Err(lost_track()),

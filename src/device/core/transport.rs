@@ -188,21 +188,19 @@ impl Core {
         let refused = refused || matches!(error.class(), Class::Refused);
         let socket = live.client.read_notifier();
         forget(poll, socket);
+        if let Some(channel) = live.client.backend_notifier() {
+            forget(poll, channel);
+        }
         // Somebody who never saw memory cannot write it.
         let harmless = live.actual.memory.as_ref().is_none_or(|sent| !sent.any());
-        let gone = harmless || socket::peer_is_gone(socket);
-        let kept_open = match gone {
-            true => None,
-            false => socket::duplicate(socket).ok(),
-        };
         let mut delay = None;
-        match kept_open {
-            Some(socket) => {
-                let fence = Fence::new(socket, self.options.fence_limit(), now);
-                self.link.stop();
-                self.mode = Mode::Fencing(fence, refused);
-            }
-            None => delay = self.link.failed(now, refused),
+        if harmless || socket::peer_is_gone(socket) {
+            delay = self.link.failed(now, refused);
+        } else {
+            let client = Arc::clone(&live.client);
+            let fence = Fence::new(client, self.options.fence_limit(), now);
+            self.link.stop();
+            self.mode = Mode::Fencing(fence, refused);
         }
         self.retired.push(live.client);
         let event = Event {

@@ -11,6 +11,7 @@ use super::*;
 use crate::socket::Deadline;
 use std::io::{IoSlice, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 
@@ -21,12 +22,12 @@ fn pair() -> (OwnedFd, UnixStream) {
     (ours.into(), theirs)
 }
 
-fn fence(socket: OwnedFd, now: Instant) -> Fence {
+fn fence(socket: OwnedFd, now: Instant) -> Fence<OwnedFd> {
     Fence::new(socket, Some(LIMIT), now)
 }
 
 /// Drives it as an event loop does, until the peer is gone.
-fn until_gone(fence: &mut Fence) {
+fn until_gone(fence: &mut Fence<OwnedFd>) {
     let deadline = Deadline::after(Some(PATIENCE));
     loop {
         match fence.step(Instant::now()) {
@@ -39,7 +40,7 @@ fn until_gone(fence: &mut Fence) {
 }
 
 /// It says so at the limit, not before and only once.
-fn assert_unfenced(fence: &mut Fence, now: Instant) {
+fn assert_unfenced(fence: &mut Fence<OwnedFd>, now: Instant) {
     assert_eq!(fence.step(now + LIMIT - Duration::from_nanos(1)), None);
     assert_eq!(fence.step(now + LIMIT), Some(Fenced::Unfenced));
     assert_eq!(fence.step(now + LIMIT * 2), None);
