@@ -10,6 +10,7 @@ mod checks;
 mod device;
 mod device_kinds;
 mod features;
+mod list;
 mod memory;
 mod negotiated;
 mod op;
@@ -32,7 +33,10 @@ use std::sync::{Arc, OnceLock};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use backend_requests::{BackendHandler, HostNotifier, Uuid};
-pub(crate) use op::{Answer, Begun, Op};
+pub(crate) use list::{FD_WINDOW, List, WINDOW};
+pub use list::{Refusal, Submitted};
+pub use op::Op;
+pub(crate) use op::{Answer, Begun};
 pub use options::{Adopted, Options, Timeout};
 
 /// A region of guest memory and the file that holds it.
@@ -104,6 +108,11 @@ impl<'a> Call<'a> {
 
     fn fds(self, fds: &'a [BorrowedFd<'a>]) -> Self {
         Self { fds, ..self }
+    }
+
+    /// An error that is about this request.
+    fn name(&self, error: Error) -> Error {
+        op::name(error, self.request, self.ring.map(u32::from))
     }
 }
 
@@ -303,8 +312,15 @@ impl BackendClient {
     }
 
     fn checked<T>(&self, call: &Call<'_>, send: impl FnOnce(Deadline) -> Result<T>) -> Result<T> {
+        let timeout = call.timeout.or(self.timeouts.of(call.info.wait));
+        self.check(call)
+            .and_then(|()| send(Deadline::after(timeout)))
+            .map_err(|error| call.name(error))
+    }
+
+    /// Whether a request may be sent now.
+    fn check(&self, call: &Call<'_>) -> Result<()> {
         let info = &call.info;
-        let timeout = call.timeout.or(self.timeouts.of(info.wait));
         let order = match call.request {
             Request::SetMemTable => Ok(()), // has checks of its own
             _ => self.negotiated.check_unconfirmed(),
@@ -313,14 +329,6 @@ impl BackendClient {
             .and_then(|()| self.negotiated.check(info))
             .and_then(|()| checks::fits_the_table(info, call.body, call.payload, call.fds))
             .map_err(|error| self.or_ended(error))
-            .and_then(|()| send(Deadline::after(timeout)))
-            .map_err(|error| {
-                let error = error.of(call.request);
-                match call.ring {
-                    Some(ring) => error.ring(u32::from(ring)),
-                    None => error,
-                }
-            })
     }
 
     /// Something that has not been agreed yet never will be on a connection that

@@ -13,6 +13,7 @@
 mod blocking;
 mod channel;
 mod inbox;
+mod listing;
 mod machine;
 mod serving;
 mod stepping;

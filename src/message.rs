@@ -454,6 +454,13 @@ requests! {
     45 GetVringBaseSkipDrain "GET_VRING_BASE_SKIP_DRAIN": Protocol(P::GET_VRING_BASE_SKIP_DRAIN), STATE, NONE => Always(STATE),              NONE,  Quick;
 }
 
+impl Request {
+    /// The request with this number.
+    pub fn from_id(id: u32) -> Option<Self> {
+        Self::ALL.iter().copied().find(|known| known.id() == id)
+    }
+}
+
 /// Requests that look otherwise once something was agreed or begun.
 impl Request {
     /// SET_MEM_TABLE, ADD_MEM_REG and REM_MEM_REG after XEN_MMAP was
@@ -516,7 +523,9 @@ pub mod flags {
 }
 
 /// The header of every message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Header {
     /// [`Request::id`].

@@ -1,11 +1,12 @@
 //! The only room that makes system calls on the connection: bytes and file
 //! descriptors go out and come in, by steps. It knows no message.
 //!
-//! `sendmsg` and `recvmsg` are called through libc, not nix, because nix
+//! `sendmsg`, `sendmmsg` and `recvmsg` are called through libc, not nix, because nix
 //! allocates on the heap for every control message.
 
 mod address;
 mod listen;
+mod sending;
 mod signal;
 mod wait;
 
@@ -17,12 +18,12 @@ use nix::sys::socket::{
     sockopt,
 };
 use nix::sys::time::TimeVal;
-use std::io::IoSlice;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 pub(crate) use address::{Role, accept_from, check, connect_to};
 pub(crate) use listen::{Listener, check_path, shown, try_connect};
+pub(crate) use sending::{MAX_PARCELS, Parcel, send, send_all};
 pub(crate) use signal::{Alarm, notify};
 pub(crate) use wait::{Bell, Deadline, Pollable, Watch, peer_is_gone, reading_has_ended, wait};
 
@@ -47,58 +48,11 @@ const fn control_space(fds: usize) -> usize {
     size_of::<libc::cmsghdr>().div_ceil(align) * align + data
 }
 
-const SEND_CONTROL: usize = control_space(MAX_FDS_SENT);
 const RECEIVE_CONTROL: usize = control_space(MAX_FDS_RECEIVED);
 
 /// A number for a field of a C struct: the C libraries differ in their types.
 fn field<A: TryInto<B>, B>(number: A) -> nix::Result<B> {
     number.try_into().map_err(|_| Errno::E2BIG)
-}
-
-/// Sends one message, or as much of it as fits, without waiting. The
-/// descriptors go with its first byte. Never raises SIGPIPE.
-pub(crate) fn send(
-    socket: BorrowedFd<'_>,
-    parts: &[IoSlice<'_>],
-    fds: &[BorrowedFd<'_>],
-) -> nix::Result<usize> {
-    if fds.len() > MAX_FDS_SENT {
-        return Err(Errno::E2BIG);
-    }
-    // Zeroed: the padding goes to the kernel as well.
-    let mut control = ControlBuffer([0; SEND_CONTROL]);
-    // SAFETY: an all-zero msghdr is valid: null pointers with zero lengths.
-    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-    // IoSlice is layout-compatible with iovec, and sendmsg only reads it.
-    header.msg_iov = parts.as_ptr().cast_mut().cast();
-    header.msg_iovlen = field(parts.len())?;
-    if !fds.is_empty() {
-        header.msg_control = control.0.as_mut_ptr().cast();
-        header.msg_controllen = field(control_space(fds.len()))?;
-        // SAFETY: msg_control points to `control`, which is aligned for a
-        // cmsghdr and at least msg_controllen bytes long.
-        let first = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
-        let length = field(size_of_val(fds))?;
-        // SAFETY: CMSG_LEN is arithmetic on its argument.
-        let cmsg_len = unsafe { libc::CMSG_LEN(length) };
-        // SAFETY: `first` is not null, as msg_controllen has room for a header.
-        let cmsg = unsafe { &mut *first };
-        cmsg.cmsg_level = libc::SOL_SOCKET;
-        cmsg.cmsg_type = libc::SCM_RIGHTS;
-        cmsg.cmsg_len = field(cmsg_len)?;
-        // SAFETY: `first` is a valid header whose data has room for `fds`.
-        let data = unsafe { libc::CMSG_DATA(first) };
-        // SAFETY: BorrowedFd is a transparent RawFd, so `fds` is as many bytes
-        // as copied, and the control buffer has room for MAX_FDS_SENT of them.
-        unsafe {
-            std::ptr::copy_nonoverlapping(fds.as_ptr().cast::<u8>(), data, size_of_val(fds));
-        }
-    }
-    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-    // SAFETY: `header` points to `parts` and `control`, both alive until after
-    // the call; the socket is borrowed.
-    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, flags) };
-    length(sent)
 }
 
 /// What one read brought.

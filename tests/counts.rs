@@ -21,8 +21,8 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::thread;
 use std::thread::LocalKey;
-use vhost_user_frontend::message::{Barrier, Request};
-use vhost_user_frontend::{BackendClient, Timeout};
+use vhost_user_frontend::message::{Barrier, Request, VringState};
+use vhost_user_frontend::{BackendClient, Op, Timeout};
 
 type Counter = Cell<usize>;
 
@@ -89,7 +89,7 @@ static ALLOCATOR: Counting = Counting;
 /// every call in it. Each counts, and makes the system call.
 mod system_calls {
     use super::{POLLS, RECEIVES, SENDS, count};
-    use libc::{c_int, c_long, msghdr, nfds_t, pollfd, ssize_t, timespec};
+    use libc::{c_int, c_long, c_uint, mmsghdr, msghdr, nfds_t, pollfd, ssize_t, timespec};
 
     fn length(result: c_long) -> ssize_t {
         ssize_t::try_from(result).unwrap()
@@ -100,6 +100,19 @@ mod system_calls {
         count(&SENDS);
         // SAFETY: the caller's promise is passed on.
         length(unsafe { libc::syscall(libc::SYS_sendmsg, fd, message, flags) })
+    }
+
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn sendmmsg(
+        fd: c_int,
+        messages: *mut mmsghdr,
+        number: c_uint,
+        flags: c_int,
+    ) -> c_int {
+        count(&SENDS);
+        // SAFETY: the caller's promise is passed on.
+        let done = unsafe { libc::syscall(libc::SYS_sendmmsg, fd, messages, number, flags) };
+        c_int::try_from(done).unwrap()
     }
 
     #[unsafe(no_mangle)]
@@ -227,6 +240,69 @@ fn ten_round_trips_are_ten_sendmsg_and_ten_recvmsg() {
         polls: 0,
     };
     assert_eq!(cost, expected);
+}
+
+/// So many sends and receives, where the back-end answers all that there is at once.
+#[test]
+fn a_list_is_one_send_for_as_much_as_the_window_takes() {
+    let _leak = no_fd_leak();
+    for (number, reply_ack, sends, receives) in [
+        (1, true, 1, 1),
+        (64, true, 1, 1),
+        // 64, and when half of them are answered, the next 32, and so on.
+        (96, true, 2, 2),
+        (160, true, 4, 4),
+        // One more is the barrier.
+        (64, false, 2, 1),
+    ] {
+        let list: Vec<_> = (0..number)
+            .map(|index| Op::SetVringNum(VringState { index, num: 8 }))
+            .collect();
+        let (client, peer) = adopted(FEATURES, protocol(reply_ack), patient());
+        let submit = || {
+            thread::scope(|scope| {
+                scope.spawn(|| answer_in_bursts(&peer, list.len(), reply_ack));
+                cost_of(|| {
+                    let submitted = client.submit(&list, Timeout::Default);
+                    assert_eq!(submitted.applied, list.len());
+                })
+            })
+        };
+        submit();
+        let expected = Cost {
+            allocations: 0,
+            sends,
+            receives,
+            polls: 0,
+        };
+        assert_eq!(
+            submit(),
+            expected,
+            "{number} requests, REPLY_ACK {reply_ack}"
+        );
+    }
+}
+
+/// Takes as many requests as are unanswered at most, answers the older half of them
+/// by one message, and so on; at the end all that are left.
+fn answer_in_bursts(peer: &Peer, number: usize, reply_ack: bool) {
+    if !reply_ack {
+        (0..number).for_each(|_| drop(peer.expect(Request::SetVringNum)));
+        peer.expect(Request::GetFeatures);
+        return peer.ack(Request::GetFeatures, FEATURES);
+    }
+    let ack = common::message(Request::SetVringNum.id(), common::REPLY, &[0; 8]);
+    let (mut received, mut answered) = (0, 0);
+    while answered < number {
+        while received < number.min(answered + 64) {
+            peer.expect(Request::SetVringNum);
+            received += 1;
+        }
+        let last = received == number;
+        let burst = if last { received - answered } else { 32 };
+        peer.send(&ack.repeat(burst), &[]);
+        answered += burst;
+    }
 }
 
 /// Nothing is traced, never or no longer: it costs what it did before.

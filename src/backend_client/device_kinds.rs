@@ -1,6 +1,6 @@
 //! What only devices of one kind have.
 
-use super::{BackendClient, Call, CryptoKind, NOTHING, checks};
+use super::{BackendClient, Call, CryptoKind, NOTHING, Op, checks};
 use crate::error::{Error, Result};
 use crate::message::{CryptoSession, Request};
 use crate::wiped::Wiped;
@@ -10,16 +10,12 @@ use zerocopy::{FromBytes, IntoBytes};
 impl BackendClient {
     /// SEND_RARP: has a network device announce this address after a migration.
     pub fn send_rarp(&self, mac: [u8; 6]) -> Result<()> {
-        let mut body = [0; size_of::<u64>()];
-        body.iter_mut().zip(mac).for_each(|(to, from)| *to = from);
-        self.tell(&Call::new(Request::SendRarp, &body))
+        self.tell_op(&Op::SendRarp(mac))
     }
 
     /// NET_SET_MTU: the largest frame of a network device, 68 to 65535 bytes.
     pub fn net_set_mtu(&self, mtu: u32) -> Result<()> {
-        let request = Request::NetSetMtu;
-        checks::mtu(mtu).map_err(|error| error.of(request))?;
-        self.tell_u64(request, u64::from(mtu))
+        self.tell_op(&Op::NetSetMtu(mtu))
     }
 
     /// GPU_SET_SOCKET: a socket on which a GPU back-end speaks to the front-end's

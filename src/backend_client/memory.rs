@@ -1,6 +1,6 @@
 //! Guest memory, its translations, and the log of what is written to it.
 
-use super::{ACK, BackendClient, Call, NOTHING, Op, SharedRegion, Timeout, checks};
+use super::{ACK, BackendClient, Call, Op, SharedRegion, Timeout, checks};
 use crate::error::{Kind, Result};
 use crate::message::{
     Iotlb, Log, MAX_MEM_REGIONS, MemRegion, MemTableHeader, ProtocolFeatures, REGION_SIZE, Request,
@@ -137,6 +137,6 @@ impl BackendClient {
     /// SET_LOG_FD: an eventfd that the back-end writes when it has logged. The
     /// rust-vmm back-ends do not know the request and hang up.
     pub fn set_log_fd(&self, fd: BorrowedFd<'_>) -> Result<()> {
-        self.tell(&Call::new(Request::SetLogFd, NOTHING).fds(&[fd]))
+        self.tell_op(&Op::SetLogFd(fd))
     }
 }

@@ -12,37 +12,76 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 use zerocopy::{FromBytes, IntoBytes};
 
-/// A request; everything is borrowed for the call that begins it.
+/// A request as a value: the method of the same name has what it means. What it
+/// refers to is borrowed for the call that sends it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Op<'a> {
+pub enum Op<'a> {
+    /// GET_FEATURES.
     GetFeatures,
+    /// SET_FEATURES: the virtio features acknowledged.
     SetFeatures(u64),
+    /// SET_OWNER.
     SetOwner,
+    /// GET_PROTOCOL_FEATURES.
     GetProtocolFeatures,
+    /// SET_PROTOCOL_FEATURES: the features acknowledged.
     SetProtocolFeatures(u64),
+    /// GET_QUEUE_NUM.
     GetQueueNum,
+    /// GET_MAX_MEM_SLOTS.
     GetMaxMemSlots,
+    /// GET_SHMEM_CONFIG.
     GetShmemConfig,
+    /// GET_CONFIG.
     GetConfig(ConfigHeader),
+    /// SET_CONFIG: where, and the bytes.
     SetConfig(ConfigHeader, &'a [u8]),
+    /// SET_BACKEND_REQ_FD.
     SetBackendReqFd(BorrowedFd<'a>),
+    /// SET_MEM_TABLE.
     SetMemTable(&'a [SharedRegion<'a>]),
+    /// ADD_MEM_REG.
     AddMemRegion(&'a SharedRegion<'a>),
+    /// REM_MEM_REG.
     RemoveMemRegion(&'a MemRegion),
+    /// GET_INFLIGHT_FD.
     GetInflightFd(Inflight),
+    /// SET_INFLIGHT_FD.
     SetInflightFd(Inflight, BorrowedFd<'a>),
+    /// SET_VRING_NUM: the ring and its size.
     SetVringNum(VringState),
-    SetVringAddr(&'a VringAddr),
+    /// SET_VRING_ADDR.
+    SetVringAddr(VringAddr),
+    /// SET_VRING_BASE: the ring and where it goes on.
     SetVringBase(VringState),
+    /// SET_VRING_KICK of a ring.
     SetVringKick(u32, Option<BorrowedFd<'a>>),
+    /// SET_VRING_CALL of a ring.
     SetVringCall(u32, Option<BorrowedFd<'a>>),
+    /// SET_VRING_ERR of a ring.
     SetVringErr(u32, Option<BorrowedFd<'a>>),
+    /// SET_VRING_ENABLE of a ring.
     SetVringEnable(u32, bool),
+    /// GET_VRING_BASE of a ring.
     GetVringBase(u32),
+    /// GET_VRING_BASE_SKIP_DRAIN of a ring.
     GetVringBaseSkipDrain(u32),
+    /// GET_STATUS.
     GetStatus,
+    /// SET_STATUS.
     SetStatus(u32),
+    /// RESET_DEVICE.
     ResetDevice,
+    /// SET_VRING_ENDIAN: the ring and its byte order.
+    SetVringEndian(VringState),
+    /// VRING_KICK of a ring.
+    VringKick(u32),
+    /// NET_SET_MTU.
+    NetSetMtu(u32),
+    /// SEND_RARP for an address.
+    SendRarp([u8; 6]),
+    /// SET_LOG_FD.
+    SetLogFd(BorrowedFd<'a>),
 }
 
 impl Op<'_> {
@@ -76,22 +115,35 @@ impl Op<'_> {
             Self::GetStatus => Request::GetStatus,
             Self::SetStatus(_) => Request::SetStatus,
             Self::ResetDevice => Request::ResetDevice,
+            Self::SetVringEndian(_) => Request::SetVringEndian,
+            Self::VringKick(_) => Request::VringKick,
+            Self::NetSetMtu(_) => Request::NetSetMtu,
+            Self::SendRarp(_) => Request::SendRarp,
+            Self::SetLogFd(_) => Request::SetLogFd,
         }
     }
 
     /// The ring that it is about.
     fn ring(&self) -> Option<u32> {
         match self {
-            Self::SetVringNum(state) | Self::SetVringBase(state) => Some(state.index),
+            Self::SetVringNum(state) | Self::SetVringBase(state) | Self::SetVringEndian(state) => {
+                Some(state.index)
+            }
             Self::SetVringAddr(addr) => Some(addr.index),
             Self::SetVringKick(index, _)
             | Self::SetVringCall(index, _)
             | Self::SetVringErr(index, _)
             | Self::SetVringEnable(index, _)
             | Self::GetVringBase(index)
-            | Self::GetVringBaseSkipDrain(index) => Some(*index),
+            | Self::GetVringBaseSkipDrain(index)
+            | Self::VringKick(index) => Some(*index),
             _ => None,
         }
+    }
+
+    /// An error that is about this request.
+    pub(super) fn name(&self, error: Error) -> Error {
+        name(error, self.request(), self.ring())
     }
 
     /// What has to be remembered until the answer is there.
@@ -154,11 +206,21 @@ pub(crate) struct Begun {
     request: Request,
     ring: Option<u32>,
     timeout: Option<Duration>,
+    carries_fds: bool,
 }
 
 impl Begun {
     pub(crate) fn request(&self) -> Request {
         self.request
+    }
+
+    /// Whether it took descriptors along.
+    pub(crate) fn carries_fds(&self) -> bool {
+        self.carries_fds
+    }
+
+    fn name(&self, error: Error) -> Error {
+        name(error, self.request, self.ring)
     }
 
     /// How long it may take, from when the one before it was answered; `None`: for
@@ -186,12 +248,7 @@ impl BackendClient {
             Some(index) => Some(self.ring(request, index)?),
             None => None,
         };
-        let checked = |result: Result<()>| {
-            result.map_err(|error| match op.ring() {
-                Some(index) => error.of(request).ring(index),
-                None => error.of(request),
-            })
-        };
+        let checked = |result: Result<()>| result.map_err(|error| op.name(error));
         let call = |body| Call {
             ring,
             ..Call::new(request, body)
@@ -233,7 +290,7 @@ impl BackendClient {
                     ..call(header.as_bytes())
                 })
             }
-            Op::SetBackendReqFd(fd) => send(&call(NOTHING).fds(&[*fd])),
+            Op::SetBackendReqFd(fd) | Op::SetLogFd(fd) => send(&call(NOTHING).fds(&[*fd])),
             Op::SetMemTable(regions) => {
                 self.in_order(request, self.negotiated.check_memory())?;
                 self.with_table(regions, |call, _| send(call))
@@ -286,6 +343,31 @@ impl BackendClient {
                     num: u32::from(*enable),
                 };
                 send(&call(body.as_bytes()))
+            }
+            Op::SetVringEndian(state) => {
+                checked(checks::endian(state.num))?;
+                send(&call(state.as_bytes()))
+            }
+            Op::VringKick(index) => {
+                self.in_order(request, Ok(())).map_err(|e| e.ring(*index))?;
+                if let Some(ring) = ring {
+                    // As above.
+                    self.negotiated.set_running(ring, true);
+                }
+                let body = VringState {
+                    index: *index,
+                    num: 0,
+                };
+                send(&call(body.as_bytes()))
+            }
+            Op::NetSetMtu(mtu) => {
+                checked(checks::mtu(*mtu))?;
+                send(&call(u64::from(*mtu).as_bytes()))
+            }
+            Op::SendRarp(mac) => {
+                let mut body = [0; size_of::<u64>()];
+                body.iter_mut().zip(mac).for_each(|(to, from)| *to = *from);
+                send(&call(&body))
             }
             Op::GetVringBase(index) | Op::GetVringBaseSkipDrain(index) => {
                 let body = VringState {
@@ -364,6 +446,7 @@ impl BackendClient {
                 request: op.request(),
                 ring: op.ring(),
                 timeout: timeout.or(self.timeouts.of(call.info.wait)),
+                carries_fds: !call.fds.is_empty(),
             })
         })
     }
@@ -472,13 +555,12 @@ impl BackendClient {
     }
 }
 
-impl Begun {
-    fn name(&self, error: Error) -> Error {
-        let error = error.of(self.request);
-        match self.ring {
-            Some(ring) => error.ring(ring),
-            None => error,
-        }
+/// An error that is about this request, and this ring.
+pub(super) fn name(error: Error, request: Request, ring: Option<u32>) -> Error {
+    let error = error.of(request);
+    match ring {
+        Some(ring) => error.ring(ring),
+        None => error,
     }
 }
 

@@ -1,10 +1,9 @@
 //! Rings.
 
-use super::{BackendClient, Call, Op, Timeout, checks};
+use super::{BackendClient, Op, Timeout};
 use crate::error::Result;
-use crate::message::{Request, VringAddr, VringState};
+use crate::message::{VringAddr, VringState};
 use std::os::fd::BorrowedFd;
-use zerocopy::IntoBytes;
 
 impl BackendClient {
     /// SET_VRING_NUM: the size of a ring in descriptors.
@@ -14,7 +13,7 @@ impl BackendClient {
 
     /// SET_VRING_ADDR: where a ring lies.
     pub fn set_vring_addr(&self, addr: &VringAddr) -> Result<()> {
-        self.tell_op(&Op::SetVringAddr(addr))
+        self.tell_op(&Op::SetVringAddr(*addr))
     }
 
     /// SET_VRING_BASE: where a ring goes on. Split: the next available index, in
@@ -61,29 +60,14 @@ impl BackendClient {
     /// VRING_KICK: the driver notifies the device, by a message in place of an
     /// eventfd; this starts the ring.
     pub fn vring_kick(&self, index: u32) -> Result<()> {
-        let request = Request::VringKick;
-        let ring = self.ring(request, index)?;
-        self.in_order(request, Ok(())).map_err(|e| e.ring(index))?;
-        // Before it is known: a barrier too many does no harm.
-        self.negotiated.set_running(ring, true);
-        self.vring_state(request, index, 0)
+        self.tell_op(&Op::VringKick(index))
     }
 
     /// SET_VRING_ENDIAN: the byte order of a legacy driver's ring, 0 little or 1
     /// big.
     pub fn set_vring_endian(&self, index: u32, endian: u32) -> Result<()> {
-        let request = Request::SetVringEndian;
-        checks::endian(endian).map_err(|error| error.of(request).ring(index))?;
-        self.vring_state(request, index, endian)
-    }
-
-    fn vring_state(&self, request: Request, index: u32, num: u32) -> Result<()> {
-        let ring = self.ring(request, index)?;
-        let body = VringState { index, num };
-        self.tell(&Call {
-            ring: Some(ring),
-            ..Call::new(request, body.as_bytes())
-        })
+        let num = endian;
+        self.tell_op(&Op::SetVringEndian(VringState { index, num }))
     }
 
     /// SET_VRING_CALL: what the device writes to notify the driver. `None`: the

@@ -108,7 +108,7 @@ impl Connection {
     }
 
     /// Moves bytes until the request is done or its deadline passes.
-    fn finish<T>(
+    pub(super) fn finish<T>(
         &self,
         state: MutexGuard<'_, State>,
         ticket: Ticket,

@@ -10,6 +10,9 @@ use zerocopy::FromBytes;
 /// Largest payload for which there is room.
 pub(super) const MAX_PAYLOAD: usize = MAX_REPLY_PAYLOAD;
 const CAPACITY: usize = HEADER_SIZE + MAX_PAYLOAD;
+/// Bytes of a header, as a position in the stream counts.
+const HEADER: u64 = 12;
+const _: () = assert!(HEADER_SIZE == 12);
 
 /// A fixed buffer: one read usually brings one whole message. Who holds the inbox
 /// is the one who reads.
@@ -24,8 +27,9 @@ pub(super) struct Inbox {
     fds: [Option<(u64, OwnedFd)>; MAX_FDS_RECEIVED],
     /// Position in the stream of `start`.
     consumed: u64,
-    /// The stream broke the protocol in a way seen while reading.
-    broken: Option<Error>,
+    /// The stream broke the protocol in a way seen while reading, in the message that
+    /// this position ends or lies in.
+    broken: Option<(u64, Error)>,
     /// Bytes and descriptors read since [`take_traffic`](Self::take_traffic).
     traffic: (usize, usize),
 }
@@ -88,12 +92,13 @@ impl Inbox {
         let full = surplus || self.fds.iter().all(Option::is_some);
         if full && (surplus || received.truncated) {
             let text = "the back-end sent more file descriptors than any message may carry";
-            self.broken.get_or_insert_with(|| Error::protocol(text));
+            let error = || (position, Error::protocol(text));
+            self.broken.get_or_insert_with(error);
         } else if received.truncated {
             // There was room for them here, but not in the table of this process.
             let text = "cannot take a file descriptor of the back-end";
             let error = Error::os(Errno::EMFILE, text).during(Phase::Reply);
-            self.broken.get_or_insert(error);
+            self.broken.get_or_insert((position, error));
         }
         Ok(if received.bytes == 0 {
             Filled::End
@@ -148,14 +153,19 @@ impl Inbox {
 
     /// The header of the next message, as soon as it is there.
     pub(super) fn header(&mut self) -> Result<Option<Header>> {
-        if let Some(error) = self.broken.take() {
-            return Err(error);
-        }
         let unread = self.bytes.get(self.start..self.end).unwrap_or_default();
-        let Ok((header, _)) = Header::read_from_prefix(unread) else {
-            return Ok(None);
-        };
-        Ok(Some(header))
+        let header = Header::read_from_prefix(unread)
+            .ok()
+            .map(|(header, _)| header);
+        // What came before it is whole and well.
+        let end = header.map_or(u64::MAX, |header| {
+            let whole = u64::from(header.size).saturating_add(HEADER);
+            self.consumed.saturating_add(whole)
+        });
+        match self.broken.take_if(|(position, _)| *position <= end) {
+            Some((_, error)) => Err(error),
+            None => Ok(header),
+        }
     }
 
     /// The payload of the message that `header` begins, once it is all there;

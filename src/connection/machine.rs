@@ -10,7 +10,7 @@ use super::inbox::{Filled, Inbox};
 use super::trace::{Ledger, count};
 use super::{Expect, Outgoing};
 use crate::error::{Error, Kind, Phase, Result};
-use crate::message::{HEADER_SIZE, Header, Payload, Request, flags};
+use crate::message::{Header, Payload, Request, flags};
 use crate::socket;
 use nix::errno::Errno;
 use std::collections::VecDeque;
@@ -72,8 +72,11 @@ pub(crate) struct Reply<'a> {
 /// How long after an acknowledgement the end of a back-end may be about it.
 const JUST: Duration = Duration::from_secs(1);
 
-/// How many payload buffers are kept for reuse.
-const SPARE_PAYLOADS: usize = 8;
+/// How many payload buffers are kept for reuse: for all that a list of requests has
+/// under way, and so many that are not small.
+const SPARE_PAYLOADS: usize = socket::MAX_PARCELS;
+const LARGE_PAYLOADS: usize = 8;
+const SMALL: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Machine {
@@ -191,41 +194,108 @@ impl Machine {
         out: &Outgoing<'_>,
         expect: Option<Expect>,
     ) -> Result<Ticket> {
-        if let Some(error) = self.ended() {
-            return Err(error);
-        }
-        self.check_idle(socket)?;
+        self.check_open(socket)?;
         // The back-end may answer before the send returns.
         let since = Instant::now();
-        let size = out.body.len().saturating_add(out.payload.len());
-        let header = Header {
-            request: out.request.id(),
-            flags: flags::VERSION | if out.need_reply { flags::NEED_REPLY } else { 0 },
-            size: u32::try_from(size).map_err(|_| Error::invalid("the request is too large"))?,
-        };
-        let parts = [header.as_bytes(), out.body, out.payload];
-        let whole = size.saturating_add(HEADER_SIZE);
+        let header = header(out)?;
         let sent = if self.outbox.is_empty() {
-            match socket::send(socket, &parts.map(IoSlice::new), out.fds) {
+            match socket::send(socket, &parts(&header, out), out.fds) {
                 Ok(sent) => sent,
                 Err(errno) if must_wait(errno, &mut self.throttled) => 0,
-                Err(errno) => {
-                    let error = self.send_failed(errno).of(out.request);
-                    // Answers that came before may still be read.
-                    if matches!(error.kind, Kind::Disconnected | Kind::Canceled) {
-                        self.latch(&error);
-                    }
-                    return Err(error);
-                }
+                Err(errno) => return Err(self.refused(errno).of(out.request)),
             }
         } else {
             0
         };
+        self.take(out, &header, sent, expect, since)
+    }
+
+    /// Takes several requests, at most as many as one system call sends, in their
+    /// order. `taken` is told the ticket of each; an error is about the next one.
+    pub(super) fn submit_all(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        list: &[(Outgoing<'_>, Option<Expect>)],
+        mut taken: impl FnMut(Ticket),
+    ) -> Result<()> {
+        self.check_open(socket)?;
+        let since = Instant::now();
+        let list = list.get(..socket::MAX_PARCELS).unwrap_or(list);
+        let mut headers = [Header::default(); socket::MAX_PARCELS];
+        for (place, (out, _)) in headers.iter_mut().zip(list) {
+            *place = header(out)?;
+        }
+        let mut all = headers.iter().zip(list);
+        let mut parcels = [socket::Parcel::empty(); socket::MAX_PARCELS];
+        for (parcel, (header, (out, _))) in parcels.iter_mut().zip(all.clone()) {
+            *parcel = socket::Parcel {
+                parts: parts(header, out),
+                fds: out.fds,
+            };
+        }
+        let mut rest = parcels.get(..list.len()).unwrap_or_default();
+        while !rest.is_empty() {
+            let mut lengths = [0; socket::MAX_PARCELS];
+            let mut places = lengths.iter_mut();
+            let mut done = 0_usize;
+            let result = if self.outbox.is_empty() {
+                socket::send_all(socket, rest, |sent| {
+                    done = done.saturating_add(1);
+                    if let Some(place) = places.next() {
+                        *place = sent;
+                    }
+                })
+            } else {
+                Err(Errno::EAGAIN)
+            };
+            match result {
+                Ok(()) => {}
+                // What does not fit is kept, all of it: one has to follow the other.
+                Err(errno) if must_wait(errno, &mut self.throttled) => done = rest.len(),
+                Err(errno) => return Err(self.refused(errno)),
+            }
+            for ((header, (out, expect)), sent) in all.by_ref().zip(lengths).take(done) {
+                taken(self.take(out, header, sent, *expect, since)?);
+            }
+            rest = rest.get(done..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Whether anything may be sent now.
+    fn check_open(&mut self, socket: BorrowedFd<'_>) -> Result<()> {
+        match self.ended() {
+            Some(error) => Err(error),
+            None => self.check_idle(socket),
+        }
+    }
+
+    /// A request could not be sent at all.
+    fn refused(&mut self, errno: Errno) -> Error {
+        let error = self.send_failed(errno);
+        // Answers that came before may still be read.
+        if matches!(error.kind, Kind::Disconnected | Kind::Canceled) {
+            self.latch(&error);
+        }
+        error
+    }
+
+    /// Keeps a request of which so many bytes are in the socket until it is answered,
+    /// and what of it is not.
+    fn take(
+        &mut self,
+        out: &Outgoing<'_>,
+        header: &Header,
+        sent: usize,
+        expect: Option<Expect>,
+        since: Instant,
+    ) -> Result<Ticket> {
         if sent > 0 {
             let payload = Payload(out.body, out.payload);
-            self.ledger.sending(header, payload, sent, out.fds.len());
+            self.ledger.sending(*header, payload, sent, out.fds.len());
         }
-        let queued = sent < whole;
+        let parts = [header.as_bytes(), out.body, out.payload];
+        let queued = sent < parts.iter().map(|part| part.len()).sum();
         let ticket = Ticket(self.next);
         if queued {
             let frame = Frame {
@@ -242,7 +312,8 @@ impl Machine {
             self.outbox.push_back(frame);
         }
         self.next = self.next.wrapping_add(1);
-        let payload = self.spare.pop().unwrap_or_default();
+        // Only where it will be filled: an empty one is worth nothing later.
+        let payload = expect.and_then(|_| self.spare.pop()).unwrap_or_default();
         self.slots.push_back(Slot {
             ticket,
             request: out.request,
@@ -474,7 +545,12 @@ impl Machine {
     }
 
     fn keep_spare(&mut self, payload: Vec<u8>) {
-        if self.spare.len() < SPARE_PAYLOADS {
+        let most = match payload.capacity() {
+            0 => 0,
+            capacity if capacity > SMALL => LARGE_PAYLOADS,
+            _ => SPARE_PAYLOADS,
+        };
+        if self.spare.len() < most {
             self.spare.push(payload);
         }
     }
@@ -645,6 +721,19 @@ fn check_flags(header: &Header) -> Result<()> {
         return Err(Error::protocol("the message is not flagged as a reply").value(value));
     }
     Ok(())
+}
+
+fn header(out: &Outgoing<'_>) -> Result<Header> {
+    let size = out.body.len().saturating_add(out.payload.len());
+    Ok(Header {
+        request: out.request.id(),
+        flags: flags::VERSION | if out.need_reply { flags::NEED_REPLY } else { 0 },
+        size: u32::try_from(size).map_err(|_| Error::invalid("the request is too large"))?,
+    })
+}
+
+fn parts<'a>(header: &'a Header, out: &Outgoing<'a>) -> [IoSlice<'a>; 3] {
+    [header.as_bytes(), out.body, out.payload].map(IoSlice::new)
 }
 
 fn duplicates(fds: &[BorrowedFd<'_>]) -> Result<Vec<OwnedFd>> {

@@ -17,12 +17,29 @@ const MAX_READS: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Pending {
     /// What is waited for, and what came before it for its sake.
-    ticket: Ticket,
+    pub(super) ticket: Ticket,
     first: Option<Ticket>,
     expect: Option<Expect>,
 }
 
 impl Pending {
+    pub(super) fn new(ticket: Ticket, expect: Option<Expect>) -> Self {
+        Self {
+            ticket,
+            first: None,
+            expect,
+        }
+    }
+
+    /// What was waited for has come.
+    pub(super) fn told<'a>(&self, reply: Reply<'a>) -> Outcome<'a> {
+        match self.expect {
+            None => Outcome::Sent,
+            Some(expect) if expect.ack => Outcome::Ack(reply),
+            Some(_) => Outcome::Reply(reply),
+        }
+    }
+
     /// Whoever made the request does not know of a barrier behind it.
     fn behind(&self, error: Error) -> Error {
         match (self.first, error.phase) {
@@ -61,11 +78,7 @@ impl Connection {
     pub(crate) fn begin(&self, out: &Outgoing<'_>, expect: Option<Expect>) -> Result<Pending> {
         let mut state = self.enter()?;
         let ticket = self.submit(&mut state, out, expect)?;
-        Ok(Pending {
-            ticket,
-            first: None,
-            expect,
-        })
+        Ok(Pending::new(ticket, expect))
     }
 
     /// Begins a request that is not acknowledged and, right behind it, one whose
@@ -119,13 +132,9 @@ impl Connection {
             return None;
         }
         let sent = first.map_or(Ok(()), |first| state.machine.outcome(first, |_| Ok(())));
-        let result = state.machine.outcome(pending.ticket, |reply| {
-            decode(match pending.expect {
-                None => Outcome::Sent,
-                Some(expect) if expect.ack => Outcome::Ack(reply),
-                Some(_) => Outcome::Reply(reply),
-            })
-        });
+        let result = state
+            .machine
+            .outcome(pending.ticket, |reply| decode(pending.told(reply)));
         self.leave(&mut state);
         Some(sent.and(result.map_err(|error| pending.behind(error))))
     }

@@ -12,7 +12,7 @@ use super::link::Link;
 use super::plan::{Actual, InflightKey, Step, Wanted};
 use super::ring::{Kept, Origin};
 use super::{DeviceOptions, MemoryState, memory};
-use crate::backend_client::{BackendClient, BackendHandler, Begun};
+use crate::backend_client::{BackendClient, BackendHandler, Begun, FD_WINDOW, WINDOW};
 use crate::connection::TraceSink;
 use crate::error::Error;
 use crate::message::{Inflight, SHMEM_REGIONS};
@@ -78,6 +78,12 @@ impl Live {
     pub(super) fn memory_under_way(&self) -> bool {
         let mut steps = self.under_way.iter();
         steps.any(|it| matches!(it.what, What::Step(Step::Memory(_))))
+    }
+
+    /// As much is unanswered as may be.
+    fn window_is_full(&self) -> bool {
+        let with_fds = self.under_way.iter().filter(|it| it.begun.carries_fds());
+        self.under_way.len() >= WINDOW || with_fds.count() >= FD_WINDOW
     }
 }
 

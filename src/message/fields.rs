@@ -239,8 +239,7 @@ impl Line<'_> {
 
     /// The front-end's request of this number.
     fn request(&self) -> Option<Request> {
-        let mut all = Request::ALL.iter().copied();
-        all.find(|known| known.id() == self.header.request)
+        Request::from_id(self.header.request)
     }
 
     /// The request that it is, or that it answers.

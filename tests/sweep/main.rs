@@ -21,6 +21,7 @@ mod device;
 mod faults;
 #[path = "../common/front.rs"]
 mod front;
+mod list;
 mod recorder;
 mod scenarios;
 
@@ -159,7 +160,8 @@ fn every_message_of_every_scenario_with_every_fault() {
         told += &format!("\n  {cases:5} {} ({took:.1?})", scenario.name);
     }
     type Part = fn(&mut dyn FnMut(Result<(), String>));
-    let parts: [(&str, usize, Part); 3] = [
+    let parts: [(&str, usize, Part); 4] = [
+        ("a list", 2610, |done| list::faults(done)),
         ("asks before it answers", 4325, |done| {
             channel::asks_before_it_answers(done)
         }),

@@ -7,10 +7,11 @@ use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use vhost_user_frontend::message::{
-    CryptoSym, Inflight, Iotlb, Log, MemRegion, ProtocolFeatures, Request, VringAddr, crypto, iotlb,
+    CryptoSym, Inflight, Iotlb, Log, MemRegion, ProtocolFeatures, Request, VringAddr, VringState,
+    crypto, iotlb,
 };
 use vhost_user_frontend::{
-    BackendClient, CryptoKind, Direction, OnTimeout, Options, Result, SharedRegion, Timeout,
+    BackendClient, CryptoKind, Direction, OnTimeout, Op, Options, Result, SharedRegion, Timeout,
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vuf_mock_backend::{Mock, Script};
@@ -76,6 +77,36 @@ impl Front {
         let (ours, theirs) = UnixStream::pair().unwrap();
         self.end.replace(Some(ours.into()));
         theirs.into()
+    }
+
+    /// No two requests of a kind follow each other: what is missing between them could
+    /// not be seen.
+    pub fn list(&self) -> [Op<'_>; 14] {
+        let ring = |num| VringState { index: 0, num };
+        let fd = |at: usize| Some(self.eventfds[at].as_fd());
+        let inflight = Inflight {
+            mmap_size: 4096,
+            mmap_offset: 0,
+            num_queues: 1,
+            queue_size: 256,
+            padding: 0,
+        };
+        [
+            Op::NetSetMtu(1500),
+            Op::SetInflightFd(inflight, file(1)),
+            Op::SetVringNum(ring(256)),
+            Op::SetVringBase(ring(BASE)),
+            Op::SetVringAddr(address(0)),
+            Op::SetVringEndian(ring(0)),
+            Op::SetVringCall(0, fd(0)),
+            Op::SetVringErr(0, None),
+            Op::SetVringKick(0, fd(1)),
+            Op::SetVringEnable(0, true),
+            Op::SetLogFd(file(2)),
+            Op::SetVringCall(0, fd(2)),
+            Op::SetStatus(15),
+            Op::SendRarp([2, 0, 0, 0, 0, 1]),
+        ]
     }
 
     fn transfer(&self, direction: Direction) -> Result<u64> {
@@ -329,7 +360,7 @@ fn nothing((): ()) -> u64 {
 /// VERSION_1, the bit of protocol features, LOG_ALL.
 const FEATURES: u64 = 1 << 32 | 1 << 30 | LOG_ALL;
 const LOG_ALL: u64 = 1 << 26;
-const MTU: u64 = 1 << 3;
+pub const MTU: u64 = 1 << 3;
 pub const ACCESS_PLATFORM: u64 = 1 << 33;
 const USUAL_FEATURES: u64 = FEATURES & !LOG_ALL;
 /// What a polite back-end does not offer.

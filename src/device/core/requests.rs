@@ -14,10 +14,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// How many requests may be unanswered. A back-end that writes its answers in two
-/// pieces has room for more than twice as many.
-const WINDOW: usize = 16;
-
 impl Core {
     /// The rings whose place has to be read, now that nobody moves it any more; and
     /// who knows it.
@@ -189,7 +185,7 @@ impl Core {
                 return Ok(());
             };
             let waits = !live.placed
-                || live.under_way.len() >= WINDOW
+                || live.window_is_full()
                 || matches!(live.under_way.back(),
                     Some(UnderWay { what: What::Step(step), .. }) if step.alone());
             if waits {
@@ -474,7 +470,7 @@ fn begin_ring(
             let num = num.ok_or_else(|| Error::new(Kind::State, text).ring(index))?;
             Op::SetVringBase(VringState { index, num })
         }
-        RingStep::Addr => Op::SetVringAddr(&kept.addr),
+        RingStep::Addr => Op::SetVringAddr(kept.addr),
         RingStep::Err => Op::SetVringErr(index, kept.err.as_deref().map(AsFd::as_fd)),
         RingStep::Kick => Op::SetVringKick(index, Some(kept.kick.as_fd())),
         RingStep::Enable => Op::SetVringEnable(index, true),
