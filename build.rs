@@ -34,12 +34,14 @@ fn generate(target: &str) -> Result<(), Box<dyn std::error::Error>> {
     // In the order in which a reader wants them.
     let files = [
         "types",
+        "requests",
         "error",
         "client",
         "memory",
         "memfd",
         "postcopy",
         "vring",
+        "list",
         "device",
         "device_kinds",
         "backend",

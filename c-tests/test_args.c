@@ -148,6 +148,78 @@ static void a_null_output_is_refused(void **state)
     assert_int_equal(fd, -1);
 }
 
+/* What is wrong with the last request of a list is found before the first is sent. */
+static void a_list_with_a_mistake_is_refused(void **state)
+{
+    struct rig *rig = *state;
+    static const struct vuf_vring_addr addr = {.reserved = 1}, odd = {.descriptor = 1};
+    static const struct vuf_inflight inflight = {.mmap_size = PAGE, .num_queues = 1, .reserved = 1};
+    const int e = rig->event;
+    const struct {
+        int rc;
+        const char *text;
+        struct vuf_op op;
+    } bad[] = {
+        {-EINVAL, "request", {.request = 0}},
+        {-EINVAL, "request", {.request = 99}},
+        {-EINVAL, "request", {.request = VUF_REQUEST_GET_FEATURES}},
+        {-EINVAL, "request", {.request = VUF_REQUEST_GET_VRING_BASE}},
+        {-EINVAL, "request", {.request = VUF_REQUEST_RESET_DEVICE}},
+        {-EINVAL, "value", {.request = VUF_REQUEST_SET_VRING_NUM, .value = UINT64_C(1) << 32}},
+        {-EINVAL, "num", {.request = VUF_REQUEST_SET_VRING_NUM, .value = 0}},
+        {-EINVAL, "index", {.request = VUF_REQUEST_SET_VRING_NUM, .index = 256, .value = 8}},
+        {-EINVAL, "addr", {.request = VUF_REQUEST_SET_VRING_NUM, .value = 8, .addr = &odd}},
+        {-EINVAL, "fd", {.request = VUF_REQUEST_SET_VRING_NUM, .value = 8, .fd = e}},
+        {-EINVAL, "reserved", {.request = VUF_REQUEST_SET_VRING_NUM, .value = 8, .reserved0 = 1}},
+        {-EINVAL, "reserved", {.request = VUF_REQUEST_SET_VRING_NUM, .value = 8, .reserved = {1}}},
+        {-EINVAL, "base", {.request = VUF_REQUEST_SET_VRING_BASE, .value = 65536}},
+        {-EINVAL, "endian", {.request = VUF_REQUEST_SET_VRING_ENDIAN, .value = 2}},
+        {-EINVAL, "value", {.request = VUF_REQUEST_SET_VRING_ENABLE, .value = 2}},
+        {-EINVAL, "addr", {.request = VUF_REQUEST_SET_VRING_ADDR}},
+        {-EINVAL, "reserved", {.request = VUF_REQUEST_SET_VRING_ADDR, .addr = &addr}},
+        {-EINVAL, "descriptor", {.request = VUF_REQUEST_SET_VRING_ADDR, .addr = &odd}},
+        {-EINVAL, "fd", {.request = VUF_REQUEST_SET_VRING_KICK, .fd = 0}},
+        {-EBADF, "fd", {.request = VUF_REQUEST_SET_VRING_KICK, .fd = -2}},
+        {-EBADF, "fd", {.request = VUF_REQUEST_SET_VRING_CALL, .fd = 987654}},
+        {-EINVAL, "value", {.request = VUF_REQUEST_SET_VRING_ERR, .fd = e, .value = 1}},
+        {-EINVAL, "value", {.request = VUF_REQUEST_VRING_KICK, .value = 1}},
+        {-EINVAL, "inflight", {.request = VUF_REQUEST_SET_INFLIGHT_FD, .fd = e}},
+        {-EINVAL, "reserved",
+         {.request = VUF_REQUEST_SET_INFLIGHT_FD, .fd = e, .inflight = &inflight}},
+        {-EBADF, "fd", {.request = VUF_REQUEST_SET_LOG_FD, .fd = -1}},
+        {-EINVAL, "status", {.request = VUF_REQUEST_SET_STATUS, .value = 256}},
+        {-EINVAL, "index", {.request = VUF_REQUEST_SET_STATUS, .index = 1, .value = 1}},
+        {-EINVAL, "mtu", {.request = VUF_REQUEST_NET_SET_MTU, .value = 1}},
+        {-EINVAL, "48 bits", {.request = VUF_REQUEST_SEND_RARP, .value = UINT64_C(1) << 48}},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct vuf_submit_result result = {.size = sizeof result};
+        const struct vuf_op ops[] = {
+            {.request = VUF_REQUEST_SET_VRING_NUM, .value = 8},
+            bad[i].op,
+        };
+        int rc = vuf_client_submit(rig->client, ops, 2, 0, VUF_TIMEOUT_DEFAULT, &result);
+        if (rc != bad[i].rc || strstr(vuf_last_error(), bad[i].text) == NULL) {
+            fail_msg("%zu: %d: %s", i, rc, vuf_last_error());
+        }
+        assert_int_equal(result.failed, 1);
+        assert_int_equal(result.sent, 0);
+        assert_int_equal(result.code, rc);
+    }
+    const struct vuf_op good = {.request = VUF_REQUEST_SET_VRING_NUM, .value = 8};
+    struct vuf_submit_result result = {.size = 0};
+    struct vuf_client *c = rig->client;
+    const uint32_t ms = VUF_TIMEOUT_DEFAULT;
+    REFUSED(rig, -EINVAL, NO_REQUEST, "flags", vuf_client_submit(c, &good, 1, 1, ms, NULL));
+    REFUSED(rig, -EINVAL, NO_REQUEST, "ops", vuf_client_submit(c, NULL, 1, 0, ms, NULL));
+    REFUSED(rig, -E2BIG, NO_REQUEST, "n is",
+            vuf_client_submit(c, &good, VUF_MAX_OPS + 1, 0, ms, NULL));
+    REFUSED(rig, -EINVAL, NO_REQUEST, "size", vuf_client_submit(c, &good, 1, 0, ms, &result));
+    REFUSED(rig, -EINVAL, NO_REQUEST, "client", vuf_client_submit(NULL, &good, 1, 0, ms, NULL));
+    all_refused(rig);
+    assert_int_equal(vuf_client_submit(c, NULL, 0, 0, ms, NULL), 0);
+}
+
 static void a_null_input_is_refused(void **state)
 {
     struct rig *rig = *state;
@@ -931,6 +1003,7 @@ int main(void)
         TEST(freeing_null_does_nothing),
         AGREED(a_null_output_is_refused),
         AGREED(a_null_input_is_refused),
+        AGREED(a_list_with_a_mistake_is_refused),
         AGREED(a_descriptor_that_is_not_open_is_refused),
         AGREED(a_region_names_a_bad_descriptor_by_its_position),
         AGREED(a_ring_beyond_max_rings_is_refused),

@@ -317,6 +317,20 @@ static void test_data(void **state)
     stop_rings(f);
 }
 
+/* Rings that are started all at once, where they were stopped. */
+static void test_started_at_once(void **state)
+{
+    struct fixture *f = begin(state);
+    for (unsigned round = 0; round < 3; round++) {
+        stop_rings(f);
+        assert_ok(blk_rings_start(f->rings, f->variant.queues, f->client));
+        for (unsigned n = 0; n < f->variant.queues; n++) {
+            assert_data_goes_both_ways(f, &f->rings[n]);
+        }
+    }
+    stop_rings(f);
+}
+
 /* Every ring full at once, each request of another size. */
 static void test_many_in_flight(void **state)
 {
@@ -746,6 +760,7 @@ static int run(const char *name, struct variant *variant)
 {
     const struct CMUnitTest tests[] = {
         TEST(test_data, variant),
+        TEST(test_started_at_once, variant),
         TEST(test_many_in_flight, variant),
         TEST(test_answers, variant),
         TEST(test_polled, variant),

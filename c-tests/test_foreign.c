@@ -515,6 +515,118 @@ static void a_refusal_leaves_the_connection_usable(void **state)
     ok(set_vring_base(f));
 }
 
+/* ---- lists ---- */
+
+/* Three rings, and what is not about rings. */
+static size_t a_list(struct fixture *f, struct vuf_op *ops)
+{
+    static const struct vuf_vring_addr addr = {
+        .descriptor = 0x7f0000000010, .available = 0x7f0000002002, .used = 0x7f0000003004};
+    static const struct vuf_inflight inflight = {PAGE, PAGE, 2, 256, 0};
+    size_t n = 0;
+    ops[n++] = (struct vuf_op){
+        .request = VUF_REQUEST_SET_INFLIGHT_FD, .inflight = &inflight, .fd = f->inflight};
+    for (uint32_t ring = 0; ring < 3; ring++) {
+        const struct vuf_op of_ring[] = {
+            {.request = VUF_REQUEST_SET_VRING_NUM, .value = 256},
+            {.request = VUF_REQUEST_SET_VRING_BASE, .value = 0xfffe},
+            {.request = VUF_REQUEST_SET_VRING_ADDR, .addr = &addr},
+            {.request = VUF_REQUEST_SET_VRING_CALL, .fd = f->event},
+            {.request = VUF_REQUEST_SET_VRING_ERR, .fd = -1},
+            {.request = VUF_REQUEST_SET_VRING_KICK, .fd = f->event},
+            {.request = VUF_REQUEST_SET_VRING_ENABLE, .value = 1},
+        };
+        for (size_t i = 0; i < LENGTH(of_ring); i++) {
+            ops[n] = of_ring[i];
+            ops[n++].index = ring;
+        }
+    }
+    return n;
+}
+
+static void expect_list(struct fixture *f, uint32_t rings)
+{
+    expect(f, "SET_INFLIGHT_FD mmap_size=0x1000 mmap_offset=0x1000 num_queues=2 queue_size=256 "
+              "fd=yes fd_size=0x2000");
+    for (uint32_t ring = 0; ring < rings; ring++) {
+        const char *const lines[] = {
+            "SET_VRING_NUM index=%u num=256",
+            "SET_VRING_BASE index=%u base=0xfffe",
+            "SET_VRING_ADDR index=%u flags=0x0 desc=0x7f0000000010 used=0x7f0000003004 "
+            "avail=0x7f0000002002 log=0x0",
+            "SET_VRING_CALL index=%u fd=yes",
+            "SET_VRING_ERR index=%u fd=no",
+            "SET_VRING_KICK index=%u fd=yes",
+            "SET_VRING_ENABLE index=%u enable=1",
+        };
+        for (size_t i = 0; i < LENGTH(lines); i++) {
+            char line[160];
+            const char *name = strstr(lines[i], "%u");
+            snprintf(line, sizeof line, "%.*s%u%s", (int)(name - lines[i]), lines[i], ring,
+                     name + 2);
+            expect(f, line);
+        }
+    }
+}
+
+static void a_list_arrives_in_order(void **state)
+{
+    struct fixture *f = *state;
+    struct vuf_op ops[32];
+    for (int acked = 0; acked < 2; acked++) {
+        struct vuf_submit_result result = {.size = sizeof result, .sent = 99, .failed = 99};
+        start_agreed(f, NULL, FEATURES, PROTOCOL_FEATURES | (acked ? REPLY_ACK : 0));
+        size_t n = a_list(f, ops);
+        ok(vuf_client_submit(f->client, ops, n, 0, VUF_TIMEOUT_DEFAULT, &result));
+        assert_int_equal(result.sent, n);
+        assert_int_equal(result.applied, n);
+        assert_int_equal(result.refused, 0);
+        assert_int_equal(result.failed, -1);
+        assert_int_equal(result.code, 0);
+        expect_list(f, 3);
+        if (!acked) {
+            expect(f, "GET_FEATURES");
+        }
+        stop(f);
+    }
+}
+
+static void a_refusal_in_a_list_is_told(void **state)
+{
+    struct fixture *f = *state;
+    struct vuf_op ops[32];
+    struct vuf_submit_result result = {.size = sizeof result};
+    start_usual(f, (const char *const[]){"--refuse", "SET_VRING_BASE", "--keep-open", NULL});
+    size_t n = a_list(f, ops);
+    int rc = vuf_client_submit(f->client, ops, n, 0, VUF_TIMEOUT_DEFAULT, &result);
+    assert_int_equal(rc, VUF_E_NACK);
+    assert_int_equal(result.sent, n); /* they fit into the window */
+    assert_int_equal(result.refused, 3);
+    assert_int_equal(result.applied, n - 3);
+    assert_int_equal(result.failed, 2);
+    assert_int_equal(result.code, VUF_E_NACK);
+    assert_int_equal(result.error_class, VUF_CLASS_REFUSED);
+    assert_int_equal(result.request, VUF_REQUEST_SET_VRING_BASE);
+    assert_int_equal(result.ring, 0);
+    assert_int_equal(result.has_value, 1);
+    assert_int_equal(last_info().request, SET_VRING_BASE);
+    ok(set_vring_num(f));
+}
+
+static void a_back_end_that_fails_at_a_list_is_told(void **state)
+{
+    struct fixture *f = *state;
+    struct vuf_op ops[32];
+    struct vuf_submit_result result = {.size = sizeof result};
+    start_agreed(f, (const char *const[]){"--refuse", "SET_VRING_CALL", NULL}, FEATURES,
+                 PROTOCOL_FEATURES);
+    size_t n = a_list(f, ops);
+    int rc = vuf_client_submit(f->client, ops, n, 0, VUF_TIMEOUT_DEFAULT, &result);
+    assert_int_equal(rc, VUF_E_DISCONNECTED);
+    assert_int_equal(result.code, rc);
+    assert_int_equal(result.applied, 0);
+}
+
 /* ---- features ---- */
 
 static void features_are_those_of_the_back_end(void **state)
@@ -971,6 +1083,9 @@ int main(void)
         TEST(every_refusal_is_told),
         TEST(a_refusal_without_reply_ack_ends_the_connection),
         TEST(a_refusal_leaves_the_connection_usable),
+        TEST(a_list_arrives_in_order),
+        TEST(a_refusal_in_a_list_is_told),
+        TEST(a_back_end_that_fails_at_a_list_is_told),
         TEST(features_are_those_of_the_back_end),
         TEST(without_protocol_features_the_rest_works),
         TEST(refused_negotiation_is_told),

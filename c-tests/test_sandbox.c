@@ -52,6 +52,7 @@ enum { SHORT_MS = 40 }; /* a deadline that is meant to pass */
     ANY(getpid)                                                                                    \
     ONLY(ioctl, 1, FIONREAD)                                                                       \
     ONLY(sendmsg, 2, MSG_DONTWAIT | MSG_NOSIGNAL)                                                  \
+    ONLY(sendmmsg, 3, MSG_DONTWAIT | MSG_NOSIGNAL)                                                 \
     ONLY(recvmsg, 2, MSG_CMSG_CLOEXEC)                                                             \
     ONLY(recvmsg, 2, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)                                              \
     ANY(poll)                                                                                      \
@@ -303,6 +304,8 @@ static void connect_and_run_a_device(void)
     SHOULD(sectors == DISK_SIZE / SECTOR_SIZE);
     SHOULD_RETURN(0, vuf_client_set_mem_table(client, &region, 1));
     SHOULD_RETURN(0, blk_ring_start(&ring, client, 0));
+    SHOULD_RETURN(0, blk_ring_stop(&ring, client, &base));
+    SHOULD_RETURN(0, blk_rings_start(&ring, 1, client));
     SHOULD_RETURN(0, blk_ring_stop(&ring, client, &base));
     vuf_client_free(client);
 }

@@ -198,12 +198,16 @@ static void notify(int eventfd)
     (void)ignored;
 }
 
-int blk_ring_start(struct blk_ring *ring, struct vuf_client *client, uint32_t base)
+static void choose_interrupts(struct blk_ring *ring)
 {
     struct avail *avail = part(ring, AVAIL_AT);
     atomic_store_explicit(&avail->flags, htole16(ring->polled ? AVAIL_F_NO_INTERRUPT : 0),
                           memory_order_relaxed);
+}
 
+int blk_ring_start(struct blk_ring *ring, struct vuf_client *client, uint32_t base)
+{
+    choose_interrupts(ring);
     struct vuf_vring_addr addr = blk_ring_addr(ring);
     int rc = vuf_client_set_vring_num(client, ring->index, ring->num);
     /* Base before addresses: back-ends compare it with the used index. */
@@ -228,6 +232,38 @@ int blk_ring_start(struct blk_ring *ring, struct vuf_client *client, uint32_t ba
     if (rc == 0) {
         /* For what was made available while the ring was stopped. */
         notify(ring->kick_fd);
+    }
+    return rc;
+}
+
+int blk_rings_start(struct blk_ring *rings, uint32_t n, struct vuf_client *client)
+{
+    enum { OPS = 7 };
+    struct vuf_vring_addr addrs[BLK_RINGS];
+    struct vuf_op ops[BLK_RINGS * OPS] = {{0}};
+    if (n > BLK_RINGS) {
+        return -EINVAL;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        const struct blk_ring *ring = &rings[i];
+        const uint32_t index = ring->index;
+        const int call_fd = ring->polled ? -1 : ring->call_fd;
+        choose_interrupts(&rings[i]);
+        addrs[i] = blk_ring_addr(ring);
+        const struct vuf_op of_ring[OPS] = {
+            {.request = VUF_REQUEST_SET_VRING_NUM, .index = index, .value = ring->num},
+            {.request = VUF_REQUEST_SET_VRING_BASE, .index = index, .value = ring->next_avail},
+            {.request = VUF_REQUEST_SET_VRING_ADDR, .index = index, .addr = &addrs[i]},
+            {.request = VUF_REQUEST_SET_VRING_CALL, .index = index, .fd = call_fd},
+            {.request = VUF_REQUEST_SET_VRING_ERR, .index = index, .fd = ring->err_fd},
+            {.request = VUF_REQUEST_SET_VRING_KICK, .index = index, .fd = ring->kick_fd},
+            {.request = VUF_REQUEST_SET_VRING_ENABLE, .index = index, .value = 1},
+        };
+        memcpy(&ops[i * OPS], of_ring, sizeof of_ring);
+    }
+    int rc = vuf_client_submit(client, ops, n * OPS, 0, VUF_TIMEOUT_DEFAULT, NULL);
+    for (uint32_t i = 0; rc == 0 && i < n; i++) {
+        notify(rings[i].kick_fd);
     }
     return rc;
 }

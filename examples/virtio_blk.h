@@ -100,6 +100,11 @@ struct vuf_ring blk_ring_of_device(const struct blk_ring *ring, uint32_t base_mo
 /* Has the back-end process the ring; base is 0, or what blk_ring_stop() gave. */
 int blk_ring_start(struct blk_ring *ring, struct vuf_client *client, uint32_t base);
 
+/* The same for up to BLK_RINGS rings, from where their driver stands, without
+   waiting for one answer before the next request. */
+#define BLK_RINGS 16u
+int blk_rings_start(struct blk_ring *rings, uint32_t n, struct vuf_client *client);
+
 /*
  * Stops the ring; base gets where it stood, for blk_ring_start().
  *

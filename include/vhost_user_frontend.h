@@ -486,6 +486,236 @@
 #define VUF_TRACE_RECEIVED 1
 
 /**
+ * GET_FEATURES.
+ */
+#define VUF_REQUEST_GET_FEATURES 1
+
+/**
+ * SET_FEATURES.
+ */
+#define VUF_REQUEST_SET_FEATURES 2
+
+/**
+ * SET_OWNER.
+ */
+#define VUF_REQUEST_SET_OWNER 3
+
+/**
+ * RESET_OWNER.
+ */
+#define VUF_REQUEST_RESET_OWNER 4
+
+/**
+ * SET_MEM_TABLE.
+ */
+#define VUF_REQUEST_SET_MEM_TABLE 5
+
+/**
+ * SET_LOG_BASE.
+ */
+#define VUF_REQUEST_SET_LOG_BASE 6
+
+/**
+ * SET_LOG_FD.
+ */
+#define VUF_REQUEST_SET_LOG_FD 7
+
+/**
+ * SET_VRING_NUM.
+ */
+#define VUF_REQUEST_SET_VRING_NUM 8
+
+/**
+ * SET_VRING_ADDR.
+ */
+#define VUF_REQUEST_SET_VRING_ADDR 9
+
+/**
+ * SET_VRING_BASE.
+ */
+#define VUF_REQUEST_SET_VRING_BASE 10
+
+/**
+ * GET_VRING_BASE.
+ */
+#define VUF_REQUEST_GET_VRING_BASE 11
+
+/**
+ * SET_VRING_KICK.
+ */
+#define VUF_REQUEST_SET_VRING_KICK 12
+
+/**
+ * SET_VRING_CALL.
+ */
+#define VUF_REQUEST_SET_VRING_CALL 13
+
+/**
+ * SET_VRING_ERR.
+ */
+#define VUF_REQUEST_SET_VRING_ERR 14
+
+/**
+ * GET_PROTOCOL_FEATURES.
+ */
+#define VUF_REQUEST_GET_PROTOCOL_FEATURES 15
+
+/**
+ * SET_PROTOCOL_FEATURES.
+ */
+#define VUF_REQUEST_SET_PROTOCOL_FEATURES 16
+
+/**
+ * GET_QUEUE_NUM.
+ */
+#define VUF_REQUEST_GET_QUEUE_NUM 17
+
+/**
+ * SET_VRING_ENABLE.
+ */
+#define VUF_REQUEST_SET_VRING_ENABLE 18
+
+/**
+ * SEND_RARP.
+ */
+#define VUF_REQUEST_SEND_RARP 19
+
+/**
+ * NET_SET_MTU.
+ */
+#define VUF_REQUEST_NET_SET_MTU 20
+
+/**
+ * SET_BACKEND_REQ_FD.
+ */
+#define VUF_REQUEST_SET_BACKEND_REQ_FD 21
+
+/**
+ * IOTLB_MSG.
+ */
+#define VUF_REQUEST_IOTLB_MSG 22
+
+/**
+ * SET_VRING_ENDIAN.
+ */
+#define VUF_REQUEST_SET_VRING_ENDIAN 23
+
+/**
+ * GET_CONFIG.
+ */
+#define VUF_REQUEST_GET_CONFIG 24
+
+/**
+ * SET_CONFIG.
+ */
+#define VUF_REQUEST_SET_CONFIG 25
+
+/**
+ * CREATE_CRYPTO_SESSION.
+ */
+#define VUF_REQUEST_CREATE_CRYPTO_SESSION 26
+
+/**
+ * CLOSE_CRYPTO_SESSION.
+ */
+#define VUF_REQUEST_CLOSE_CRYPTO_SESSION 27
+
+/**
+ * POSTCOPY_ADVISE.
+ */
+#define VUF_REQUEST_POSTCOPY_ADVISE 28
+
+/**
+ * POSTCOPY_LISTEN.
+ */
+#define VUF_REQUEST_POSTCOPY_LISTEN 29
+
+/**
+ * POSTCOPY_END.
+ */
+#define VUF_REQUEST_POSTCOPY_END 30
+
+/**
+ * GET_INFLIGHT_FD.
+ */
+#define VUF_REQUEST_GET_INFLIGHT_FD 31
+
+/**
+ * SET_INFLIGHT_FD.
+ */
+#define VUF_REQUEST_SET_INFLIGHT_FD 32
+
+/**
+ * GPU_SET_SOCKET.
+ */
+#define VUF_REQUEST_GPU_SET_SOCKET 33
+
+/**
+ * RESET_DEVICE.
+ */
+#define VUF_REQUEST_RESET_DEVICE 34
+
+/**
+ * VRING_KICK.
+ */
+#define VUF_REQUEST_VRING_KICK 35
+
+/**
+ * GET_MAX_MEM_SLOTS.
+ */
+#define VUF_REQUEST_GET_MAX_MEM_SLOTS 36
+
+/**
+ * ADD_MEM_REG.
+ */
+#define VUF_REQUEST_ADD_MEM_REG 37
+
+/**
+ * REM_MEM_REG.
+ */
+#define VUF_REQUEST_REM_MEM_REG 38
+
+/**
+ * SET_STATUS.
+ */
+#define VUF_REQUEST_SET_STATUS 39
+
+/**
+ * GET_STATUS.
+ */
+#define VUF_REQUEST_GET_STATUS 40
+
+/**
+ * GET_SHARED_OBJECT.
+ */
+#define VUF_REQUEST_GET_SHARED_OBJECT 41
+
+/**
+ * SET_DEVICE_STATE_FD.
+ */
+#define VUF_REQUEST_SET_DEVICE_STATE_FD 42
+
+/**
+ * CHECK_DEVICE_STATE.
+ */
+#define VUF_REQUEST_CHECK_DEVICE_STATE 43
+
+/**
+ * GET_SHMEM_CONFIG.
+ */
+#define VUF_REQUEST_GET_SHMEM_CONFIG 44
+
+/**
+ * GET_VRING_BASE_SKIP_DRAIN.
+ */
+#define VUF_REQUEST_GET_VRING_BASE_SKIP_DRAIN 45
+
+/**
+ * Most requests in one list of vuf_client_submit().
+ */
+#define VUF_MAX_OPS 65536
+
+/**
  * Nothing has happened (struct vuf_device_event).
  */
 #define VUF_DEVICE_EVENT_NONE 0
@@ -960,6 +1190,130 @@ struct vuf_inflight {
      * Zero.
      */
     uint32_t reserved;
+};
+
+/**
+ * A request in a list of vuf_client_submit(). Zero it first; fields that request
+ * does not name below stay zero (fd may be -1 as well).
+ *
+ *   VUF_REQUEST_SET_VRING_NUM     index, value: the size in descriptors
+ *   VUF_REQUEST_SET_VRING_ADDR    index, addr
+ *   VUF_REQUEST_SET_VRING_BASE    index, value: where the ring goes on
+ *   VUF_REQUEST_SET_VRING_KICK    index, fd: -1 for none
+ *   VUF_REQUEST_SET_VRING_CALL    the same
+ *   VUF_REQUEST_SET_VRING_ERR     the same
+ *   VUF_REQUEST_SET_VRING_ENABLE  index, value: 1 or 0
+ *   VUF_REQUEST_SET_VRING_ENDIAN  index, value: VUF_VRING_*_ENDIAN
+ *   VUF_REQUEST_VRING_KICK        index
+ *   VUF_REQUEST_SET_INFLIGHT_FD   inflight, fd
+ *   VUF_REQUEST_SET_LOG_FD        fd
+ *   VUF_REQUEST_SET_STATUS        value: the device status
+ *   VUF_REQUEST_NET_SET_MTU       value
+ *   VUF_REQUEST_SEND_RARP         value: the address, its first byte lowest
+ *
+ * Each means what the function of its name documents, vuf_client_set_vring_num()
+ * and so on, and needs the same features.
+ */
+struct vuf_op {
+    /**
+     * VUF_REQUEST_*
+     */
+    uint32_t request;
+    /**
+     * Index of the ring.
+     */
+    uint32_t index;
+    /**
+     * Borrowed for the call: the back-end gets a duplicate. 0 is taken for a field
+     * that was not set.
+     */
+    int fd;
+    /**
+     * Zero.
+     */
+    uint32_t reserved0;
+    /**
+     * See above.
+     */
+    uint64_t value;
+    /**
+     * Read during the call.
+     */
+    const struct vuf_vring_addr *addr;
+    /**
+     * Read during the call.
+     */
+    const struct vuf_inflight *inflight;
+    /**
+     * Zero.
+     */
+    uint64_t reserved[2];
+};
+
+/**
+ * What became of a list of requests. Set size to
+ * sizeof(struct vuf_submit_result) before the call.
+ */
+struct vuf_submit_result {
+    /**
+     * sizeof(struct vuf_submit_result)
+     */
+    size_t size;
+    /**
+     * How many went out, always the first of the list.
+     */
+    uint32_t sent;
+    /**
+     * How many of them are known to have been processed; those between applied and
+     * sent may have been.
+     */
+    uint32_t applied;
+    /**
+     * How many of them the back-end refused.
+     */
+    uint32_t refused;
+    /**
+     * Which was the first to fail, from 0; -1 if none did, or where that cannot be
+     * told: without VUF_PROTOCOL_F_REPLY_ACK.
+     */
+    int32_t failed;
+    /**
+     * What the function returned. This and the next ones are as in
+     * struct vuf_error_info.
+     */
+    int code;
+    /**
+     * Errno behind the code.
+     */
+    int errno_value;
+    /**
+     * VUF_CLASS_*
+     */
+    uint32_t error_class;
+    /**
+     * VUF_PHASE_*
+     */
+    uint32_t phase;
+    /**
+     * Number of the request that failed.
+     */
+    uint32_t request;
+    /**
+     * Index of its ring; -1 if none.
+     */
+    int32_t ring;
+    /**
+     * 1 if value is what the back-end sent.
+     */
+    uint32_t has_value;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+    /**
+     * The back-end's raw value.
+     */
+    uint64_t value;
 };
 
 /**
@@ -2559,6 +2913,44 @@ int vuf_client_set_vring_err(struct vuf_client *client, uint32_t index, int fd);
 int vuf_client_set_vring_enable(struct vuf_client *client,
                                 uint32_t index,
                                 bool enable);
+
+/**
+ * Sends many requests without waiting for the answer to one before the next, and
+ * then has seen that each was processed.
+ *
+ * Up to 64 requests are on their way at once, up to 16 of those with descriptors,
+ * and one system call sends as many. With VUF_PROTOCOL_F_REPLY_ACK every one is
+ * acknowledged. Without it a GET_FEATURES behind the last shows that the back-end
+ * has processed them all; what it refused cannot be told then.
+ *
+ * All of them are checked, with what was agreed before the call, before the first
+ * is sent. One that is refused ends the sending: the client stays of use, and those
+ * that were on their way have been processed or refused when this returns. After
+ * any other failure none is sent any more, and what became of those that were on
+ * their way is not known.
+ *
+ * ops         n requests; read during the call
+ * n           up to VUF_MAX_OPS; 0 is fine
+ * flags       0
+ * timeout_ms  how long all of it may take. VUF_TIMEOUT_DEFAULT: each answer, from
+ *             the one before it, as long as that of the function would; also
+ *             VUF_TIMEOUT_FOREVER
+ * result      gets what became of them, also on failure, unless nothing was looked
+ *             at; NULL if that is not wanted
+ *
+ * Returns 0 if all were processed, otherwise what the function of the first that
+ * failed would have returned, or
+ *   -EINVAL   ops or result is not valid, flags is not 0, a request cannot be in a
+ *             list, or a field is set that it does not have: nothing was sent
+ *   -E2BIG    n is above VUF_MAX_OPS, or result->size above 65536: likewise
+ * or a common code.
+ */
+int vuf_client_submit(struct vuf_client *client,
+                      const struct vuf_op *ops,
+                      size_t n,
+                      uint32_t flags,
+                      uint32_t timeout_ms,
+                      struct vuf_submit_result *result);
 
 /**
  * Reads the device's configuration space (GET_CONFIG).

@@ -5,7 +5,7 @@ use super::args::{self, Args};
 use super::handle;
 use super::types::*;
 use crate::backend_client::Direction;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::message::{Inflight, MAX_CONFIG_SIZE, Request, UUID_SIZE};
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::raw::{c_int, c_void};
@@ -195,6 +195,19 @@ pub unsafe extern "C" fn vuf_client_get_inflight_fd(
     }
 }
 
+/// A buffer for requests in flight, from C.
+pub(super) fn inflight(c: &Args, inflight: *const vuf_inflight) -> Result<Inflight> {
+    let inflight = c.input(inflight, "inflight")?;
+    args::zero(&[u64::from(inflight.reserved)], "inflight")?;
+    Ok(Inflight {
+        mmap_size: inflight.mmap_size,
+        mmap_offset: inflight.mmap_offset,
+        num_queues: inflight.num_queues,
+        queue_size: inflight.queue_size,
+        padding: 0,
+    })
+}
+
 /// Hands the back-end the buffer to track requests in flight in
 /// (SET_INFLIGHT_FD).
 ///
@@ -224,16 +237,7 @@ pub unsafe extern "C" fn vuf_client_set_inflight_fd(
     // SAFETY: the caller's promise.
     unsafe {
         handle::with_client(client, Request::SetInflightFd, |client, c| {
-            let given = c.input(inflight, "inflight")?;
-            args::zero(&[u64::from(given.reserved)], "inflight")?;
-            let inflight = Inflight {
-                mmap_size: given.mmap_size,
-                mmap_offset: given.mmap_offset,
-                num_queues: given.num_queues,
-                queue_size: given.queue_size,
-                padding: 0,
-            };
-            client.set_inflight_fd(&inflight, c.fd(fd, "fd")?)
+            client.set_inflight_fd(&self::inflight(c, inflight)?, c.fd(fd, "fd")?)
         })
     }
 }

@@ -115,12 +115,9 @@ pub unsafe extern "C" fn vuf_last_error_info(info: *mut vuf_error_info) -> c_int
 /// NULL if this library never sends such a request.
 #[unsafe(no_mangle)]
 pub extern "C" fn vuf_request_name(request: u32) -> *const c_char {
-    Request::ALL
-        .iter()
-        .find(|known| known.id() == request)
-        .map_or(std::ptr::null(), |known| {
-            known.info().name.as_c_str().as_ptr()
-        })
+    Request::from_id(request).map_or(std::ptr::null(), |known| {
+        known.info().name.as_c_str().as_ptr()
+    })
 }
 
 /// Names a protocol feature.

@@ -1,7 +1,9 @@
 //! Rings.
 
+use super::args::{self, Args};
+use super::handle;
 use super::types::*;
-use super::{args, handle};
+use crate::error::Result;
 use crate::message::{Request, VringAddr};
 use std::os::raw::c_int;
 
@@ -33,6 +35,20 @@ pub unsafe extern "C" fn vuf_client_set_vring_num(
     }
 }
 
+/// The addresses of a ring, from C.
+pub(super) fn address(c: &Args, index: u32, addr: *const vuf_vring_addr) -> Result<VringAddr> {
+    let addr = c.input(addr, "addr")?;
+    args::zero(&[u64::from(addr.reserved)], "addr")?;
+    Ok(VringAddr {
+        index,
+        flags: addr.flags,
+        descriptor: addr.descriptor,
+        used: addr.used,
+        available: addr.available,
+        log: addr.log,
+    })
+}
+
 /// Tells where a ring lies (SET_VRING_ADDR).
 ///
 /// After the memory that holds it was shared. Initialise the ring's memory
@@ -61,16 +77,7 @@ pub unsafe extern "C" fn vuf_client_set_vring_addr(
     // SAFETY: the caller's promise.
     unsafe {
         handle::with_client(client, (Request::SetVringAddr, index), |client, c| {
-            let addr = c.input(addr, "addr")?;
-            args::zero(&[u64::from(addr.reserved)], "addr")?;
-            client.set_vring_addr(&VringAddr {
-                index,
-                flags: addr.flags,
-                descriptor: addr.descriptor,
-                used: addr.used,
-                available: addr.available,
-                log: addr.log,
-            })
+            client.set_vring_addr(&address(c, index, addr)?)
         })
     }
 }
