@@ -64,7 +64,7 @@ FIELD(vuf_client_options, drain_timeout_ms, 20, 4);
 FIELD(vuf_client_options, on_timeout, 24, 4);
 FIELD(vuf_client_options, max_rings, 28, 4);
 FIELD(vuf_client_options, flags, 32, 4);
-FIELD(vuf_client_options, reserved, 36, 4);
+FIELD(vuf_client_options, spin_us, 36, 4);
 FIELD(vuf_client_options, adopt_features, 40, 8);
 FIELD(vuf_client_options, adopt_protocol_features, 48, 8);
 
@@ -332,6 +332,7 @@ VALUE(VUF_REQUEST_GET_SHMEM_CONFIG, 44);
 VALUE(VUF_REQUEST_GET_VRING_BASE_SKIP_DRAIN, 45);
 
 VALUE(VUF_MAX_OPS, 65536);
+VALUE(VUF_MAX_SPIN_US, 10000);
 
 VALUE(VUF_PHASE_CHECK, 0);
 VALUE(VUF_PHASE_CONNECT, 1);

@@ -434,6 +434,11 @@
 #define VUF_ACCESS_RW 3
 
 /**
+ * The most that spin_us in struct vuf_client_options may be.
+ */
+#define VUF_MAX_SPIN_US 10000
+
+/**
  * In struct vuf_client_options: the features were agreed before.
  */
 #define VUF_CLIENT_ADOPT 1
@@ -1035,9 +1040,13 @@ struct vuf_client_options {
      */
     uint32_t flags;
     /**
-     * Zero.
+     * How long, in microseconds, a function looks for its answer again and again
+     * before it sleeps: 0, the default, to VUF_MAX_SPIN_US. What answers within
+     * that time is seen several times sooner, as no thread has to be woken; what
+     * does not costs a processor that much more. Only with a processor to spare
+     * for the back-end.
      */
-    uint32_t reserved;
+    uint32_t spin_us;
     /**
      * With VUF_CLIENT_ADOPT: the virtio features that were acknowledged on
      * this connection by the process that it was inherited from. SET_OWNER

@@ -37,7 +37,7 @@ pub(crate) use list::{FD_WINDOW, List, WINDOW};
 pub use list::{Refusal, Submitted};
 pub use op::Op;
 pub(crate) use op::{Answer, Begun};
-pub use options::{Adopted, Options, Timeout};
+pub use options::{Adopted, MAX_SPIN, Options, Timeout};
 
 /// A region of guest memory and the file that holds it.
 #[derive(Debug, Clone, Copy)]
@@ -182,7 +182,12 @@ impl BackendClient {
     /// Takes a socket that has been prepared.
     pub(crate) fn assume(socket: OwnedFd, options: &Options) -> Self {
         Self {
-            connection: Connection::new(socket, &options.timeouts(), options.on_timeout),
+            connection: Connection::new(
+                socket,
+                &options.timeouts(),
+                options.on_timeout,
+                options.spin,
+            ),
             timeouts: options.timeouts(),
             max_rings: options.max_rings,
             negotiated: Arc::new(Negotiated::new(options.adopt)),

@@ -185,6 +185,8 @@ pub(crate) struct Connection {
     /// Driven by steps alone.
     stepped: AtomicBool,
     on_timeout: OnTimeout,
+    /// How long whoever waits looks again and again first.
+    spin: Duration,
     /// The receive timeout of the socket: how long the quick path blocks.
     quick_wait: Option<Duration>,
     /// The descriptors of the channel, once there is one.
@@ -200,7 +202,12 @@ impl Connection {
     }
 
     /// Takes a socket that has been prepared with the same deadlines.
-    pub(crate) fn new(socket: OwnedFd, timeouts: &Timeouts, on_timeout: OnTimeout) -> Self {
+    pub(crate) fn new(
+        socket: OwnedFd,
+        timeouts: &Timeouts,
+        on_timeout: OnTimeout,
+        spin: Duration,
+    ) -> Self {
         let aborted = Arc::new(AtomicBool::new(false));
         Self {
             socket,
@@ -222,6 +229,7 @@ impl Connection {
             aborted,
             stepped: AtomicBool::new(false),
             on_timeout,
+            spin,
             quick_wait: timeouts.quick_wait(),
             ends: OnceLock::new(),
         }

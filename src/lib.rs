@@ -16,8 +16,8 @@ mod socket;
 mod wiped;
 
 pub use backend_client::{
-    Adopted, BackendClient, BackendHandler, CryptoKind, Direction, HostNotifier, Op, Options,
-    Refusal, SharedRegion, Submitted, Timeout, Uuid,
+    Adopted, BackendClient, BackendHandler, CryptoKind, Direction, HostNotifier, MAX_SPIN, Op,
+    Options, Refusal, SharedRegion, Submitted, Timeout, Uuid,
 };
 pub use connection::{Counters, OnTimeout, TraceRecord, TraceSink};
 pub use device::{

@@ -129,8 +129,8 @@ fn options_of_every_size_are_read_within_it() {
     }
     assert_eq!(with_options(OPTIONS + 1, Some(OPTIONS)), -libc::E2BIG);
     assert_eq!(with_options(OPTIONS + 40, Some(OPTIONS + 39)), -libc::E2BIG);
-    let reserved = std::mem::offset_of!(vuf_client_options, reserved);
-    assert_eq!(with_options(OPTIONS, Some(reserved)), -libc::EINVAL);
+    let flags = std::mem::offset_of!(vuf_client_options, flags);
+    assert_eq!(with_options(OPTIONS, Some(flags + 1)), -libc::EINVAL);
 }
 
 #[test]

@@ -1122,3 +1122,78 @@ fn threads_that_receive_descriptors_get_their_own() {
         assert_eq!(identity(fd.as_fd()), identity(file(usize::from(queues))));
     }
 }
+
+// ---- looking before sleeping ----
+
+fn spinning(spin: Duration, options: Options) -> (BackendClient, Peer) {
+    with_reply_ack(Options { spin, ..options })
+}
+
+/// No thread waits in the kernel for an answer that comes in time: there is nothing
+/// that a test could count but that it comes, also where there is a channel to serve.
+#[test]
+fn whoever_spins_gets_every_answer() {
+    let _leak = no_fd_leak();
+    for spin in [1, 50, 10_000].map(Duration::from_micros) {
+        for case in CASES {
+            let options = Options { spin, ..patient() };
+            let (client, peer) = ready_for(case.request, true, options);
+            let answer = || common::answer(&peer, case, true, true);
+            both(|| (case.call)(&client), answer).0.unwrap();
+        }
+    }
+}
+
+#[test]
+fn whoever_spins_sleeps_after_that() {
+    let _leak = no_fd_leak();
+    let spin = Duration::from_millis(1);
+    let options = Options {
+        quick: Timeout::After(SHORT),
+        ..patient()
+    };
+    let (client, _peer) = spinning(spin, options);
+    let (start, before) = (Instant::now(), cpu_time());
+    let result = client.get_features().map(drop);
+    let (took, cpu) = (start.elapsed(), cpu_time() - before);
+    assert_timed_out(result, Phase::Reply, "a silent back-end");
+    assert!(took >= SHORT && took < SHORT + AT_ONCE, "{took:?}");
+    assert!(cpu < SHORT / 4, "{cpu:?} of processor time");
+}
+
+#[test]
+fn a_deadline_passes_while_spinning() {
+    let _leak = no_fd_leak();
+    let options = Options {
+        quick: after(2),
+        ..patient()
+    };
+    let (client, _peer) = spinning(Duration::from_millis(10), options);
+    let start = Instant::now();
+    let result = client.get_features().map(drop);
+    assert_timed_out(result, Phase::Reply, "a silent back-end");
+    assert!(start.elapsed() < AT_ONCE);
+}
+
+#[test]
+fn an_abort_ends_spinning_as_well() {
+    let _leak = no_fd_leak();
+    let (client, peer) = spinning(Duration::from_millis(10), patient());
+    let abort = || {
+        peer.expect(Request::GetFeatures);
+        client.abort();
+    };
+    let error = both(|| client.get_features(), abort).0.unwrap_err();
+    assert_eq!(error.kind, Kind::Canceled);
+}
+
+#[test]
+fn nobody_spins_for_longer_than_a_wake_up_takes() {
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let options = Options {
+        spin: vhost_user_frontend::MAX_SPIN + Duration::from_micros(1),
+        ..patient()
+    };
+    let error = BackendClient::from_fd(ours.into(), &options).unwrap_err();
+    assert_eq!(error.kind, Kind::Argument(Errno::EINVAL));
+}

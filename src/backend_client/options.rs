@@ -27,6 +27,9 @@ impl Timeout {
     }
 }
 
+/// The longest [`Options::spin`]: longer than that a wake-up does not take.
+pub const MAX_SPIN: Duration = Duration::from_millis(10);
+
 /// Features that were agreed on a connection before this process inherited it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Adopted {
@@ -53,6 +56,9 @@ pub struct Options {
     pub drain: Timeout,
     /// What a passed deadline does to the connection.
     pub on_timeout: OnTimeout,
+    /// How long a call looks for its answer again and again before it sleeps; up to
+    /// [`MAX_SPIN`], and not at all by default.
+    pub spin: Duration,
     /// How many rings the device has; 0 for as many as the protocol allows.
     pub max_rings: u32,
     /// Features already agreed on an inherited connection.
@@ -76,6 +82,9 @@ impl Options {
     pub(super) fn check(&self) -> Result<()> {
         if self.max_rings > MAX_RING_INDEX.saturating_add(1) {
             return Err(Error::invalid("max_rings is above 256"));
+        }
+        if self.spin > MAX_SPIN {
+            return Err(Error::invalid("spin is above 10000 microseconds"));
         }
         match self.adopt {
             Some(Adopted {

@@ -3,6 +3,7 @@
 //! waits to read and one to write; they work for all, the others sleep until
 //! something has moved.
 
+use super::inbox::Filled;
 use super::machine::{Reply, Ticket};
 use super::trace::count;
 use super::{Connection, Expect, OnTimeout, Outgoing, State};
@@ -138,6 +139,7 @@ impl Connection {
         deadline: Deadline,
     ) -> MutexGuard<'a, State> {
         let mut quick = true;
+        let mut spins = !self.spin.is_zero();
         let mut served = 0;
         loop {
             // Before any wait: who hangs has been seen to begin.
@@ -160,6 +162,9 @@ impl Connection {
             if state.rung || !(read || write || stand_in) {
                 // Nobody waits anew for what others have to hear first.
                 state = self.sleep(state, deadline.remaining());
+            } else if read && !write && spins {
+                spins = false;
+                state = self.spin(state, deadline);
             } else if read && !write && quick && state.channel.is_none() && self.may_block(deadline)
             {
                 quick = false;
@@ -210,6 +215,32 @@ impl Connection {
             (None, Some(_)) => false,
             (_, None) => true,
         }
+    }
+
+    /// Looks again and again, for a while, whether something has come: an answer that
+    /// comes soon is there sooner than a thread that sleeps could be woken.
+    fn spin<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        deadline: Deadline,
+    ) -> MutexGuard<'a, State> {
+        let Some(mut inbox) = state.machine.lend_inbox() else {
+            return state;
+        };
+        state.reading = true;
+        drop(state);
+        let end = deadline.no_later_than(self.spin);
+        let filled = loop {
+            match inbox.fill(self.fd(), false) {
+                Ok(Filled::Nothing) if !end.passed() => std::hint::spin_loop(),
+                filled => break filled,
+            }
+        };
+        let mut state = self.lock();
+        state.reading = false;
+        state.machine.received(inbox, filled);
+        self.wake(&mut state);
+        state
     }
 
     /// The quick path: one system call waits and reads. The inbox leaves the

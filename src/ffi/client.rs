@@ -10,13 +10,13 @@ use crate::error::{Error, Result};
 use crate::message::Request;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::raw::{c_char, c_int};
+use std::time::Duration;
 
 fn options(c: &Args, options: *const vuf_client_options) -> Result<Options> {
     if options.is_null() {
         return Ok(Options::default());
     }
     let given = c.extensible(options, "options")?;
-    args::zero(&[u64::from(given.reserved)], "options")?;
     if given.flags & !(VUF_CLIENT_ADOPT | VUF_CLIENT_WAIT_FOR_SOCKET) != 0 {
         return Err(Error::invalid("options->flags has unknown bits"));
     }
@@ -43,6 +43,7 @@ fn options(c: &Args, options: *const vuf_client_options) -> Result<Options> {
             _ => return Err(Error::invalid("options->on_timeout is unknown")),
         },
         max_rings: given.max_rings,
+        spin: Duration::from_micros(u64::from(given.spin_us)),
         adopt,
     })
 }

@@ -174,6 +174,8 @@ pub const VUF_ACCESS_RO: u8 = 1;
 pub const VUF_ACCESS_WO: u8 = 2;
 /// In struct vuf_iotlb: the back-end may read and write.
 pub const VUF_ACCESS_RW: u8 = 3;
+/// The most that spin_us in struct vuf_client_options may be.
+pub const VUF_MAX_SPIN_US: u32 = 10000;
 /// In struct vuf_client_options: the features were agreed before.
 pub const VUF_CLIENT_ADOPT: u32 = 1;
 /// In struct vuf_client_options: vuf_client_connect() waits for a socket that is
@@ -227,8 +229,12 @@ pub struct vuf_client_options {
     pub max_rings: u32,
     /// VUF_CLIENT_ADOPT, VUF_CLIENT_WAIT_FOR_SOCKET, both or zero.
     pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// How long, in microseconds, a function looks for its answer again and again
+    /// before it sleeps: 0, the default, to VUF_MAX_SPIN_US. What answers within
+    /// that time is seen several times sooner, as no thread has to be woken; what
+    /// does not costs a processor that much more. Only with a processor to spare
+    /// for the back-end.
+    pub spin_us: u32,
     /// With VUF_CLIENT_ADOPT: the virtio features that were acknowledged on
     /// this connection by the process that it was inherited from. SET_OWNER
     /// counts as sent.
@@ -669,6 +675,7 @@ const _: () = {
     assert!(VUF_F_LOG_ALL == message::virtio::F_LOG_ALL);
     assert!(VUF_F_PROTOCOL_FEATURES == message::virtio::F_PROTOCOL_FEATURES);
     assert!(VUF_MAX_RING_INDEX == message::MAX_RING_INDEX);
+    assert!(VUF_MAX_SPIN_US as u128 == crate::backend_client::MAX_SPIN.as_micros());
     assert!(VUF_SHMEM_REGIONS == message::SHMEM_REGIONS);
     assert!(VUF_MAX_CIPHER_KEY == message::MAX_CIPHER_KEY);
     assert!(VUF_MAX_AUTH_KEY == message::MAX_AUTH_KEY);
