@@ -42,7 +42,7 @@ static const struct {
     {"max_rings", -EINVAL, {.known = {.size = sizeof quick, .max_rings = 257}}},
     {"flags", -EINVAL, {.known = {.size = sizeof quick, .flags = 4}}},
     {"flags", -EINVAL, {.known = {.size = sizeof quick, .flags = UINT32_MAX}}},
-    {"reserved", -EINVAL, {.known = {.size = sizeof quick, .reserved = 1}}},
+    {"spin", -EINVAL, {.known = {.size = sizeof quick, .spin_us = VUF_MAX_SPIN_US + 1}}},
     {"adopt", -EINVAL, {.known = {.size = sizeof quick, .adopt_features = 1}}},
     {"adopt", -EINVAL, {.known = {.size = sizeof quick, .adopt_protocol_features = 1}}},
     {"protocol_features",

@@ -49,6 +49,7 @@ static const char *const SAVED_STATE = "device-state-v1\n";
 struct fixture {
     struct backend backend;
     struct vuf_client *client;
+    const struct vuf_client_options *options;
     int memory, event, inflight;
 };
 
@@ -79,7 +80,7 @@ static struct vuf_error_info last_info(void)
 static void start(struct fixture *f, const char *const args[])
 {
     assert_int_equal(backend_start_foreign(&f->backend, args), 0);
-    ok(vuf_client_connect(f->backend.socket, NULL, &f->client));
+    ok(vuf_client_connect(f->backend.socket, f->options, &f->client));
     expect(f, "CONNECTED");
 }
 
@@ -445,6 +446,14 @@ static void every_request_arrives_as_it_was_meant(void **state)
         expect(f, requests[i].line);
         assert_int_equal(count_fds(), fds);
     }
+}
+
+static void a_client_that_spins_sends_the_same(void **state)
+{
+    static const struct vuf_client_options spinning = {.size = sizeof spinning, .spin_us = 200};
+    struct fixture *f = *state;
+    f->options = &spinning;
+    every_request_arrives_as_it_was_meant(state);
 }
 
 static void every_request_works_without_reply_ack(void **state)
@@ -1079,6 +1088,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(every_request_arrives_as_it_was_meant),
+        TEST(a_client_that_spins_sends_the_same),
         TEST(every_request_works_without_reply_ack),
         TEST(every_refusal_is_told),
         TEST(a_refusal_without_reply_ack_ends_the_connection),
