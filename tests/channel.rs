@@ -13,14 +13,13 @@ mod common;
 
 use common::{
     AT_ONCE, CASES, FEATURES, Message, PATIENCE, Peer, adopted, both, cpu_time, drain, file, fill,
-    hex, identity, message, no_fd_leak, only_once, patient, protocol, ready_for, start, wait_until,
+    give_up_privileges, hex, identity, limit_fds, many_in_flight, message, no_fd_leak,
+    only_for_root, only_once, patient, protocol, ready_for, start, wait_until,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::MsgFlags;
-use std::io::Write;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, Weak, mpsc};
 use std::thread;
@@ -1512,47 +1511,17 @@ fn who_opens_the_channel_serves_it_though_another_one_reads() {
     }
 }
 
-/// Lets this process have so many descriptors. How many it was before.
-fn limit_fds(most: u64) -> u64 {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: `limit` outlives the call.
-    let got = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    assert_eq!(got, 0);
-    let before = std::mem::replace(&mut limit.rlim_cur, most);
-    // SAFETY: as above.
-    let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-    assert_eq!(set, 0);
-    before
-}
-
 #[test]
 fn an_object_that_cannot_be_sent_now_is_not_found() {
-    // An ordinary user may have only so many descriptors in flight, and nobody
-    // can wait for their receivers.
-    const IN_FLIGHT: usize = 8 * 200;
-    // SAFETY: it only asks.
-    if unsafe { libc::geteuid() } != 0 {
-        // Not printed through libtest, which keeps what passes to itself.
-        let text = "SKIPPED: only root can put more in flight than an ordinary user may\n";
-        std::io::stderr().write_all(text.as_bytes()).unwrap();
+    if only_for_root("can put more in flight than an ordinary user may") {
         return;
     }
     let _leak = no_fd_leak();
     let (client, peer, channel) = with_channel(Recorder::new());
-    let (full, _other) = UnixStream::pair().unwrap();
-    let full = Peer::on(full.into());
-    for _ in 0..IN_FLIGHT / 8 {
-        full.send(&[0], &[file(3); 8]);
-    }
+    let _full = many_in_flight();
     let limit = limit_fds(1000);
     let front = || {
-        // Only this thread is an ordinary user.
-        let (header, none) = ([0x2008_0522_u32, 0], [0_u32; 6]);
-        // SAFETY: the version's header and its two sets, which it only reads.
-        unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
+        give_up_privileges();
         let before = cpu_time();
         assert_eq!(client.get_queue_num().unwrap(), 7);
         cpu_time() - before

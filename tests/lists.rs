@@ -12,17 +12,21 @@
 mod common;
 
 use common::{
-    BRIEF, FEATURES, Message, Peer, adopted, both, connected_on, file, identity, no_fd_leak,
-    patient, protocol,
+    BRIEF, FEATURES, Message, Peer, adopted, both, connected_on, cpu_time, file,
+    give_up_privileges, identity, limit_fds, many_in_flight, no_fd_leak, only_for_root, patient,
+    protocol,
 };
 use nix::sys::socket::{setsockopt, sockopt};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 use vhost_user_frontend::message::{Inflight, Request, VringAddr, VringState};
 use vhost_user_frontend::{
     Adopted, BackendClient, Class, Kind, OnTimeout, Op, Options, Phase, Submitted, Timeout,
 };
 
+/// How long something is held up.
+const HELD: Duration = Duration::from_millis(300);
 /// How many requests may be unanswered, and how many that carry descriptors.
 const WINDOW: usize = 64;
 const FD_WINDOW: usize = 16;
@@ -417,6 +421,39 @@ fn neither_side_blocks_the_other_when_there_is_hardly_any_room() {
     );
     all_applied(&submitted, 2000);
     works(&client, &peer);
+}
+
+#[test]
+fn a_list_waits_until_its_descriptors_may_be_in_flight() {
+    if only_for_root("can put more in flight than an ordinary user may") {
+        return;
+    }
+    let _leak = no_fd_leak();
+    let (client, peer) = ready(true, patient());
+    let list: Vec<_> = (0..100)
+        .map(|n| match n % 2 {
+            0 => Op::SetVringCall(n, Some(file(0))),
+            _ => num(n, 8),
+        })
+        .collect();
+    let full = many_in_flight();
+    let limit = limit_fds(1000);
+    let front = || {
+        give_up_privileges();
+        let before = cpu_time();
+        let submitted = client.submit(&list, Timeout::Default);
+        (submitted, cpu_time() - before)
+    };
+    let back = || {
+        std::thread::sleep(HELD);
+        peer.expect_silence();
+        limit_fds(limit);
+        drop(full);
+        answer(&peer, 100, |_| 0).len()
+    };
+    let ((submitted, used), answered) = both(front, back);
+    all_applied(&submitted, answered);
+    assert!(used < HELD / 2, "{used:?} of processor time");
 }
 
 #[test]

@@ -252,7 +252,7 @@ impl Calls<'_> {
             on_timeout: u32::from(self.input.byte() & 1),
             max_rings: 0,
             flags: 0,
-            reserved: 0,
+            spin_us: 0,
             adopt_features: 0,
             adopt_protocol_features: 0,
         };
@@ -268,7 +268,7 @@ impl Calls<'_> {
             8 => options.on_timeout = self.number(),
             9 => options.max_rings = self.number(),
             10 => options.flags = self.number(),
-            11 => options.reserved = self.number(),
+            11 => options.spin_us = self.number(),
             12 => options.adopt_features = self.long(),
             13 => options.adopt_protocol_features = self.long(),
             _ => {}

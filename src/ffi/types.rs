@@ -675,7 +675,7 @@ const _: () = {
     assert!(VUF_F_LOG_ALL == message::virtio::F_LOG_ALL);
     assert!(VUF_F_PROTOCOL_FEATURES == message::virtio::F_PROTOCOL_FEATURES);
     assert!(VUF_MAX_RING_INDEX == message::MAX_RING_INDEX);
-    assert!(VUF_MAX_SPIN_US as u128 == crate::backend_client::MAX_SPIN.as_micros());
+    assert!(VUF_MAX_SPIN_US == crate::backend_client::MAX_SPIN.subsec_micros());
     assert!(VUF_SHMEM_REGIONS == message::SHMEM_REGIONS);
     assert!(VUF_MAX_CIPHER_KEY == message::MAX_CIPHER_KEY);
     assert!(VUF_MAX_AUTH_KEY == message::MAX_AUTH_KEY);

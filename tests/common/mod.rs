@@ -9,7 +9,7 @@ use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, send, sendmsg,
 };
 use std::fs::File;
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{IoSlice, IoSliceMut, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
@@ -124,6 +124,52 @@ impl Drop for NoFdLeak {
             assert_eq!(open_fds(), self.before, "descriptors open after the test");
         }
     }
+}
+
+/// Whether a test can only be made by root, who this is not; says so.
+pub fn only_for_root(because: &str) -> bool {
+    // SAFETY: it only asks.
+    if unsafe { libc::geteuid() } == 0 {
+        return false;
+    }
+    // Not printed through libtest, which keeps what passes to itself.
+    let text = format!("SKIPPED: only root {because}\n");
+    std::io::stderr().write_all(text.as_bytes()).unwrap();
+    true
+}
+
+/// From now on the calling thread, and no other, is an ordinary user.
+pub fn give_up_privileges() {
+    let (header, none) = ([0x2008_0522_u32, 0], [0_u32; 6]);
+    // SAFETY: the version's header and its two sets, which it only reads.
+    unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
+}
+
+/// Lets this process have so many descriptors. How many it was before.
+pub fn limit_fds(most: u64) -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` outlives the call.
+    let got = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    assert_eq!(got, 0);
+    let before = std::mem::replace(&mut limit.rlim_cur, most);
+    // SAFETY: as above.
+    let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    assert_eq!(set, 0);
+    before
+}
+
+/// 1600 descriptors in flight, as long as this lives: an ordinary user may have only
+/// so many as one process may have open, and nobody can wait for their receivers.
+pub fn many_in_flight() -> (Peer, UnixStream) {
+    let (full, other) = UnixStream::pair().unwrap();
+    let full = Peer::on(full.into());
+    for _ in 0..200 {
+        full.send(&[0], &[file(3); 8]);
+    }
+    (full, other)
 }
 
 /// CPU time that the calling thread has used.
