@@ -3,7 +3,7 @@
    packed rings, with its writes logged, with a status, through an IOMMU, with page
    faults, and as the side that connects.
    VUF_DPDK_TESTPMD names the program, which keeps a processor busy while it runs. */
-#include "device.h"
+#include "lifecycle.h"
 #include "pagefaults.h"
 
 #include <endian.h>
@@ -109,17 +109,23 @@ static void fill(uint8_t *bytes, uint32_t size, unsigned seed)
     }
 }
 
-static void send_frame(struct device *device, struct frame *frame, unsigned n)
+/* Sends it where a buffer waits for it already. */
+static void put_frame(struct device *device, struct frame *frame, unsigned n)
 {
     uint64_t at = TRANSMIT_ADDR + n * PAGE;
     uint8_t *bytes = device_at(device, at);
     memset(bytes, 0, HEADER_SIZE);
     fill(bytes + HEADER_SIZE, frame->size, n + frame->size);
     memset(device_at(device, frame->receive_at), 0xee, PAGE);
-    const struct virtq_part in = {frame->receive_at, PAGE};
     const struct virtq_part out[] = {{at, HEADER_SIZE}, {at + HEADER_SIZE, frame->size}};
-    frame->received = device_post(device, RECEIVE, &in, 0, 1);
     frame->transmitted = device_post(device, TRANSMIT, out, 2, 0);
+}
+
+static void send_frame(struct device *device, struct frame *frame, unsigned n)
+{
+    const struct virtq_part in = {frame->receive_at, PAGE};
+    frame->received = device_post(device, RECEIVE, &in, 0, 1);
+    put_frame(device, frame, n);
 }
 
 static void assert_frame_returns(struct device *device, const struct frame *frame, unsigned n)
@@ -585,6 +591,117 @@ static void test_postcopy(void **state)
     finish(device);
 }
 
+/* ---- on the device layer ---- */
+
+/* A socket that is left over it does not replace. */
+static void serve(struct device *device)
+{
+    unlink(device->backend.socket);
+    run_testpmd(device, "");
+}
+
+static void seek(struct device *device)
+{
+    run_testpmd(device, ",client=1");
+}
+
+#define LIFE                                                                                       \
+    .run = serve, .work = loop_one, .queues = QUEUES, .stops_together = true, .kills = 1,          \
+    .protocol = PROTOCOL | BIT(VUF_PROTOCOL_F_STATUS),                                             \
+    .protocol_absent = BIT(VUF_PROTOCOL_F_RESET_DEVICE) | BIT(VUF_PROTOCOL_F_CONFIG) |             \
+                       BIT(VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS) |                                   \
+                       BIT(VUF_PROTOCOL_F_INFLIGHT_SHMFD)
+
+static const struct life on_split = {LIFE, .features = BIT(VIRTIO_NET_F_MRG_RXBUF)};
+static const struct life on_packed = {
+    LIFE,
+    .features = BIT(VIRTIO_NET_F_MRG_RXBUF) | BIT(VIRTIO_F_RING_PACKED),
+};
+static const struct life in_order = {
+    LIFE,
+    .features = BIT(VIRTIO_NET_F_MRG_RXBUF) | BIT(VIRTIO_F_IN_ORDER),
+};
+
+static struct device *prepare(void **state)
+{
+    device_program("VUF_DPDK_TESTPMD");
+    return *state;
+}
+
+/* The program takes its time to start, so that one goes through all. */
+static void go_through(void **state, const struct life *life)
+{
+    struct device *device = prepare(state);
+    life_check_stops(device, life);
+    life_check_memory(device, life);
+    life_check_resets(device, life, SET_STATUS);
+    life_check_hangs_up(device, life);
+    life_check_kills(device, life, VUF_RECOVERY_NEEDS_RESET);
+    loop_many(device);
+    life_stop(device, life);
+    finish(device);
+}
+
+static void device_goes_through_all_split(void **state)
+{
+    go_through(state, &on_split);
+}
+
+/* A packed ring's used index is known, and says too little. */
+static void device_goes_through_all_packed(void **state)
+{
+    struct life life = on_packed;
+    life.options.out_of_order = VUF_OUT_OF_ORDER_REPLAY_FROM_USED;
+    go_through(state, &life);
+}
+
+static void device_goes_on_after_a_kill_from_available(void **state)
+{
+    struct life again = on_split;
+    again.options.out_of_order = VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE;
+    life_check_kills(prepare(state), &again, VUF_RECOVERY_RESUME_FROM_AVAILABLE);
+    finish(*state);
+}
+
+/* Half of it is there when the back-end dies, and half comes while there is none: it
+   is done once, by the next. */
+static void device_goes_on_after_a_kill_in_order(void **state)
+{
+    struct device *device = prepare(state);
+    struct frame frames[BURST];
+    life_check_kills(device, &in_order, VUF_RECOVERY_IN_ORDER);
+    loop_many(device);
+    for (unsigned n = 0; n < BURST; n++) {
+        frames[n] = (struct frame){.receive_at = RECEIVE_ADDR + n * PAGE, .size = 100 + n};
+        const struct virtq_part in = {frames[n].receive_at, PAGE};
+        frames[n].received = device_post(device, RECEIVE, &in, 0, 1);
+    }
+    backend_kill(&device->backend);
+    life_until(device, VUF_DEVICE_EVENT_LOST);
+    for (unsigned n = 0; n < BURST; n++) {
+        put_frame(device, &frames[n], n);
+    }
+    in_order.run(device);
+    life_until(device, VUF_DEVICE_EVENT_RECOVERED);
+    for (unsigned n = 0; n < BURST; n++) {
+        assert_frame_returns(device, &frames[n], n);
+    }
+    loop_many(device);
+    finish(device);
+}
+
+/* It connects to the device, again after a kill and again after it was hung up on. */
+static void device_is_connected_to(void **state)
+{
+    struct life listening = in_order;
+    listening.run = seek;
+    listening.connects = true;
+    life_check_kills(prepare(state), &listening, VUF_RECOVERY_IN_ORDER);
+    life_check_hangs_up(*state, &listening);
+    life_stop(*state, &listening);
+    finish(*state);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -593,6 +710,11 @@ int main(void)
         DEVICE_TEST(test_status),     DEVICE_TEST(test_mtu),         DEVICE_TEST(test_rarp),
         DEVICE_TEST(test_iommu),
         cmocka_unit_test_setup_teardown(test_postcopy, device_set_up, drop_faults),
+        DEVICE_TEST(device_goes_through_all_split),
+        DEVICE_TEST(device_goes_through_all_packed),
+        DEVICE_TEST(device_goes_on_after_a_kill_from_available),
+        DEVICE_TEST(device_goes_on_after_a_kill_in_order),
+        DEVICE_TEST(device_is_connected_to),
     };
     return cmocka_run_group_tests_name("DPDK testpmd", tests, NULL, NULL);
 }
