@@ -4,12 +4,13 @@
 #include <errno.h>
 #include <linux/virtio_config.h>
 #include <poll.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 /* Programs take a while to start, and a busy machine takes longer. */
-enum { START_MS = 20000, SHORT_MS = 50, ROUNDS = 3 };
+enum { START_MS = 20000, FREEZE_MS = 1500, SHORT_MS = 50, ROUNDS = 3 };
 
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
 
@@ -41,7 +42,8 @@ void life_open(struct device *device, const struct life *life)
     options.first_delay_ms = 2;
     options.max_delay_ms = 50;
     options.jitter_percent = 1;
-    options.timeout_ms = options.slow_timeout_ms = options.drain_timeout_ms = WAIT_MS;
+    options.timeout_ms = options.slow_timeout_ms = WAIT_MS;
+    options.drain_timeout_ms = options.drain_timeout_ms != 0 ? options.drain_timeout_ms : WAIT_MS;
     memset(sent, 0, sizeof sent);
     assert_int_equal(guest_memory_create(&device->memory, DEVICE_ADDR, DEVICE_SIZE), 0);
     const char *path = device->backend.socket;
@@ -330,10 +332,34 @@ void life_check_kills(struct device *device, const struct life *life, uint32_t r
     guest_memory_destroy(&device->added);
 }
 
+/* Where a program was given up on: until it is in use again, by others if need be. */
+static void begin_anew(struct device *device, const struct life *life)
+{
+    int status;
+    if (life->serves_one) {
+        assert_true(backend_ended(&device->backend, WAIT_MS, &status));
+        assert_true(WIFEXITED(status));
+        assert_int_equal(WEXITSTATUS(status), 0);
+        life_until(device, VUF_DEVICE_EVENT_RETRYING);
+        life->run(device);
+    }
+    life_until(device, VUF_DEVICE_EVENT_CONNECTED);
+    assert_connected(device, life);
+}
+
+/* Features and memory are as they were; the rings have to begin anew. */
+static void start_anew(struct device *device, const struct life *life)
+{
+    device_make_queues(device, life->queues);
+    life_start(device, life, VUF_RING_BASE_NEW);
+    if (life->greet != NULL) {
+        life->greet(device);
+    }
+}
+
 void life_check_hangs_up(struct device *device, const struct life *life)
 {
     struct vuf_quiet quiet = {.size = sizeof quiet};
-    int status;
     begin_once(device, life);
     const uint64_t connections = life_info(device).connections;
     for (int round = 0; round < ROUNDS; round++) {
@@ -344,22 +370,9 @@ void life_check_hangs_up(struct device *device, const struct life *life)
         assert_int_equal(quiet.bases_valid, 0);
         assert_int_equal(vuf_device_get_vring_base(device->vuf, 0, &base), VUF_E_STATE);
         assert_int_equal(life_until(device, VUF_DEVICE_EVENT_LOST).code, -ECANCELED);
-        if (life->serves_one) {
-            assert_true(backend_ended(&device->backend, WAIT_MS, &status));
-            assert_true(WIFEXITED(status));
-            assert_int_equal(WEXITSTATUS(status), 0);
-            life_until(device, VUF_DEVICE_EVENT_RETRYING);
-            life->run(device);
-        }
-        life_until(device, VUF_DEVICE_EVENT_CONNECTED);
-        assert_connected(device, life);
-        /* Features and memory are as they were; the rings have to begin anew. */
+        begin_anew(device, life);
         if (round == 0) {
-            device_make_queues(device, life->queues);
-            life_start(device, life, VUF_RING_BASE_NEW);
-            if (life->greet != NULL) {
-                life->greet(device);
-            }
+            start_anew(device, life);
         } else {
             life_reset(device, life);
             life_boot(device, life);
@@ -367,4 +380,54 @@ void life_check_hangs_up(struct device *device, const struct life *life)
         life->work(device, DEVICE_BUFFERS);
     }
     assert_int_equal(life_info(device).connections, connections + ROUNDS);
+}
+
+/* With a program that has been frozen: in one of several threads that takes a while. */
+static struct vuf_quiet begin_to_stop(struct device *device)
+{
+    struct vuf_quiet quiet = {.size = sizeof quiet};
+    const pid_t pid = device->backend.pid;
+    int status;
+    assert_int_equal(kill(pid, SIGSTOP), 0);
+    assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
+    assert_true(WIFSTOPPED(status));
+    assert_ok(device, vuf_device_stop(device->vuf, NULL, 0, VUF_STOP_DRAIN, 0, &quiet));
+    return quiet;
+}
+
+void life_check_freezes(struct device *device, const struct life *given)
+{
+    struct life life = *given;
+    life.options.stall_ms = 20;
+    life.options.drain_timeout_ms = FREEZE_MS;
+    life.options.fence_ms = 20;
+    life_begin(device, &life);
+
+    /* It is late. */
+    assert_int_equal(begin_to_stop(device).quiesced, 0);
+    const struct vuf_device_event late = life_until(device, VUF_DEVICE_EVENT_STALLED);
+    assert_int_equal(late.request, GET_VRING_BASE);
+    assert_int_equal(kill(device->backend.pid, SIGCONT), 0);
+    life_wait(device);
+    assert_int_equal(quiet_now(device).quiesced, 1);
+    assert_bases(device, &life);
+    life_start(device, &life, VUF_RING_BASE_RESUME);
+    life.work(device, DEVICE_BUFFERS);
+
+    /* It is too late, and may use the memory until it has seen that it was given up. */
+    assert_int_equal(begin_to_stop(device).quiesced, 0);
+    const struct vuf_device_event lost = life_until(device, VUF_DEVICE_EVENT_LOST);
+    assert_int_equal(lost.code, -ETIMEDOUT);
+    assert_int_equal(lost.request, GET_VRING_BASE);
+    life_until(device, VUF_DEVICE_EVENT_UNFENCED);
+    assert_int_equal(life_info(device).unfenced, 1);
+    assert_int_equal(quiet_now(device).quiesced, 0);
+    assert_int_equal(vuf_device_wait(device->vuf, SHORT_MS), -ETIMEDOUT);
+    assert_int_equal(kill(device->backend.pid, SIGCONT), 0);
+    life_until(device, VUF_DEVICE_EVENT_FENCED);
+    assert_int_equal(quiet_now(device).quiesced, 1);
+    assert_int_equal(quiet_now(device).bases_valid, 0);
+    begin_anew(device, &life);
+    start_anew(device, &life);
+    life.work(device, DEVICE_BUFFERS);
 }

@@ -81,4 +81,7 @@ void life_check_kills(struct device *device, const struct life *life, uint32_t r
 /* The connection is given up, and the program is not; then it is reset as well. */
 void life_check_hangs_up(struct device *device, const struct life *life);
 
+/* A program that does not answer for a while, and one that does not for too long. */
+void life_check_freezes(struct device *device, const struct life *life);
+
 #endif

@@ -394,6 +394,11 @@ static void device_hears_of_the_disk(void **state)
     work(device, DEVICE_BUFFERS);
 }
 
+static void device_waits_for_it_to_answer(void **state)
+{
+    life_check_freezes(prepare(state), &life);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -405,6 +410,7 @@ int main(void)
         DEVICE_TEST(device_goes_on_after_a_kill),
         DEVICE_TEST(device_connects_to_it_again),
         DEVICE_TEST(device_hears_of_the_disk),
+        DEVICE_TEST(device_waits_for_it_to_answer),
         cmocka_unit_test_setup_teardown(test_postcopy, device_set_up, drop_faults),
     };
     return cmocka_run_group_tests_name("qemu-storage-daemon", tests, NULL, NULL);

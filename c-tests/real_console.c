@@ -321,6 +321,11 @@ static void device_has_its_configuration(void **state)
     assert_int_equal(life_info(device).queue_num, QUEUES);
 }
 
+static void device_waits_for_it_to_answer(void **state)
+{
+    life_check_freezes(prepare(state), &life);
+}
+
 #define LIFE_TEST(name) cmocka_unit_test_setup_teardown(name, device_set_up, close_terminal)
 
 int main(void)
@@ -336,6 +341,7 @@ int main(void)
         LIFE_TEST(device_goes_on_after_a_kill),
         LIFE_TEST(device_connects_to_it_again),
         LIFE_TEST(device_has_its_configuration),
+        LIFE_TEST(device_waits_for_it_to_answer),
     };
     return cmocka_run_group_tests_name("vhost-device-console", tests, NULL, NULL);
 }

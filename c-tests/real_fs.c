@@ -530,6 +530,11 @@ static void device_has_its_configuration(void **state)
     }
 }
 
+static void device_waits_for_it_to_answer(void **state)
+{
+    life_check_freezes(prepare(state), &life);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -548,6 +553,7 @@ int main(void)
         DEVICE_TEST(device_goes_on_after_a_kill),
         DEVICE_TEST(device_gets_another_instance),
         DEVICE_TEST(device_has_its_configuration),
+        DEVICE_TEST(device_waits_for_it_to_answer),
     };
     return cmocka_run_group_tests_name("virtiofsd", tests, NULL, NULL);
 }

@@ -177,6 +177,11 @@ static void device_has_no_configuration(void **state)
     assert_int_equal(vuf_device_read_config(device->vuf, 0, &byte, 1, NULL), VUF_E_STATE);
 }
 
+static void device_waits_for_it_to_answer(void **state)
+{
+    life_check_freezes(prepare(state), &life);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -190,6 +195,7 @@ int main(void)
         DEVICE_TEST(device_is_reset_on_another_connection),
         DEVICE_TEST(device_misses_no_request),
         DEVICE_TEST(device_has_no_configuration),
+        DEVICE_TEST(device_waits_for_it_to_answer),
     };
     return cmocka_run_group_tests_name("vhost-device-rng", tests, NULL, NULL);
 }

@@ -259,6 +259,11 @@ static void device_has_its_configuration(void **state)
     assert_int_equal(le32toh(config.sense_size), VIRTIO_SCSI_SENSE_SIZE);
 }
 
+static void device_waits_for_it_to_answer(void **state)
+{
+    life_check_freezes(prepare(state), &life);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -269,6 +274,7 @@ int main(void)
         DEVICE_TEST(device_waits_for_a_reset_after_a_kill),
         DEVICE_TEST(device_is_reset_on_another_instance),
         DEVICE_TEST(device_has_its_configuration),
+        DEVICE_TEST(device_waits_for_it_to_answer),
     };
     return cmocka_run_group_tests_name("vhost-device-scsi", tests, NULL, NULL);
 }

@@ -348,6 +348,11 @@ static void device_has_its_configuration(void **state)
     assert_int_equal(life_info(device).queue_num, QUEUES);
 }
 
+static void device_waits_for_it_to_answer(void **state)
+{
+    life_check_freezes(prepare(state), &life);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -361,6 +366,7 @@ int main(void)
         DEVICE_TEST(device_goes_on_after_a_kill),
         DEVICE_TEST(device_connects_to_it_again),
         DEVICE_TEST(device_has_its_configuration),
+        DEVICE_TEST(device_waits_for_it_to_answer),
     };
     return cmocka_run_group_tests_name("vhost-device-vsock", tests, NULL, NULL);
 }
