@@ -394,6 +394,30 @@ static void device_hears_of_the_disk(void **state)
     work(device, DEVICE_BUFFERS);
 }
 
+/* It accepts one at a time: the next is connected, and heard later. */
+static void device_waits_for_its_turn(void **state)
+{
+    struct device *device = prepare(state);
+    const struct vuf_device_options options = {
+        .size = sizeof options,
+        .stall_ms = 20,
+        .protocol_features = PROTOCOL,
+    };
+    struct vuf_device *first;
+    run_daemon(device);
+    assert_ok(device, vuf_device_open(device->backend.socket, &options, &first));
+    assert_ok(device, vuf_device_wait(first, WAIT_MS));
+    struct life late = life;
+    late.options.stall_ms = 20;
+    life_open(device, &late);
+    const struct vuf_device_event stalled = life_until(device, VUF_DEVICE_EVENT_STALLED);
+    vuf_device_free(first);
+    assert_int_equal(stalled.request, GET_FEATURES);
+    life_until(device, VUF_DEVICE_EVENT_CONNECTED);
+    life_boot(device, &late);
+    work(device, DEVICE_BUFFERS);
+}
+
 static void device_waits_for_it_to_answer(void **state)
 {
     life_check_freezes(prepare(state), &life);
@@ -411,6 +435,7 @@ int main(void)
         DEVICE_TEST(device_connects_to_it_again),
         DEVICE_TEST(device_hears_of_the_disk),
         DEVICE_TEST(device_waits_for_it_to_answer),
+        DEVICE_TEST(device_waits_for_its_turn),
         cmocka_unit_test_setup_teardown(test_postcopy, device_set_up, drop_faults),
     };
     return cmocka_run_group_tests_name("qemu-storage-daemon", tests, NULL, NULL);

@@ -49,14 +49,19 @@ static void make_file(struct device *device)
     close(fd);
 }
 
-static void start_virtiofsd(struct device *device)
+static void start_tagged(struct device *device, bool tagged)
 {
     char share[100];
     snprintf(share, sizeof share, "%s/share", device->backend.dir);
     device_run(device, (const char *[]){device_program("VUF_VIRTIOFSD"), "--socket-path",
                                         device->backend.socket, "--shared-dir", share,
-                                        "--sandbox", "none", "--seccomp", "none", "--tag", TAG,
-                                        NULL});
+                                        "--sandbox", "none", "--seccomp", "none",
+                                        tagged ? "--tag" : NULL, TAG, NULL});
+}
+
+static void start_virtiofsd(struct device *device)
+{
+    start_tagged(device, true);
 }
 
 /* Runs the program, and connects; nothing is shared yet. */
@@ -530,6 +535,30 @@ static void device_has_its_configuration(void **state)
     }
 }
 
+/* Without a tag it has no configuration space. The one that is refused ends, as it has
+   had its connection; one that fits is taken later. */
+static void device_refuses_one_without_a_tag(void **state)
+{
+    struct device *device = prepare(state);
+    struct life again = life;
+    int status;
+    again.options.slow_delay_ms = 100;
+    life_begin(device, &again);
+    backend_kill(&device->backend);
+    life_until(device, VUF_DEVICE_EVENT_LOST);
+    start_tagged(device, false);
+    const struct vuf_device_event refused = life_until(device, VUF_DEVICE_EVENT_LOST);
+    assert_int_equal(refused.code, VUF_E_NOT_NEGOTIATED);
+    assert_non_null(strstr(refused.text, "CONFIG"));
+    assert_true(backend_ended(&device->backend, WAIT_MS, &status));
+    start_virtiofsd(device);
+    life_until(device, VUF_DEVICE_EVENT_CONNECTED);
+    life_reset(device, &again);
+    life_boot(device, &again);
+    work(device, DEVICE_BUFFERS);
+    free_and_finish(device);
+}
+
 static void device_waits_for_it_to_answer(void **state)
 {
     life_check_freezes(prepare(state), &life);
@@ -554,6 +583,7 @@ int main(void)
         DEVICE_TEST(device_gets_another_instance),
         DEVICE_TEST(device_has_its_configuration),
         DEVICE_TEST(device_waits_for_it_to_answer),
+        DEVICE_TEST(device_refuses_one_without_a_tag),
     };
     return cmocka_run_group_tests_name("virtiofsd", tests, NULL, NULL);
 }

@@ -141,8 +141,23 @@ static void device_waits_for_a_reset_after_a_kill(void **state)
 }
 
 /* Version 0.1 (of vhost-user-backend, 0.10) never reads a used index: within a
-   connection it goes on with its own, and in another it begins with 0. With neither
-   RESET_DEVICE nor STATUS a ring that was reset needs a new connection. */
+   connection it goes on with its own, and in another it begins with 0. It has neither
+   RESET_DEVICE nor STATUS, so that a ring that is only stopped does not begin anew: the
+   first buffer is used as if it were a later one. */
+static void device_is_not_reset_by_a_stop(void **state)
+{
+    struct device *device = prepare(state);
+    const struct virtq_part part = {DEVICE_BUFFERS, BYTES};
+    life_begin(device, &life);
+    unsigned stops = life_sent(device, GET_VRING_BASE);
+    life_reset(device, &life);
+    assert_int_equal(life_sent(device, GET_VRING_BASE), stops + 1);
+    assert_int_equal(life_sent(device, RESET_DEVICE) + life_sent(device, SET_STATUS), 0);
+    life_boot(device, &life);
+    assert_int_not_equal(device_request(device, QUEUE, &part, 0, 1), BYTES);
+}
+
+/* What to do about it. */
 static void device_is_reset_on_another_connection(void **state)
 {
     life_check_hangs_up(prepare(state), &life);
@@ -192,6 +207,7 @@ int main(void)
         DEVICE_TEST(device_is_stopped_and_resumed),
         DEVICE_TEST(device_gets_memory_while_it_runs),
         DEVICE_TEST(device_waits_for_a_reset_after_a_kill),
+        DEVICE_TEST(device_is_not_reset_by_a_stop),
         DEVICE_TEST(device_is_reset_on_another_connection),
         DEVICE_TEST(device_misses_no_request),
         DEVICE_TEST(device_has_no_configuration),

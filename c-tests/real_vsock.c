@@ -348,6 +348,23 @@ static void device_has_its_configuration(void **state)
     assert_int_equal(life_info(device).queue_num, QUEUES);
 }
 
+/* It answers with nothing; the space is then the caller's alone. */
+static void device_asks_for_too_much_configuration(void **state)
+{
+    struct device *device = prepare(state);
+    struct life asking = life;
+    const uint8_t own = 5;
+    uint8_t bytes[sizeof(struct virtio_vsock_config) + 1];
+    asking.options.config_size = sizeof bytes;
+    life_begin(device, &asking);
+    assert_int_equal(vuf_device_read_config(device->vuf, 0, bytes, sizeof bytes, NULL),
+                     VUF_E_STATE);
+    assert_ok(device, vuf_device_overlay_config(device->vuf, 3, &own, 1));
+    assert_ok(device, vuf_device_read_config(device->vuf, 3, bytes, 1, NULL));
+    assert_int_equal(bytes[0], own);
+    assert_int_equal(vuf_device_read_config(device->vuf, 0, bytes, 4, NULL), VUF_E_STATE);
+}
+
 static void device_waits_for_it_to_answer(void **state)
 {
     life_check_freezes(prepare(state), &life);
@@ -366,6 +383,7 @@ int main(void)
         DEVICE_TEST(device_goes_on_after_a_kill),
         DEVICE_TEST(device_connects_to_it_again),
         DEVICE_TEST(device_has_its_configuration),
+        DEVICE_TEST(device_asks_for_too_much_configuration),
         DEVICE_TEST(device_waits_for_it_to_answer),
     };
     return cmocka_run_group_tests_name("vhost-device-vsock", tests, NULL, NULL);
