@@ -42,7 +42,8 @@ C_OUT   := build/c-tests
 C_TESTS := $(patsubst c-tests/%.c,$(C_OUT)/%,$(wildcard c-tests/test_*.c c-tests/real_*.c))
 HELPERS := c-tests/harness.c c-tests/rig.c examples/virtio_blk.c examples/names.c
 # Those that drive back-ends in daily use.
-REAL    := $(HELPERS) c-tests/virtq.c c-tests/device.c c-tests/pagefaults.c
+REAL    := $(HELPERS) c-tests/virtq.c c-tests/device.c c-tests/lifecycle.c \
+           c-tests/pagefaults.c
 
 FUZZ_SECONDS ?= 60
 

@@ -21,7 +21,7 @@ static const struct vuf_client_options patient = {
     .flags = VUF_CLIENT_WAIT_FOR_SOCKET,
 };
 
-static void print_log(const struct device *device)
+void device_print_log(const struct device *device)
 {
     FILE *log = fopen(device->backend.log, "re");
     if (log != NULL) {
@@ -36,7 +36,7 @@ void assert_ok_at(const struct device *device, int rc, const char *call, const c
 {
     if (rc != 0) {
         print_error("%s:%d: %s: %d (%s)\n", file, line, call, rc, vuf_last_error());
-        print_log(device);
+        device_print_log(device);
         fail();
     }
 }
@@ -86,10 +86,13 @@ void device_disconnect(struct device *device)
     }
     vuf_client_free(device->client);
     device->client = NULL;
+    vuf_device_free(device->vuf);
+    device->vuf = NULL;
     for (unsigned n = 0; n < DEVICE_QUEUES; n++) {
         virtq_destroy(&device->queues[n]);
     }
     guest_memory_destroy(&device->memory);
+    guest_memory_destroy(&device->added);
     device->started = 0;
 }
 
@@ -166,7 +169,9 @@ void device_share_at(struct device *device, uint64_t guest_addr, uint64_t user_a
 
 void *device_at(const struct device *device, uint64_t addr)
 {
-    return guest_memory_at(&device->memory, addr);
+    const struct guest_memory *added = &device->added;
+    bool there = added->host != NULL && addr - added->guest_addr < added->size;
+    return guest_memory_at(there ? added : &device->memory, addr);
 }
 
 /* ---- queues ---- */
@@ -177,15 +182,23 @@ static void start_queue(struct device *device, unsigned index)
     assert_ok(device, virtq_start(q, device->client, virtq_base(q)));
 }
 
-void device_start(struct device *device, unsigned n)
+void device_make_queues(struct device *device, unsigned n)
 {
     assert_true(n <= DEVICE_QUEUES);
     for (unsigned index = 0; index < n; index++) {
         struct virtq *q = &device->queues[index];
         uint64_t addr = DEVICE_ADDR + (uint64_t)index * VIRTQ_BYTES;
+        virtq_destroy(q);
         assert_int_equal(virtq_create(q, index, DEVICE_QUEUE_NUM, &device->memory, addr), 0);
         q->packed = (device->features & BIT(VIRTIO_F_RING_PACKED)) != 0;
         q->log_used = (device->features & BIT(VUF_F_LOG_ALL)) != 0;
+    }
+}
+
+void device_start(struct device *device, unsigned n)
+{
+    device_make_queues(device, n);
+    for (unsigned index = 0; index < n; index++) {
         start_queue(device, index);
         device->started = index + 1;
     }
@@ -217,9 +230,6 @@ void device_reset(struct device *device)
     device_stop(device);
     assert_ok(device, vuf_client_reset_device(device->client));
     assert_ok(device, vuf_client_set_features(device->client, device->features));
-    for (unsigned index = 0; index < n; index++) {
-        virtq_destroy(&device->queues[index]);
-    }
     device_start(device, n);
 }
 
@@ -248,7 +258,7 @@ uint32_t device_take(struct device *device, unsigned index, int slot)
     if (used != slot) {
         print_error("queue %u: waiting for buffer %d gave %d%s%s\n", index, slot, used,
                     used < 0 ? ": " : "", used < 0 ? strerror(-used) : "");
-        print_log(device);
+        device_print_log(device);
         fail();
     }
     return written;

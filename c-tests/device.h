@@ -37,8 +37,10 @@ struct device {
     int fds; /* how many were open before */
     struct backend backend;
     struct vuf_client *client;
+    struct vuf_device *vuf;      /* in place of client: see lifecycle.h */
     uint64_t features, protocol; /* agreed */
     struct guest_memory memory;
+    struct guest_memory added; /* plugged in later; at another address */
     struct virtq queues[DEVICE_QUEUES];
     unsigned started;
     pthread_t loop; /* serves the channel, if looping */
@@ -53,6 +55,9 @@ struct device {
 void assert_ok_at(const struct device *device, int rc, const char *call, const char *file,
                   int line);
 
+/* What the back-end has said. */
+void device_print_log(const struct device *device);
+
 /* For cmocka: a device with nothing but a directory, and taking it down. */
 int device_set_up(void **state);
 int device_tear_down(void **state);
@@ -65,7 +70,10 @@ const char *device_program(const char *variable);
 /* Starts the program; args ends with NULL. */
 void device_run(struct device *device, const char *const args[]);
 
-/* Takes down what the connection had: client, queues, memory. */
+/* Makes n queues, which nobody knows of yet. */
+void device_make_queues(struct device *device, unsigned n);
+
+/* Takes down what the connection had: client or vuf, queues, memory. */
 void device_disconnect(struct device *device);
 
 /* What to agree, and what must not be offered. */
@@ -107,7 +115,7 @@ void device_stop(struct device *device);
    new queues: what a driver does that is loaded again. */
 void device_reset(struct device *device);
 
-/* A guest address as a pointer. */
+/* A guest address as a pointer, of either memory. */
 void *device_at(const struct device *device, uint64_t addr);
 
 /* Makes a buffer available, without a kick. Returns its slot. */

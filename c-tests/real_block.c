@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
 /* qemu-storage-daemon, in what test_block.c does not ask of it: its disk is resized,
-   of which it tells on its channel, and memory comes page by page. */
-#include "device.h"
+   of which it tells on its channel, and memory comes page by page; and the device
+   layer, with two queues. */
+#include "lifecycle.h"
 #include "pagefaults.h"
 
 #include <endian.h>
@@ -55,15 +56,20 @@ static void read_disk(struct device *device, uint64_t offset, void *bytes, size_
     close(fd);
 }
 
-static void run_daemon(struct device *device)
+static void skip_without_daemon(void)
 {
-    char blockdev[200], export[300], chardev[200];
     if (!qemu_available()) {
         print_message("skipped: qemu-storage-daemon is not installed\n");
         skip();
     }
+}
+
+static void run_daemon_of(struct device *device, unsigned size)
+{
+    char blockdev[200], export[300], chardev[200];
+    skip_without_daemon();
     int fd = open_disk(device);
-    assert_int_equal(ftruncate(fd, SMALL), 0);
+    assert_int_equal(ftruncate(fd, size), 0);
     close(fd);
     snprintf(chardev, sizeof chardev, "socket,id=monitor,path=%s/monitor,server=on,wait=off",
              device->backend.dir);
@@ -76,6 +82,11 @@ static void run_daemon(struct device *device)
     device_run(device, (const char *[]){"qemu-storage-daemon", "--chardev", chardev, "--monitor",
                                         "chardev=monitor", "--blockdev", blockdev, "--export",
                                         export, NULL});
+}
+
+static void run_daemon(struct device *device)
+{
+    run_daemon_of(device, SMALL);
 }
 
 /* ---- its monitor ---- */
@@ -276,10 +287,155 @@ static void test_postcopy(void **state)
     device_stop(device);
 }
 
+/* ---- on the device layer ---- */
+
+static void work(struct device *device, uint64_t at)
+{
+    static unsigned seed;
+    static uint8_t bytes[PAGE];
+    const uint64_t in = at + 0x2000, out = at + 0x4000; /* behind header and status */
+    for (unsigned index = 0; index < QUEUES; index++) {
+        fill(bytes, PAGE, ++seed);
+        write_disk(device, 0, bytes, PAGE);
+        assert_int_equal(request(device, index, VIRTIO_BLK_T_IN, 0, in, PAGE), VIRTIO_BLK_S_OK);
+        assert_memory_equal(device_at(device, in), bytes, PAGE);
+        fill(device_at(device, out), PAGE, ++seed);
+        assert_int_equal(request(device, index, VIRTIO_BLK_T_OUT, 64, out, PAGE),
+                         VIRTIO_BLK_S_OK);
+        read_disk(device, 64 * SECTOR_SIZE, bytes, PAGE);
+        assert_memory_equal(device_at(device, out), bytes, PAGE);
+    }
+}
+
+static const struct vuf_backend_ops no_ops = {.size = sizeof no_ops};
+
+static const struct life life = {
+    .run = run_daemon,
+    .work = work,
+    .queues = QUEUES,
+    .protocol = PROTOCOL | BIT(VUF_PROTOCOL_F_BACKEND_REQ) |
+                BIT(VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS),
+    .protocol_absent = BIT(VUF_PROTOCOL_F_RESET_DEVICE) | BIT(VUF_PROTOCOL_F_STATUS) |
+                       BIT(VUF_PROTOCOL_F_INFLIGHT_SHMFD),
+    .options.config_size = offsetof(struct virtio_blk_config, capacity) + sizeof(uint64_t),
+    .options.backend_ops = &no_ops,
+};
+
+static struct device *prepare(void **state)
+{
+    skip_without_daemon();
+    return *state;
+}
+
+static void device_is_stopped_and_resumed(void **state)
+{
+    life_check_stops(prepare(state), &life);
+    life_stop(*state, &life);
+}
+
+static void device_is_reset(void **state)
+{
+    life_check_resets(prepare(state), &life, NO_REQUEST);
+    life_stop(*state, &life);
+}
+
+static void device_gets_memory_while_it_runs(void **state)
+{
+    life_check_memory(prepare(state), &life);
+    life_stop(*state, &life);
+}
+
+static void device_waits_for_a_reset_after_a_kill(void **state)
+{
+    life_check_kills(prepare(state), &life, VUF_RECOVERY_NEEDS_RESET);
+    life_stop(*state, &life);
+}
+
+static void device_goes_on_after_a_kill(void **state)
+{
+    struct life again = life;
+    again.options.out_of_order = VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE;
+    life_check_kills(prepare(state), &again, VUF_RECOVERY_RESUME_FROM_AVAILABLE);
+    life_stop(*state, &again);
+}
+
+static void device_connects_to_it_again(void **state)
+{
+    life_check_hangs_up(prepare(state), &life);
+    life_stop(*state, &life);
+}
+
+static void assert_capacity(struct device *device, unsigned size)
+{
+    uint64_t sectors;
+    assert_ok(device, vuf_device_read_config(device->vuf, 0, &sectors, sizeof sectors, NULL));
+    assert_int_equal(le64toh(sectors), size / SECTOR_SIZE);
+}
+
+/* It tells, and so does the next that has another disk. */
+static void device_hears_of_the_disk(void **state)
+{
+    struct device *device = prepare(state);
+    struct life again = life;
+    again.options.out_of_order = VUF_OUT_OF_ORDER_REPLAY_FROM_USED;
+    life_begin(device, &again);
+    assert_capacity(device, SMALL);
+    resize_disk(device, LARGE);
+    life_until(device, VUF_DEVICE_EVENT_CONFIG_CHANGED);
+    assert_capacity(device, LARGE);
+    work(device, DEVICE_BUFFERS);
+    backend_kill(&device->backend);
+    life_until(device, VUF_DEVICE_EVENT_LOST);
+    assert_capacity(device, LARGE);
+    run_daemon_of(device, LARGE / 2);
+    life_until(device, VUF_DEVICE_EVENT_CONFIG_CHANGED);
+    assert_capacity(device, LARGE / 2);
+    life_until(device, VUF_DEVICE_EVENT_RECOVERED);
+    work(device, DEVICE_BUFFERS);
+}
+
+/* It accepts one at a time: the next is connected, and heard later. */
+static void device_waits_for_its_turn(void **state)
+{
+    struct device *device = prepare(state);
+    const struct vuf_device_options options = {
+        .size = sizeof options,
+        .stall_ms = 20,
+        .protocol_features = PROTOCOL,
+    };
+    struct vuf_device *first;
+    run_daemon(device);
+    assert_ok(device, vuf_device_open(device->backend.socket, &options, &first));
+    assert_ok(device, vuf_device_wait(first, WAIT_MS));
+    struct life late = life;
+    late.options.stall_ms = 20;
+    life_open(device, &late);
+    const struct vuf_device_event stalled = life_until(device, VUF_DEVICE_EVENT_STALLED);
+    vuf_device_free(first);
+    assert_int_equal(stalled.request, GET_FEATURES);
+    life_until(device, VUF_DEVICE_EVENT_CONNECTED);
+    life_boot(device, &late);
+    work(device, DEVICE_BUFFERS);
+}
+
+static void device_waits_for_it_to_answer(void **state)
+{
+    life_check_freezes(prepare(state), &life);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         DEVICE_TEST(test_resize),
+        DEVICE_TEST(device_is_stopped_and_resumed),
+        DEVICE_TEST(device_is_reset),
+        DEVICE_TEST(device_gets_memory_while_it_runs),
+        DEVICE_TEST(device_waits_for_a_reset_after_a_kill),
+        DEVICE_TEST(device_goes_on_after_a_kill),
+        DEVICE_TEST(device_connects_to_it_again),
+        DEVICE_TEST(device_hears_of_the_disk),
+        DEVICE_TEST(device_waits_for_it_to_answer),
+        DEVICE_TEST(device_waits_for_its_turn),
         cmocka_unit_test_setup_teardown(test_postcopy, device_set_up, drop_faults),
     };
     return cmocka_run_group_tests_name("qemu-storage-daemon", tests, NULL, NULL);

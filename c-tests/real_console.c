@@ -5,10 +5,11 @@
  * Version 0.1.0 takes all buffers of a receive queue whenever it looks, forgets
  * those that it has nothing for, and uses a buffer once for each byte. So there
  * are never more of them than answers, they are not kicked, and have one byte. */
-#include "device.h"
+#include "lifecycle.h"
 
 #include <arpa/inet.h>
 #include <endian.h>
+#include <errno.h>
 #include <linux/virtio_console.h>
 #include <netinet/in.h>
 #include <stdio.h>
@@ -21,7 +22,7 @@ enum { RECEIVE, TRANSMIT, CONTROL_RECEIVE, CONTROL_TRANSMIT, QUEUES };
 enum { MESSAGE_ROOM = 64, MAX_ANSWERS = 3, COLS = 20, ROWS = 20 };
 
 #define TEXT_ADDR DEVICE_BUFFERS
-#define BYTE_ADDR (DEVICE_BUFFERS + 0x1000u)
+static uint64_t byte_addr = DEVICE_BUFFERS + 0x1000u;
 #define MESSAGE_ADDR (DEVICE_BUFFERS + 0x2000u)
 #define ANSWER_ADDR (DEVICE_BUFFERS + 0x3000u)
 
@@ -60,17 +61,29 @@ static void connect_and_start(struct device *device)
     device_start(device, QUEUES);
 }
 
-static struct device *begin(void **state)
+static struct device *prepare(void **state)
 {
     struct device *device = *state;
-    const char *program = device_program("VUF_VHOST_DEVICE_CONSOLE");
-    char port[8];
+    device_program("VUF_VHOST_DEVICE_CONSOLE");
     choose_port();
+    strcat(device->backend.socket, "0"); /* it numbers its sockets */
+    return device;
+}
+
+static void run(struct device *device)
+{
+    char port[8], prefix[sizeof device->backend.socket];
     snprintf(port, sizeof port, "%u", ntohs(network.sin_port));
-    char *socket = device->backend.socket;
-    device_run(device,
-               (const char *[]){program, "-s", socket, "-b", "network", "-p", port, NULL});
-    strcat(socket, "0"); /* it numbers its sockets */
+    strcpy(prefix, device->backend.socket);
+    prefix[strlen(prefix) - 1] = '\0';
+    device_run(device, (const char *[]){device_program("VUF_VHOST_DEVICE_CONSOLE"), "-s", prefix,
+                                        "-b", "network", "-p", port, NULL});
+}
+
+static struct device *begin(void **state)
+{
+    struct device *device = prepare(state);
+    run(device);
     connect_and_start(device);
     return device;
 }
@@ -88,24 +101,24 @@ static int connect_terminal(void)
 }
 
 /* The guest writes; the terminal gets it. */
-static void assert_text_goes_out(struct device *device, int terminal, const char *text)
+static void assert_text_goes_out(struct device *device, int fd, const char *text)
 {
     char got[256];
     uint32_t size = (uint32_t)strlen(text);
     memcpy(device_at(device, TEXT_ADDR), text, size);
     device_request(device, TRANSMIT, &(struct virtq_part){TEXT_ADDR, size}, 1, 0);
-    assert_int_equal(recv(terminal, got, size, MSG_WAITALL), size);
+    assert_int_equal(recv(fd, got, size, MSG_WAITALL), size);
     assert_memory_equal(got, text, size);
 }
 
 /* Somebody types; the guest gets it. */
-static void assert_text_comes_in(struct device *device, int terminal, const char *text)
+static void assert_text_comes_in(struct device *device, int fd, const char *text)
 {
-    char *byte = device_at(device, BYTE_ADDR);
+    char *byte = device_at(device, byte_addr);
     for (; *text != '\0'; text++) {
         *byte = '\0';
-        int slot = device_offer(device, RECEIVE, &(struct virtq_part){BYTE_ADDR, 1}, 0, 1);
-        assert_int_equal(send(terminal, text, 1, MSG_NOSIGNAL), 1);
+        int slot = device_offer(device, RECEIVE, &(struct virtq_part){byte_addr, 1}, 0, 1);
+        assert_int_equal(send(fd, text, 1, MSG_NOSIGNAL), 1);
         assert_int_equal(device_take(device, RECEIVE, slot), 1);
         assert_int_equal(*byte, *text);
     }
@@ -179,27 +192,27 @@ static void test_control(void **state)
 static void test_text(void **state)
 {
     struct device *device = begin(state);
-    int terminal = connect_terminal();
-    assert_text_goes_out(device, terminal, "Welcome\r\nlogin: ");
-    assert_text_comes_in(device, terminal, "root\r");
-    assert_text_goes_out(device, terminal, "Password: ");
-    close(terminal);
+    int fd = connect_terminal();
+    assert_text_goes_out(device, fd, "Welcome\r\nlogin: ");
+    assert_text_comes_in(device, fd, "root\r");
+    assert_text_goes_out(device, fd, "Password: ");
+    close(fd);
     device_stop(device);
 }
 
 static void test_restart(void **state)
 {
     struct device *device = begin(state);
-    int terminal = connect_terminal();
+    int fd = connect_terminal();
     for (unsigned n = 0; n < 10; n++) {
-        assert_text_goes_out(device, terminal, "What now? ");
-        assert_text_comes_in(device, terminal, "again\r");
+        assert_text_goes_out(device, fd, "What now? ");
+        assert_text_comes_in(device, fd, "again\r");
         device_stop_queue(device, RECEIVE);
         device_stop_queue(device, TRANSMIT);
         device_restart_queue(device, RECEIVE);
         device_restart_queue(device, TRANSMIT);
     }
-    close(terminal);
+    close(fd);
     device_stop(device);
 }
 
@@ -210,11 +223,110 @@ static void test_a_second_connection(void **state)
     device_stop(device);
     device_disconnect(device);
     connect_and_start(device);
-    int terminal = connect_terminal();
-    assert_text_goes_out(device, terminal, "Once more");
-    close(terminal);
+    int fd = connect_terminal();
+    assert_text_goes_out(device, fd, "Once more");
+    close(fd);
     device_stop(device);
 }
+
+/* ---- on the device layer ---- */
+
+/* One as long as the program keeps it: with the next, what the guest writes before
+   the program has seen that is lost in the one before (version 0.1). */
+static int terminal = -1;
+
+static int close_terminal(void **state)
+{
+    if (terminal >= 0) {
+        close(terminal);
+    }
+    terminal = -1;
+    return state != NULL ? device_tear_down(state) : 0;
+}
+
+static void work(struct device *device, uint64_t at)
+{
+    char byte;
+    if (terminal >= 0 && (recv(terminal, &byte, 1, MSG_DONTWAIT) >= 0 || errno != EAGAIN)) {
+        close_terminal(NULL);
+    }
+    if (terminal < 0) {
+        terminal = connect_terminal();
+    }
+    byte_addr = at;
+    assert_text_goes_out(device, terminal, "What now? ");
+    assert_text_comes_in(device, terminal, "again\r");
+}
+
+static const struct life life = {
+    .run = run,
+    .work = work,
+    .queues = QUEUES,
+    .features = BIT(VIRTIO_CONSOLE_F_MULTIPORT),
+    .protocol = BIT(VUF_PROTOCOL_F_MQ) | BIT(VUF_PROTOCOL_F_CONFIG) |
+                BIT(VUF_PROTOCOL_F_REPLY_ACK),
+    .protocol_absent = BIT(VUF_PROTOCOL_F_RESET_DEVICE) | BIT(VUF_PROTOCOL_F_STATUS) |
+                       BIT(VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS) |
+                       BIT(VUF_PROTOCOL_F_INFLIGHT_SHMFD),
+    .options.config_size = sizeof(struct virtio_console_config),
+};
+
+static void device_is_stopped_and_resumed(void **state)
+{
+    life_check_stops(prepare(state), &life);
+    life_stop(*state, &life);
+}
+
+static void device_is_reset(void **state)
+{
+    life_check_resets(prepare(state), &life, NO_REQUEST);
+    life_stop(*state, &life);
+}
+
+static void device_gets_memory_while_it_runs(void **state)
+{
+    life_check_memory(prepare(state), &life);
+    life_stop(*state, &life);
+}
+
+static void device_waits_for_a_reset_after_a_kill(void **state)
+{
+    life_check_kills(prepare(state), &life, VUF_RECOVERY_NEEDS_RESET);
+    life_stop(*state, &life);
+}
+
+static void device_goes_on_after_a_kill(void **state)
+{
+    struct life again = life;
+    again.options.out_of_order = VUF_OUT_OF_ORDER_REPLAY_FROM_USED;
+    life_check_kills(prepare(state), &again, VUF_RECOVERY_REPLAY_FROM_USED);
+    life_stop(*state, &again);
+}
+
+static void device_connects_to_it_again(void **state)
+{
+    life_check_hangs_up(prepare(state), &life);
+    life_stop(*state, &life);
+}
+
+static void device_has_its_configuration(void **state)
+{
+    struct device *device = prepare(state);
+    struct virtio_console_config config;
+    life_begin(device, &life);
+    assert_ok(device, vuf_device_read_config(device->vuf, 0, &config, sizeof config, NULL));
+    assert_int_equal(le16toh(config.cols), COLS);
+    assert_int_equal(le16toh(config.rows), ROWS);
+    assert_int_equal(le32toh(config.max_nr_ports), 1);
+    assert_int_equal(life_info(device).queue_num, QUEUES);
+}
+
+static void device_waits_for_it_to_answer(void **state)
+{
+    life_check_freezes(prepare(state), &life);
+}
+
+#define LIFE_TEST(name) cmocka_unit_test_setup_teardown(name, device_set_up, close_terminal)
 
 int main(void)
 {
@@ -222,6 +334,14 @@ int main(void)
         DEVICE_TEST(test_config),  DEVICE_TEST(test_control),
         DEVICE_TEST(test_text),    DEVICE_TEST(test_restart),
         DEVICE_TEST(test_a_second_connection),
+        LIFE_TEST(device_is_stopped_and_resumed),
+        LIFE_TEST(device_is_reset),
+        LIFE_TEST(device_gets_memory_while_it_runs),
+        LIFE_TEST(device_waits_for_a_reset_after_a_kill),
+        LIFE_TEST(device_goes_on_after_a_kill),
+        LIFE_TEST(device_connects_to_it_again),
+        LIFE_TEST(device_has_its_configuration),
+        LIFE_TEST(device_waits_for_it_to_answer),
     };
     return cmocka_run_group_tests_name("vhost-device-console", tests, NULL, NULL);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
 /* virtiofsd: files read through the ring, and the state of the device moved from
    one instance to another. VUF_VIRTIOFSD names the program. */
-#include "device.h"
+#include "lifecycle.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -49,15 +49,25 @@ static void make_file(struct device *device)
     close(fd);
 }
 
-/* Runs the program, and connects; nothing is shared yet. */
-static void run_virtiofsd(struct device *device)
+static void start_tagged(struct device *device, bool tagged)
 {
     char share[100];
     snprintf(share, sizeof share, "%s/share", device->backend.dir);
     device_run(device, (const char *[]){device_program("VUF_VIRTIOFSD"), "--socket-path",
                                         device->backend.socket, "--shared-dir", share,
-                                        "--sandbox", "none", "--seccomp", "none", "--tag", TAG,
-                                        NULL});
+                                        "--sandbox", "none", "--seccomp", "none",
+                                        tagged ? "--tag" : NULL, TAG, NULL});
+}
+
+static void start_virtiofsd(struct device *device)
+{
+    start_tagged(device, true);
+}
+
+/* Runs the program, and connects; nothing is shared yet. */
+static void run_virtiofsd(struct device *device)
+{
+    start_virtiofsd(device);
     device_connect(device, wanted);
 }
 
@@ -78,12 +88,17 @@ static void skip_if_limited(void)
     }
 }
 
-static struct device *begin(void **state)
+static struct device *prepare(void **state)
 {
-    struct device *device = *state;
     device_program("VUF_VIRTIOFSD");
     skip_if_limited();
-    make_file(device);
+    make_file(*state);
+    return *state;
+}
+
+static struct device *begin(void **state)
+{
+    struct device *device = prepare(state);
     run_virtiofsd(device);
     share_and_start(device);
     return device;
@@ -408,6 +423,147 @@ static void test_state_is_checked(void **state)
     assert_int_equal(vuf_client_check_device_state(device->client), VUF_E_NACK);
 }
 
+/* ---- on the device layer ---- */
+
+/* A file opened, and read to where it says. */
+static void work(struct device *device, uint64_t at)
+{
+    struct opened file = open_file(device);
+    assert_file_reads(device, file);
+    const struct fuse_read_in in = {.fh = file.handle, .offset = 5, .size = 4096};
+    struct question question = read_question(&in, file);
+    question.reply_addr = at + 0x3000;
+    struct answer answer = ask_at(device, question, device_at(device, question.reply_addr));
+    assert_int_equal(answer.error, 0);
+    assert_int_equal(answer.size, in.size);
+    assert_memory_equal(answer.data, content + in.offset, in.size);
+}
+
+static const struct vuf_backend_ops no_ops = {.size = sizeof no_ops};
+
+static const struct life life = {
+    .run = start_virtiofsd,
+    .greet = init,
+    .work = work,
+    .queues = QUEUES,
+    .protocol = BIT(VUF_PROTOCOL_F_REPLY_ACK) | BIT(VUF_PROTOCOL_F_CONFIG) |
+                BIT(VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS) | BIT(VUF_PROTOCOL_F_RESET_DEVICE) |
+                BIT(VUF_PROTOCOL_F_BACKEND_REQ),
+    .protocol_absent = BIT(VUF_PROTOCOL_F_INFLIGHT_SHMFD) | BIT(VUF_PROTOCOL_F_STATUS),
+    .options.config_size = sizeof(struct virtio_fs_config),
+    .options.backend_ops = &no_ops,
+    .serves_one = true,
+};
+
+/* It ends once the device is gone. */
+static void free_and_finish(struct device *device)
+{
+    life_stop(device, &life);
+    finish(device);
+}
+
+static void device_is_stopped_and_resumed(void **state)
+{
+    struct device *device = prepare(state);
+    life_check_stops(device, &life);
+    free_and_finish(device);
+}
+
+static void device_is_reset(void **state)
+{
+    struct device *device = prepare(state);
+    life_check_resets(device, &life, RESET_DEVICE);
+    free_and_finish(device);
+}
+
+static void device_gets_memory_while_it_runs(void **state)
+{
+    struct device *device = prepare(state);
+    life_check_memory(device, &life);
+    assert_int_equal(life_sent(device, SET_MEM_TABLE), 0);
+    assert_int_equal(life_info(device).max_mem_slots, MEM_SLOTS);
+    free_and_finish(device);
+}
+
+static void device_waits_for_a_reset_after_a_kill(void **state)
+{
+    struct device *device = prepare(state);
+    life_check_kills(device, &life, VUF_RECOVERY_NEEDS_RESET);
+    free_and_finish(device);
+}
+
+/* The ring goes on; the session of the file system does not, and begins anew. */
+static void device_goes_on_after_a_kill(void **state)
+{
+    struct device *device = prepare(state);
+    struct life again = life;
+    again.options.out_of_order = VUF_OUT_OF_ORDER_REPLAY_FROM_USED;
+    life_check_kills(device, &again, VUF_RECOVERY_REPLAY_FROM_USED);
+    struct opened file = open_file(device);
+    backend_kill(&device->backend);
+    life_until(device, VUF_DEVICE_EVENT_LOST);
+    again.run(device);
+    life_until(device, VUF_DEVICE_EVENT_RECOVERED);
+    const struct fuse_read_in in = {.fh = file.handle, .size = 4096};
+    assert_int_equal(ask(device, read_question(&in, file)).error, -EBADF);
+    free_and_finish(device);
+}
+
+/* It serves one connection, and ends: somebody has to start it again. */
+static void device_gets_another_instance(void **state)
+{
+    struct device *device = prepare(state);
+    life_check_hangs_up(device, &life);
+    free_and_finish(device);
+}
+
+static void device_has_its_configuration(void **state)
+{
+    struct device *device = prepare(state);
+    struct virtio_fs_config config;
+    life_begin(device, &life);
+    for (unsigned lost = 0; lost < 2; lost++) {
+        assert_ok(device,
+                  vuf_device_read_config(device->vuf, 0, &config, sizeof config, NULL));
+        assert_memory_equal(config.tag, TAG "\0", sizeof TAG + 1);
+        assert_int_equal(config.num_request_queues, QUEUES - 1);
+        /* Also while there is no back-end. */
+        if (lost == 0) {
+            backend_kill(&device->backend);
+            life_until(device, VUF_DEVICE_EVENT_LOST);
+        }
+    }
+}
+
+/* Without a tag it has no configuration space. The one that is refused ends, as it has
+   had its connection; one that fits is taken later. */
+static void device_refuses_one_without_a_tag(void **state)
+{
+    struct device *device = prepare(state);
+    struct life again = life;
+    int status;
+    again.options.slow_delay_ms = 100;
+    life_begin(device, &again);
+    backend_kill(&device->backend);
+    life_until(device, VUF_DEVICE_EVENT_LOST);
+    start_tagged(device, false);
+    const struct vuf_device_event refused = life_until(device, VUF_DEVICE_EVENT_LOST);
+    assert_int_equal(refused.code, VUF_E_NOT_NEGOTIATED);
+    assert_non_null(strstr(refused.text, "CONFIG"));
+    assert_true(backend_ended(&device->backend, WAIT_MS, &status));
+    start_virtiofsd(device);
+    life_until(device, VUF_DEVICE_EVENT_CONNECTED);
+    life_reset(device, &again);
+    life_boot(device, &again);
+    work(device, DEVICE_BUFFERS);
+    free_and_finish(device);
+}
+
+static void device_waits_for_it_to_answer(void **state)
+{
+    life_check_freezes(prepare(state), &life);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -419,6 +575,15 @@ int main(void)
         DEVICE_TEST(test_reset),
         DEVICE_TEST(test_without_state_nothing_is_open),
         DEVICE_TEST(test_state_is_checked),
+        DEVICE_TEST(device_is_stopped_and_resumed),
+        DEVICE_TEST(device_is_reset),
+        DEVICE_TEST(device_gets_memory_while_it_runs),
+        DEVICE_TEST(device_waits_for_a_reset_after_a_kill),
+        DEVICE_TEST(device_goes_on_after_a_kill),
+        DEVICE_TEST(device_gets_another_instance),
+        DEVICE_TEST(device_has_its_configuration),
+        DEVICE_TEST(device_waits_for_it_to_answer),
+        DEVICE_TEST(device_refuses_one_without_a_tag),
     };
     return cmocka_run_group_tests_name("virtiofsd", tests, NULL, NULL);
 }

@@ -3,13 +3,14 @@
    packed rings, with its writes logged, with a status, through an IOMMU, with page
    faults, and as the side that connects.
    VUF_DPDK_TESTPMD names the program, which keeps a processor busy while it runs. */
-#include "device.h"
+#include "lifecycle.h"
 #include "pagefaults.h"
 
 #include <endian.h>
 #include <errno.h>
 #include <linux/virtio_config.h>
 #include <linux/virtio_net.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -109,17 +110,23 @@ static void fill(uint8_t *bytes, uint32_t size, unsigned seed)
     }
 }
 
-static void send_frame(struct device *device, struct frame *frame, unsigned n)
+/* Sends it where a buffer waits for it already. */
+static void put_frame(struct device *device, struct frame *frame, unsigned n)
 {
     uint64_t at = TRANSMIT_ADDR + n * PAGE;
     uint8_t *bytes = device_at(device, at);
     memset(bytes, 0, HEADER_SIZE);
     fill(bytes + HEADER_SIZE, frame->size, n + frame->size);
     memset(device_at(device, frame->receive_at), 0xee, PAGE);
-    const struct virtq_part in = {frame->receive_at, PAGE};
     const struct virtq_part out[] = {{at, HEADER_SIZE}, {at + HEADER_SIZE, frame->size}};
-    frame->received = device_post(device, RECEIVE, &in, 0, 1);
     frame->transmitted = device_post(device, TRANSMIT, out, 2, 0);
+}
+
+static void send_frame(struct device *device, struct frame *frame, unsigned n)
+{
+    const struct virtq_part in = {frame->receive_at, PAGE};
+    frame->received = device_post(device, RECEIVE, &in, 0, 1);
+    put_frame(device, frame, n);
 }
 
 static void assert_frame_returns(struct device *device, const struct frame *frame, unsigned n)
@@ -429,14 +436,19 @@ static int translate(void *user, uint64_t iova, uint32_t perm)
         return -EFAULT;
     }
     atomic_fetch_add(&unit->misses[page], 1);
-    const struct vuf_iotlb entry = {
+    struct vuf_iotlb entry = {
         .iova = DEVICE_ADDR + page * PAGE,
         .size = PAGE,
         .user_addr = USER_ADDR + page * PAGE,
         .perm = (uint8_t)perm,
         .type = VUF_IOTLB_UPDATE,
     };
-    int rc = vuf_client_post_iotlb(unit->device->client, &entry);
+    struct vuf_device *vuf = unit->device->vuf;
+    if (vuf != NULL) {
+        entry.user_addr = PHYSICAL + page * PAGE;
+    }
+    int rc = vuf != NULL ? vuf_device_post_iotlb(vuf, &entry)
+                         : vuf_client_post_iotlb(unit->device->client, &entry);
     if (rc != 0) {
         atomic_fetch_add(&unit->wrong, 1);
     }
@@ -585,6 +597,209 @@ static void test_postcopy(void **state)
     finish(device);
 }
 
+/* ---- on the device layer ---- */
+
+/* A socket that is left over it does not replace. */
+static void serve(struct device *device)
+{
+    unlink(device->backend.socket);
+    run_testpmd(device, "");
+}
+
+/* Which takes much less time: it first looks at its own socket after a second. */
+static void seek(struct device *device)
+{
+    run_testpmd(device, ",client=1");
+}
+
+#define LIFE                                                                                       \
+    .work = loop_one, .queues = QUEUES, .stops_together = true, .kills = 1,                        \
+    .protocol = PROTOCOL | BIT(VUF_PROTOCOL_F_STATUS),                                             \
+    .protocol_absent = BIT(VUF_PROTOCOL_F_RESET_DEVICE) | BIT(VUF_PROTOCOL_F_CONFIG) |             \
+                       BIT(VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS) |                                   \
+                       BIT(VUF_PROTOCOL_F_INFLIGHT_SHMFD)
+
+static const struct life on_split = {
+    LIFE,
+    .run = serve,
+    .features = BIT(VIRTIO_NET_F_MRG_RXBUF),
+};
+/* The used index of a packed ring is known, and says too little for any policy. */
+static const struct life on_packed = {
+    LIFE,
+    .run = seek,
+    .connects = true,
+    .features = BIT(VIRTIO_NET_F_MRG_RXBUF) | BIT(VIRTIO_F_RING_PACKED),
+    .options.out_of_order = VUF_OUT_OF_ORDER_REPLAY_FROM_USED,
+};
+static const struct life in_order = {
+    LIFE,
+    .run = seek,
+    .connects = true,
+    .features = BIT(VIRTIO_NET_F_MRG_RXBUF) | BIT(VIRTIO_F_IN_ORDER),
+};
+
+static struct device *prepare(void **state)
+{
+    device_program("VUF_DPDK_TESTPMD");
+    return *state;
+}
+
+/* The program takes its time to start, so that one goes through all. It listens in one
+   of the tests, and connects in the other. */
+static void go_through(void **state, const struct life *life)
+{
+    struct device *device = prepare(state);
+    life_check_stops(device, life);
+    life_check_memory(device, life);
+    life_check_resets(device, life, SET_STATUS);
+    life_check_hangs_up(device, life);
+    life_check_kills(device, life, VUF_RECOVERY_NEEDS_RESET);
+    loop_many(device);
+    life_stop(device, life);
+    finish(device);
+}
+
+static void device_goes_through_all_split(void **state)
+{
+    go_through(state, &on_split);
+}
+
+static void device_goes_through_all_packed(void **state)
+{
+    go_through(state, &on_packed);
+}
+
+/* Takes what comes back in the order of the ring; a frame that was lost when the
+   back-end died is made up for. */
+static void take_received(struct device *device, const struct frame frames[BURST])
+{
+    enum { TRIES = 50, TRY_MS = 100 };
+    const struct virtq_part out = {TRANSMIT_ADDR, HEADER_SIZE + 60};
+    for (unsigned n = 0; n < BURST; n++) {
+        int used = -ETIMEDOUT;
+        for (int tries = 0; tries < TRIES && used == -ETIMEDOUT; tries++) {
+            used = virtq_wait(&device->queues[RECEIVE], TRY_MS, NULL);
+            if (used == -ETIMEDOUT) {
+                device_request(device, TRANSMIT, &out, 1, 0);
+            }
+        }
+        assert_int_equal(used, frames[n].received);
+    }
+}
+
+/* It dies in the middle of its work. Each buffer is used once, by it or the next;
+   what is asked for while there is none waits. */
+static void device_goes_on_after_a_kill_in_order(void **state)
+{
+    struct device *device = prepare(state);
+    struct frame frames[BURST];
+    life_check_kills(device, &in_order, VUF_RECOVERY_IN_ORDER);
+    loop_many(device);
+    for (unsigned n = 0; n < BURST; n++) {
+        if (n == BURST / 2) {
+            backend_kill(&device->backend);
+            life_until(device, VUF_DEVICE_EVENT_LOST);
+        }
+        frames[n] = (struct frame){.receive_at = RECEIVE_ADDR + n * PAGE, .size = 100 + n};
+        send_frame(device, &frames[n], n);
+    }
+    in_order.run(device);
+    life_until(device, VUF_DEVICE_EVENT_RECOVERED);
+    for (unsigned n = 0; n < BURST; n++) {
+        device_take(device, TRANSMIT, frames[n].transmitted);
+    }
+    take_received(device, frames);
+    loop_many(device);
+    finish(device);
+}
+
+static void device_waits_for_it_to_answer(void **state)
+{
+    life_check_freezes(prepare(state), &in_order);
+    finish(*state);
+}
+
+static atomic_uint recoveries;
+
+/* An event loop: who waits for a frame must not wait for translations as well. */
+static void *drive(void *argument)
+{
+    enum { LOOP_MS = 20 };
+    struct device *device = argument;
+    struct vuf_device_event event = {.size = sizeof event};
+    while (!atomic_load(&device->done)) {
+        struct pollfd item = {.fd = vuf_device_get_fd(device->vuf), .events = POLLIN};
+        poll(&item, 1, LOOP_MS);
+        int rc = vuf_device_process(device->vuf, &event);
+        if (rc != 0) {
+            atomic_store(&device->ended, rc);
+            break;
+        }
+        if (event.kind == VUF_DEVICE_EVENT_RECOVERED) {
+            atomic_fetch_add(&recoveries, 1);
+        }
+    }
+    return NULL;
+}
+
+static void run_with_iommu(struct device *device)
+{
+    run_testpmd(device, ",client=1,iommu-support=1");
+}
+
+/* Nothing of the IOMMU is kept for the next back-end, which asks for itself. */
+static void device_translates(void **state)
+{
+    static const struct vuf_backend_ops ops = {.size = sizeof ops, .iotlb_miss = translate};
+    struct device *device = prepare(state);
+    struct life life = in_order;
+    memset(&iommu, 0, sizeof iommu);
+    iommu.device = device;
+    atomic_store(&recoveries, 0);
+    life.features |= BIT(VIRTIO_F_VERSION_1) | BIT(VIRTIO_F_ACCESS_PLATFORM);
+    life.protocol |= BIT(VUF_PROTOCOL_F_BACKEND_REQ);
+    life.options.backend_ops = &ops;
+    life.options.user = &iommu;
+    life_open(device, &life);
+    run_with_iommu(device);
+    life_until(device, VUF_DEVICE_EVENT_CONNECTED);
+    struct vuf_mem_region region = guest_memory_region(&device->memory);
+    region.guest_addr = region.user_addr = PHYSICAL;
+    assert_ok(device, vuf_device_set_features(device->vuf, life.features));
+    assert_ok(device, vuf_device_set_memory(device->vuf, &region, 1, 0));
+    device_make_queues(device, QUEUES);
+    life_start(device, &life, VUF_RING_BASE_NEW);
+    assert_int_equal(pthread_create(&device->loop, NULL, drive, device), 0);
+    device->looping = true;
+
+    for (unsigned lives = 0; lives < 2; lives++) {
+        if (lives > 0) {
+            backend_kill(&device->backend);
+            run_with_iommu(device);
+            for (int64_t deadline = now_ms() + 20000; now_ms() < deadline; sleep_ms(5)) {
+                if (atomic_load(&recoveries) == lives) {
+                    break;
+                }
+            }
+            assert_int_equal(atomic_load(&recoveries), lives);
+        }
+        unsigned before = count_misses();
+        for (unsigned n = 0; n < BURST; n++) {
+            unsigned received = misses(RECEIVE_ADDR + n * PAGE);
+            loop_until_it_returns(device, n);
+            assert_true(misses(RECEIVE_ADDR + n * PAGE) > received);
+        }
+        assert_true(count_misses() > before + BURST);
+        before = count_misses();
+        loop_many(device);
+        assert_int_equal(count_misses(), before);
+    }
+    assert_int_equal(iommu.wrong, 0);
+    assert_int_equal(device->ended, 0);
+    finish(device);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -593,6 +808,11 @@ int main(void)
         DEVICE_TEST(test_status),     DEVICE_TEST(test_mtu),         DEVICE_TEST(test_rarp),
         DEVICE_TEST(test_iommu),
         cmocka_unit_test_setup_teardown(test_postcopy, device_set_up, drop_faults),
+        DEVICE_TEST(device_goes_through_all_split),
+        DEVICE_TEST(device_goes_through_all_packed),
+        DEVICE_TEST(device_goes_on_after_a_kill_in_order),
+        DEVICE_TEST(device_waits_for_it_to_answer),
+        DEVICE_TEST(device_translates),
     };
     return cmocka_run_group_tests_name("DPDK testpmd", tests, NULL, NULL);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
 /* vhost-device-scsi, which has no REPLY_ACK: SCSI commands, and the data compared
    with the image. VUF_VHOST_DEVICE_SCSI names the program. */
-#include "device.h"
+#include "lifecycle.h"
 
 #include <endian.h>
 #include <fcntl.h>
@@ -22,7 +22,7 @@ enum { SENSE_FIXED = 0x70, ILLEGAL_REQUEST = 5 };
 
 #define COMMAND_ADDR DEVICE_BUFFERS
 #define RESPONSE_ADDR (DEVICE_BUFFERS + 0x1000u)
-#define DATA_ADDR (DEVICE_BUFFERS + 0x2000u)
+static uint64_t data_addr;
 
 static uint8_t image[BLOCKS * BLOCK_SIZE];
 
@@ -37,13 +37,24 @@ static void make_image(struct device *device)
     close(fd);
 }
 
+static struct device *prepare(void **state)
+{
+    device_program("VUF_VHOST_DEVICE_SCSI");
+    make_image(*state);
+    data_addr = DEVICE_BUFFERS + 0x2000u;
+    return *state;
+}
+
+static void run(struct device *device)
+{
+    device_run(device, (const char *[]){device_program("VUF_VHOST_DEVICE_SCSI"), "-r", "-s",
+                                        device->backend.socket, device->backend.disk, NULL});
+}
+
 static struct device *begin(void **state)
 {
-    struct device *device = *state;
-    const char *program = device_program("VUF_VHOST_DEVICE_SCSI");
-    make_image(device);
-    device_run(device, (const char *[]){program, "-r", "-s", device->backend.socket,
-                                        device->backend.disk, NULL});
+    struct device *device = prepare(state);
+    run(device);
     device_connect(device, (struct wanted){
                                .protocol = BIT(VUF_PROTOCOL_F_MQ) | BIT(VUF_PROTOCOL_F_CONFIG),
                                .protocol_absent = BIT(VUF_PROTOCOL_F_REPLY_ACK),
@@ -57,14 +68,19 @@ static struct device *begin(void **state)
 }
 
 /* Hangs up; the program then ends. */
-static void finish(struct device *device)
+static void hang_up(struct device *device)
 {
     int status;
-    device_stop(device);
     device_disconnect(device);
     assert_true(backend_ended(&device->backend, WAIT_MS, &status));
     assert_true(WIFEXITED(status));
     assert_int_equal(WEXITSTATUS(status), 0);
+}
+
+static void finish(struct device *device)
+{
+    device_stop(device);
+    hang_up(device);
 }
 
 /* Sends a command to the first target; size is the room for its data. */
@@ -76,11 +92,11 @@ static const struct virtio_scsi_cmd_resp *command(struct device *device, const v
     *request = (struct virtio_scsi_cmd_req){.lun = {1, 0, 0x40, 0}, .tag = htole64(77)};
     memcpy(request->cdb, cdb, cdb_size);
     memset(response, 0xee, sizeof *response);
-    memset(device_at(device, DATA_ADDR), 0xee, size);
+    memset(device_at(device, data_addr), 0xee, size);
     const struct virtq_part parts[] = {
         {COMMAND_ADDR, sizeof *request},
         {RESPONSE_ADDR, sizeof *response},
-        {DATA_ADDR, size},
+        {data_addr, size},
     };
     device_request(device, REQUESTS, parts, 1, size > 0 ? 2 : 1);
     assert_int_equal(response->response, VIRTIO_SCSI_S_OK);
@@ -95,7 +111,7 @@ static const uint8_t *data_of(struct device *device, const void *cdb, size_t cdb
     assert_int_equal(response->status, GOOD);
     assert_int_equal(response->sense_len, 0);
     assert_int_equal(le32toh(response->resid), 0);
-    return device_at(device, DATA_ADDR);
+    return device_at(device, data_addr);
 }
 
 static void assert_blocks_read(struct device *device, uint32_t first, uint8_t blocks)
@@ -177,11 +193,88 @@ static void test_unknown_command(void **state)
     finish(device);
 }
 
+/* ---- on the device layer ---- */
+
+static void work(struct device *device, uint64_t at)
+{
+    data_addr = at + 0x2000u; /* behind command and response */
+    assert_blocks_read(device, 0, 1);
+    assert_blocks_read(device, 77, 50);
+}
+
+static const struct life life = {
+    .run = run,
+    .work = work,
+    .queues = QUEUES,
+    .protocol = BIT(VUF_PROTOCOL_F_MQ) | BIT(VUF_PROTOCOL_F_CONFIG),
+    .protocol_absent = BIT(VUF_PROTOCOL_F_REPLY_ACK) | BIT(VUF_PROTOCOL_F_RESET_DEVICE) |
+                       BIT(VUF_PROTOCOL_F_STATUS) | BIT(VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS),
+    .options.config_size = sizeof(struct virtio_scsi_config),
+    .serves_one = true,
+};
+
+static void device_is_stopped_and_resumed(void **state)
+{
+    struct device *device = prepare(state);
+    life_check_stops(device, &life);
+    life_stop(device, &life);
+    hang_up(device);
+}
+
+static void device_gets_memory_while_it_runs(void **state)
+{
+    struct device *device = prepare(state);
+    life_check_memory(device, &life);
+    life_stop(device, &life);
+    hang_up(device);
+}
+
+/* Version 0.1 (of vhost-user-backend, 0.10) never reads a used index, and begins with
+   0: rings cannot go on, nor begin anew on the same connection. */
+static void device_waits_for_a_reset_after_a_kill(void **state)
+{
+    struct device *device = prepare(state);
+    life_check_kills(device, &life, VUF_RECOVERY_NEEDS_RESET);
+    life_stop(device, &life);
+    hang_up(device);
+}
+
+/* It serves one connection, and ends: somebody has to start it again. */
+static void device_is_reset_on_another_instance(void **state)
+{
+    struct device *device = prepare(state);
+    life_check_hangs_up(device, &life);
+    life_stop(device, &life);
+    hang_up(device);
+}
+
+static void device_has_its_configuration(void **state)
+{
+    struct device *device = prepare(state);
+    struct virtio_scsi_config config;
+    life_begin(device, &life);
+    assert_ok(device, vuf_device_read_config(device->vuf, 0, &config, sizeof config, NULL));
+    assert_int_equal(le32toh(config.num_queues), QUEUES - REQUESTS);
+    assert_int_equal(le32toh(config.cdb_size), VIRTIO_SCSI_CDB_SIZE);
+    assert_int_equal(le32toh(config.sense_size), VIRTIO_SCSI_SENSE_SIZE);
+}
+
+static void device_waits_for_it_to_answer(void **state)
+{
+    life_check_freezes(prepare(state), &life);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         DEVICE_TEST(test_config),  DEVICE_TEST(test_inquiry), DEVICE_TEST(test_capacity),
         DEVICE_TEST(test_data),    DEVICE_TEST(test_restart), DEVICE_TEST(test_unknown_command),
+        DEVICE_TEST(device_is_stopped_and_resumed),
+        DEVICE_TEST(device_gets_memory_while_it_runs),
+        DEVICE_TEST(device_waits_for_a_reset_after_a_kill),
+        DEVICE_TEST(device_is_reset_on_another_instance),
+        DEVICE_TEST(device_has_its_configuration),
+        DEVICE_TEST(device_waits_for_it_to_answer),
     };
     return cmocka_run_group_tests_name("vhost-device-scsi", tests, NULL, NULL);
 }

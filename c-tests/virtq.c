@@ -101,6 +101,7 @@ int virtq_create(struct virtq *q, uint32_t index, uint32_t num,
         .err_fd = -1,
         .avail.wrap = true,
         .used.wrap = true,
+        .used_word = htole16(BASE_WRAP),
     };
     if (num < VIRTQ_MAX_PARTS || num > VIRTQ_MAX_NUM || (num & (num - 1)) != 0) {
         return -EINVAL;
@@ -138,6 +139,26 @@ uint32_t virtq_base(const struct virtq *q)
         half |= half << 16;
     }
     return half;
+}
+
+struct vuf_ring virtq_ring_of_device(const struct virtq *q, uint32_t base_mode)
+{
+    const struct vuf_vring_addr addr = virtq_addr(q);
+    const struct avail *avail = part(q, DRIVER_AT);
+    const struct used *used = part(q, DEVICE_AT);
+    return (struct vuf_ring){
+        .index = q->index,
+        .size = q->num,
+        .descriptor = addr.descriptor,
+        .available = addr.available,
+        .used = addr.used,
+        .base_mode = base_mode,
+        .kick_fd = q->kick_fd,
+        .call_fd = q->call_fd,
+        .err_fd = q->err_fd,
+        .used_index = (const uint16_t *)(q->packed ? &q->used_word : &used->idx),
+        .avail_index = q->packed ? NULL : (const uint16_t *)&avail->idx,
+    };
 }
 
 int virtq_start(struct virtq *q, struct vuf_client *client, uint32_t base)
@@ -309,6 +330,7 @@ static int take_packed(struct virtq *q, uint32_t *written)
     unsigned parts = slot < VIRTQ_MAX_SLOTS ? q->slots[slot] : 0;
     *written = le32toh(desc->len);
     q->used = beyond(q, q->used, parts);
+    q->used_word = htole16((uint16_t)(q->used.at | (q->used.wrap ? BASE_WRAP : 0)));
     return free_used(q, slot);
 }
 

@@ -51,6 +51,7 @@ struct virtq {
     struct virtq_place avail; /* where the driver makes the next buffer available */
     struct virtq_place used;  /* where it looks for the next used one */
     uint8_t slots[VIRTQ_MAX_SLOTS]; /* parts of the buffer in flight; 0: free */
+    _Atomic uint16_t used_word; /* packed: used, as struct vuf_ring wants it */
 };
 
 /*
@@ -71,6 +72,9 @@ struct vuf_vring_addr virtq_addr(const struct virtq *q);
 
 /* What a back-end says on GET_VRING_BASE when it has completed everything. */
 uint32_t virtq_base(const struct virtq *q);
+
+/* The queue for vuf_device_start(). */
+struct vuf_ring virtq_ring_of_device(const struct virtq *q, uint32_t base_mode);
 
 /* Has the back-end process the queue from base on. The kick is not written. */
 int virtq_start(struct virtq *q, struct vuf_client *client, uint32_t base);
