@@ -212,16 +212,20 @@ demo() {
     sh examples/demo.sh embedded && sh examples/demo.sh qemu && echo '2 passed, 0 failed'
 }
 
-# A disk whose back-end is killed again and again.
-resilient() {
+# on_each SCRIPT ARGUMENTS...: a script of examples/ that takes the name of a
+# back-end, with each of them.
+on_each() {
+    script=$1
+    shift
     for back_end in embedded inflight qemu; do
         if [ $back_end = qemu ] && ! command -v qemu-storage-daemon >/dev/null; then
             echo 'SKIPPED: there is no qemu-storage-daemon'
+            echo '0 passed, 0 failed, 1 skipped'
             continue
         fi
-        sh examples/resilient.sh $back_end "$1" || return 1
+        sh "examples/$script.sh" $back_end "$@" || return 1
+        echo '1 passed, 0 failed'
     done
-    echo '3 passed, 0 failed'
 }
 
 # ---- the slow rest ----
@@ -291,7 +295,8 @@ stage 'system calls of a round trip' sh c-tests/check_strace.sh
 stage 'vhost-user-probe' sh c-tests/check_probe.sh
 stage 'installed tree, pkg-config, README example' installed
 stage 'demo, on both back-ends' demo
-stage 'back-ends killed and started again' resilient 5
+stage 'back-ends killed and started again' on_each resilient 5
+stage 'several devices, one event loop' on_each event_loop
 if [ "${1-}" = --full ]; then
     stage 'C tests, library under AddressSanitizer' sh c-tests/check_sanitizers.sh
     stage 'data races (ThreadSanitizer)' sh c-tests/check_races.sh
@@ -304,7 +309,8 @@ if [ "${1-}" = --full ]; then
     stage 'fault sweep under load' under_load fault_sweep
     stage 'C tests under load, five times' under_load again 5 c_tests
     stage 'demo, twenty times' again 20 demo
-    stage 'back-ends killed a hundred times each' resilient 100
+    stage 'back-ends killed a hundred times each' on_each resilient 100
+    stage 'one event loop, twenty times' again 20 on_each event_loop
 fi
 
 echo
