@@ -174,8 +174,7 @@ installed() {
     root=$SCRATCH/root
     $MAKE install DESTDIR="$root" PREFIX=/usr LIBDIR=/usr/lib/test >/dev/null || return 1
     export PKG_CONFIG_SYSROOT_DIR="$root" PKG_CONFIG_LIBDIR="$root/usr/lib/test/pkgconfig"
-    awk '/^```c$/ { on = 1; next } /^```$/ { on = 0 } on' README.md >"$SCRATCH/readme.c"
-    [ "$(wc -l <"$SCRATCH/readme.c")" -gt 20 ] || return 1
+    sh c-tests/code_of.sh README.md >"$SCRATCH/readme.c" || return 1
     # shellcheck disable=SC2046
     $CC -Wall -Wextra -Werror -o "$SCRATCH/shared" "$SCRATCH/readme.c" \
         $(pkg-config --cflags --libs vhost_user_frontend) &&
@@ -294,6 +293,7 @@ stage 'docs/system-calls.md = seccomp filter' sh c-tests/check_sandbox.sh
 stage 'system calls of a round trip' sh c-tests/check_strace.sh
 stage 'vhost-user-probe' sh c-tests/check_probe.sh
 stage 'installed tree, pkg-config, README example' installed
+stage 'docs/guide.md, compiled and run' sh c-tests/check_guide.sh
 stage 'demo, on both back-ends' demo
 stage 'back-ends killed and started again' on_each resilient 5
 stage 'several devices, one event loop' on_each event_loop
