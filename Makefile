@@ -72,7 +72,7 @@ $(SO): $(SO).$(VERSION)
 	ln -sf $(<F) $(SO).$(SOVER)
 	ln -sf lib$(NAME).so.$(SOVER) $@
 
-tools: build/vhost-user-probe build/blk-demo build/blk-resilient build/vuf-mock-backend
+tools: build/vhost-user-probe build/blk-demo build/blk-resilient build/event-loop build/vuf-mock-backend
 
 # A program for those who write front-ends, in a package of its own.
 build/vuf-mock-backend: FORCE
@@ -86,6 +86,9 @@ build/blk-demo: examples/blk_demo.c examples/virtio_blk.c examples/names.c examp
 	$(CC) $(USE) -o $@ $(filter %.c,$^) $(LINK)
 
 build/blk-resilient: examples/blk_resilient.c examples/virtio_blk.c examples/names.c examples/virtio_blk.h examples/names.h $(SO) include/$(NAME).h
+	$(CC) $(USE) -o $@ $(filter %.c,$^) $(LINK)
+
+build/event-loop: examples/event_loop.c examples/event_loop_guest.c examples/event_loop_guest.h examples/virtio_blk.c examples/names.c examples/virtio_blk.h examples/names.h $(SO) include/$(NAME).h
 	$(CC) $(USE) -o $@ $(filter %.c,$^) $(LINK)
 
 c-tests: $(C_TESTS) build/vuf-mock-backend

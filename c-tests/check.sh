@@ -174,8 +174,7 @@ installed() {
     root=$SCRATCH/root
     $MAKE install DESTDIR="$root" PREFIX=/usr LIBDIR=/usr/lib/test >/dev/null || return 1
     export PKG_CONFIG_SYSROOT_DIR="$root" PKG_CONFIG_LIBDIR="$root/usr/lib/test/pkgconfig"
-    awk '/^```c$/ { on = 1; next } /^```$/ { on = 0 } on' README.md >"$SCRATCH/readme.c"
-    [ "$(wc -l <"$SCRATCH/readme.c")" -gt 20 ] || return 1
+    sh c-tests/code_of.sh README.md >"$SCRATCH/readme.c" || return 1
     # shellcheck disable=SC2046
     $CC -Wall -Wextra -Werror -o "$SCRATCH/shared" "$SCRATCH/readme.c" \
         $(pkg-config --cflags --libs vhost_user_frontend) &&
@@ -212,16 +211,20 @@ demo() {
     sh examples/demo.sh embedded && sh examples/demo.sh qemu && echo '2 passed, 0 failed'
 }
 
-# A disk whose back-end is killed again and again.
-resilient() {
+# on_each SCRIPT ARGUMENTS...: a script of examples/ that takes the name of a
+# back-end, with each of them.
+on_each() {
+    script=$1
+    shift
     for back_end in embedded inflight qemu; do
         if [ $back_end = qemu ] && ! command -v qemu-storage-daemon >/dev/null; then
             echo 'SKIPPED: there is no qemu-storage-daemon'
+            echo '0 passed, 0 failed, 1 skipped'
             continue
         fi
-        sh examples/resilient.sh $back_end "$1" || return 1
+        sh "examples/$script.sh" $back_end "$@" || return 1
+        echo '1 passed, 0 failed'
     done
-    echo '3 passed, 0 failed'
 }
 
 # ---- the slow rest ----
@@ -290,8 +293,10 @@ stage 'docs/system-calls.md = seccomp filter' sh c-tests/check_sandbox.sh
 stage 'system calls of a round trip' sh c-tests/check_strace.sh
 stage 'vhost-user-probe' sh c-tests/check_probe.sh
 stage 'installed tree, pkg-config, README example' installed
+stage 'docs/guide.md, compiled and run' sh c-tests/check_guide.sh
 stage 'demo, on both back-ends' demo
-stage 'back-ends killed and started again' resilient 5
+stage 'back-ends killed and started again' on_each resilient 5
+stage 'several devices, one event loop' on_each event_loop
 if [ "${1-}" = --full ]; then
     stage 'C tests, library under AddressSanitizer' sh c-tests/check_sanitizers.sh
     stage 'data races (ThreadSanitizer)' sh c-tests/check_races.sh
@@ -304,7 +309,8 @@ if [ "${1-}" = --full ]; then
     stage 'fault sweep under load' under_load fault_sweep
     stage 'C tests under load, five times' under_load again 5 c_tests
     stage 'demo, twenty times' again 20 demo
-    stage 'back-ends killed a hundred times each' resilient 100
+    stage 'back-ends killed a hundred times each' on_each resilient 100
+    stage 'one event loop, twenty times' again 20 on_each event_loop
 fi
 
 echo

@@ -19,6 +19,10 @@
 
 #include "vhost_user_frontend.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* A sector is the unit of addresses on the device, whatever its block size. */
 #define SECTOR_SIZE 512u
 
@@ -145,5 +149,9 @@ int blk_ring_wait(struct blk_ring *ring, int slot, int timeout_ms, uint32_t *wri
 
 /* Explains a failure of blk_ring_submit() or blk_ring_wait(). */
 const char *blk_ring_strerror(int rc);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -841,12 +841,14 @@
 #define VUF_OUT_OF_ORDER_NEEDS_RESET 0
 
 /**
- * They go on from the used index: what was finished out of order is done again.
+ * They go on from the used index: right for back-ends that finish in order and only
+ * do not say so. Of others, what was finished out of order is done again, and what it
+ * overtook is lost.
  */
 #define VUF_OUT_OF_ORDER_REPLAY_FROM_USED 1
 
 /**
- * They go on from the available index: what was taken and not finished is lost.
+ * They go on from the available index: what was not finished is lost.
  */
 #define VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE 2
 

@@ -18,10 +18,10 @@ pub enum Recovery {
     /// once.
     InOrder,
     /// From the used index, because the caller chose so: what was completed out of
-    /// order is done again.
+    /// order is done again, and what it overtook is lost.
     ReplayFromUsed,
-    /// From the available index, because the caller chose so: what was taken and
-    /// not completed is lost.
+    /// From the available index, because the caller chose so: what was not completed
+    /// is lost.
     ResumeFromAvailable,
     /// Not before the guest has reset the device.
     NeedsReset,

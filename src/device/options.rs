@@ -25,9 +25,11 @@ pub enum OutOfOrder {
     /// Not before the guest has reset the device.
     #[default]
     NeedsReset,
-    /// From the used index: what was finished out of order is done again.
+    /// From the used index: right for back-ends that finish in order and only do not
+    /// say so. Of others, what was finished out of order is done again, and what it
+    /// overtook is lost.
     ReplayFromUsed,
-    /// From the available index: what was taken and not finished is lost.
+    /// From the available index: what was not finished is lost.
     ResumeFromAvailable,
 }
 

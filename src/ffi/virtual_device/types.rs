@@ -63,9 +63,11 @@ pub const VUF_ON_UNFENCED_PROCEED: u32 = 1;
 /// In struct vuf_device_options, for split rings with neither an in-flight buffer
 /// nor VIRTIO_F_IN_ORDER: they wait for vuf_device_reset(). The default.
 pub const VUF_OUT_OF_ORDER_NEEDS_RESET: u32 = 0;
-/// They go on from the used index: what was finished out of order is done again.
+/// They go on from the used index: right for back-ends that finish in order and only
+/// do not say so. Of others, what was finished out of order is done again, and what it
+/// overtook is lost.
 pub const VUF_OUT_OF_ORDER_REPLAY_FROM_USED: u32 = 1;
-/// They go on from the available index: what was taken and not finished is lost.
+/// They go on from the available index: what was not finished is lost.
 pub const VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE: u32 = 2;
 /// For vuf_device_set_memory(): memory that is in use may change while rings run;
 /// see to it that none of it is needed meanwhile.
