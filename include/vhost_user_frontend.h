@@ -68,7 +68,7 @@
  *
  * Time. Every wait has a deadline; see struct vuf_client_options.
  *
- * This is version 0: the ABI may still change with the soname unchanged.
+ * The ABI only grows while the soname stays; docs/abi.md says what that means.
  */
 
 #ifndef VHOST_USER_FRONTEND_H
