@@ -7,6 +7,7 @@
 #   make fuzz         FUZZ_SECONDS=n for each fuzz target (Rust nightly)
 #   make install      honours DESTDIR, PREFIX and LIBDIR
 #   make header       regenerates include/vhost_user_frontend.h
+#   make abi-baseline adds what is new to abi/ (docs/abi.md)
 
 CARGO   ?= cargo
 CC      ?= cc
@@ -47,7 +48,7 @@ REAL    := $(HELPERS) c-tests/virtq.c c-tests/device.c c-tests/lifecycle.c \
 
 FUZZ_SECONDS ?= 60
 
-.PHONY: all lib tools c-tests demo fuzz check check-full header header-check install uninstall clean FORCE
+.PHONY: all lib tools c-tests demo fuzz check check-full header header-check abi-baseline install uninstall clean FORCE
 all: lib tools
 
 lib: $(SO) $(ARCHIVE)
@@ -138,6 +139,9 @@ header-check:
 	@$(call HEADER_BUILD,build/$(NAME).h.fresh)
 	@diff -u include/$(NAME).h build/$(NAME).h.fresh || \
 	  { echo 'include/$(NAME).h is stale; run: make header'; exit 1; }
+
+abi-baseline:
+	CC="$(CC)" sh c-tests/check_abi.sh --baseline
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(LIBDIR)/pkgconfig

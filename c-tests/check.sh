@@ -277,6 +277,7 @@ stage 'formatting and lints' lints
 stage 'header is current' $MAKE --no-print-directory header-check
 stage 'header alone, C99 to C++20' header_alone
 stage 'exports = map = header' exports
+stage 'ABI against the baseline' sh c-tests/check_abi.sh
 stage 'Rust tests' rust_tests
 stage 'fault sweep' fault_sweep
 stage 'scripted back-end' mock_tests

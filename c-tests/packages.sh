@@ -23,6 +23,7 @@ look() {
     need strace command -v strace
     need valgrind command -v valgrind
     need g++ command -v c++
+    need abigail-tools command -v abidiff
     need qemu-storage-daemon command -v qemu-storage-daemon
 }
 

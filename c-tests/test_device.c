@@ -784,6 +784,27 @@ static void every_message_is_told(void **state)
     assert_int_equal(f->seen[0] / 1000, before);
 }
 
+/* Not in the event loop, but the same holds there. */
+static void a_posted_message_is_told(void **state)
+{
+    struct fixture *f = begin(state);
+    const struct vuf_iotlb entry = {.size = PAGE, .type = VUF_IOTLB_INVALIDATE};
+    const char *const script[] = {"-e", "device features +33", NULL};
+    struct backend mock;
+    assert_int_equal(backend_start_mock(&mock, script), 0);
+    assert_ok(vuf_device_open(mock.socket, &quickly, &f->device));
+    until(f, VUF_DEVICE_EVENT_CONNECTED);
+    assert_ok(vuf_device_set_features(f->device, info_of(f).offered_features));
+    assert_ok(vuf_device_wait(f->device, PEER_MS));
+    assert_ok(vuf_device_set_trace(f->device, tell_message, f));
+    unsigned before = f->seen[0] / 1000;
+    assert_ok(vuf_device_post_iotlb(f->device, &entry));
+    assert_int_equal(f->seen[0] / 1000, before + 1);
+    vuf_device_free(f->device);
+    f->device = NULL;
+    backend_stop(&mock);
+}
+
 struct asked {
     struct fixture *f;
     unsigned misses;
@@ -1335,6 +1356,7 @@ int main(void)
         ON_EMBEDDED(a_back_end_connects_to_it),
         ON_INFLIGHT(somebody_else_connects),
         ON_EMBEDDED(every_message_is_told),
+        ON_EMBEDDED(a_posted_message_is_told),
         ON_EMBEDDED(a_miss_is_answered_from_inside),
         ON_EMBEDDED(every_call_in_every_state),
         ON_INFLIGHT(every_call_in_every_state),

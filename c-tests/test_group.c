@@ -5,6 +5,7 @@
 #include "virtio_blk.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/virtio_config.h>
 #include <stdio.h>
 #include <string.h>
@@ -23,6 +24,7 @@ struct fixture {
     struct vuf_memory_group *group;
     struct guest_memory memory, second;
     struct blk_ring ring;
+    unsigned freed;
     int fds;
 };
 
@@ -142,6 +144,31 @@ static void one_that_dies_holds_up_nobody(void **state)
     assert_returns(0, vuf_device_remove_memory(f->devices[1], SECOND_ADDR, GUEST_SIZE, &quiet));
 }
 
+static void free_it(void *user, const struct vuf_trace_record *record)
+{
+    struct fixture *f = user;
+    struct vuf_device_event event = {.size = sizeof event};
+    (void)record;
+    vuf_device_free(f->devices[0]);
+    vuf_memory_group_free(f->group);
+    assert_returns(-ECANCELED, vuf_device_process(f->devices[0], &event));
+    f->freed++;
+}
+
+/* The group drives a device, which runs a function: both are still there after it. */
+static void nothing_is_freed_from_inside(void **state)
+{
+    struct fixture *f = *state;
+    const struct vuf_mem_region second = guest_memory_region(&f->second);
+    int fd = vuf_device_get_fd(f->devices[0]);
+    bring_up_all(f);
+    assert_returns(0, vuf_device_set_trace(f->devices[0], free_it, f));
+    assert_returns(0, vuf_memory_group_add_memory(f->group, &second));
+    assert_returns(-ECANCELED, vuf_memory_group_wait(f->group, PEER_MS));
+    assert_true(f->freed > 0);
+    assert_true(fcntl(fd, F_GETFD) >= 0);
+}
+
 static void bad_arguments_are_refused(void **state)
 {
     struct fixture *f = *state;
@@ -180,6 +207,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         WITH_DEVICES(memory_comes_and_goes_for_all),
         WITH_DEVICES(one_that_dies_holds_up_nobody),
+        WITH_DEVICES(nothing_is_freed_from_inside),
         WITH_DEVICES(bad_arguments_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

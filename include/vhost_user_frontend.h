@@ -68,7 +68,7 @@
  *
  * Time. Every wait has a deadline; see struct vuf_client_options.
  *
- * This is version 0: the ABI may still change with the soname unchanged.
+ * The ABI only grows while the soname stays; docs/abi.md says what that means.
  */
 
 #ifndef VHOST_USER_FRONTEND_H
@@ -3487,8 +3487,8 @@ int vuf_device_open_fd(int fd,
  * stop by themselves, and may write guest memory until they have.
  *
  * Where that matters call vuf_device_stop() before, with a time to wait. Not from a
- * function that the library calls: then nothing is freed. Calls
- * that other threads have under way return -ECANCELED; this one waits until they
+ * function that the library calls: then nothing is freed yet, but calls on the
+ * device return -ECANCELED from then on. Calls that other threads have under way return -ECANCELED; this one waits until they
  * have. No call on the device may begin once this one has. In a forked child it
  * closes the child's copy and leaves the parent's connection alive.
  *

@@ -83,6 +83,11 @@ impl BackendClient {
         }
     }
 
+    /// Whether this thread is in a handler or the trace of this client.
+    pub(crate) fn called_back_here(&self) -> bool {
+        self.connection.called_back_here()
+    }
+
     /// Tells what the trace has to say of requests that were begun.
     pub(crate) fn tell_begun(&self) {
         self.connection.tell();

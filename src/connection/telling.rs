@@ -56,6 +56,12 @@ impl Connection {
         state
     }
 
+    /// Whether this thread is in a function of the caller's that this connection
+    /// has called.
+    pub(crate) fn called_back_here(&self) -> bool {
+        self.lock().called_back(ThreadMark::here()).is_some()
+    }
+
     /// What has happened so far.
     pub(crate) fn counters(&self) -> Counters {
         self.lock().machine.ledger.counters

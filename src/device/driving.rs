@@ -130,11 +130,25 @@ impl Device {
         }
     }
 
+    /// Whether a function of the caller's that this runs has led here.
+    pub(crate) fn drives_here(&self) -> bool {
+        self.driving.load(Ordering::SeqCst) == ThreadMark::here().number()
+    }
+
     /// One step of everything, unless another thread is at it: whether it is not.
     /// That wakes who waits here, when it is done.
     pub(super) fn turn(&self) -> Result<bool> {
         self.check_open()?;
         let here = ThreadMark::here().number();
+        let called_back = || {
+            let text = "this call may not be made by a function that the library calls";
+            Error::new(Kind::State, text)
+        };
+        // The trace also tells what is posted, on whatever thread that is.
+        let client = self.lock().live().map(|live| Arc::clone(&live.client));
+        if client.is_some_and(|client| client.called_back_here()) {
+            return Err(called_back());
+        }
         // Once more after the flag is set: who drives looks at it last.
         for _ in 0..2 {
             let (free, order) = (0, Ordering::SeqCst);
@@ -146,10 +160,7 @@ impl Device {
                     }
                     return Ok(true);
                 }
-                Err(driver) if driver == here => {
-                    let text = "this call may not be made by a function that the library calls";
-                    return Err(Error::new(Kind::State, text));
-                }
+                Err(driver) if driver == here => return Err(called_back()),
                 Err(_) => self.missed.store(true, Ordering::SeqCst),
             }
         }

@@ -27,6 +27,11 @@ pub(super) trait Opaque: Sized {
     fn poison(object: &Self::Object, panic: &Error);
     /// Drops a forked child's copy, and leaves the parent's connection alone.
     fn close_in_child(object: Self::Object);
+    /// This thread is in one of the functions of the caller's that it runs, also
+    /// where the call was on something else.
+    fn runs_here(_object: &Self::Object) -> bool {
+        false
+    }
 }
 
 impl Opaque for vuf_client {
@@ -54,6 +59,9 @@ impl Opaque for vuf_device {
     }
     fn poison(device: &Arc<Device>, _panic: &Error) {
         device.abort();
+    }
+    fn runs_here(device: &Arc<Device>) -> bool {
+        device.drives_here()
     }
     fn close_in_child(device: Arc<Device>) {
         // Otherwise a thread of the parent was in a call on a group.
@@ -321,12 +329,14 @@ pub(super) unsafe fn free<O: Opaque>(opaque: *mut O) {
     // After a fork the count is that of the parent, whose threads are not here.
     if !forked {
         let mut inside = handle.inside.fetch_or(FREEING, SeqCst) | FREEING;
-        if inside != FREEING {
+        let within = Frame::within(handle) || O::runs_here(&handle.object);
+        if within || inside != FREEING {
             O::cancel(&handle.object);
-            // It is inside itself, and would wait for ever. Not freed, rather.
-            if Frame::within(handle) {
-                return;
-            }
+        }
+        // It is inside itself: it would wait for ever, or, where a group drives the
+        // device, be gone when that comes back to it. Not freed, rather.
+        if within {
+            return;
         }
         while inside != FREEING {
             futex(&raw const handle.inside, libc::FUTEX_WAIT, inside);

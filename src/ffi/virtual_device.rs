@@ -225,8 +225,8 @@ fn supply(device: &Device, c: &Args, fd: c_int) -> Result<()> {
 /// stop by themselves, and may write guest memory until they have.
 ///
 /// Where that matters call vuf_device_stop() before, with a time to wait. Not from a
-/// function that the library calls: then nothing is freed. Calls
-/// that other threads have under way return -ECANCELED; this one waits until they
+/// function that the library calls: then nothing is freed yet, but calls on the
+/// device return -ECANCELED from then on. Calls that other threads have under way return -ECANCELED; this one waits until they
 /// have. No call on the device may begin once this one has. In a forked child it
 /// closes the child's copy and leaves the parent's connection alive.
 ///
