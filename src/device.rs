@@ -79,7 +79,8 @@ impl std::fmt::Debug for Device {
     }
 }
 
-/// How many writes to the configuration space wait for the back-end.
+/// With how many writes to the configuration space that wait for the back-end no
+/// further one is taken.
 const MAX_WRITES: usize = 64;
 
 fn held() -> Error {
@@ -213,15 +214,12 @@ impl Device {
     /// The guest writes its configuration space: the back-end is told, except of
     /// what is the caller's own.
     pub fn write_config(&self, offset: u32, data: &[u8]) -> Result<()> {
-        if let Some(write) = self.config.write(offset, data)? {
-            let mut core = self.lock();
-            if core.writes.len() >= MAX_WRITES {
-                return Err(Error::new(
-                    Kind::Os(Errno::EAGAIN),
-                    "too many writes wait for the back-end",
-                ));
-            }
-            core.writes.push_back(write);
+        // Both under the lock, or what the back-end tells meanwhile undoes it.
+        let mut core = self.lock();
+        let full = core.writes.len() >= MAX_WRITES;
+        let parts = self.config.write(offset, data, full)?;
+        if !parts.is_empty() {
+            core.writes.extend(parts);
             self.moved(core);
         }
         Ok(())

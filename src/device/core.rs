@@ -5,7 +5,7 @@
 mod requests;
 mod transport;
 
-use super::config::Config;
+use super::config::{Config, Write};
 use super::event::{Event, EventKind, Events, Recovery};
 use super::fence::Fence;
 use super::link::Link;
@@ -54,8 +54,9 @@ impl UnderWay {
 #[derive(Debug)]
 enum What {
     Step(Step),
-    /// A write to the configuration space: a refusal is no end.
-    ConfigWrite,
+    /// A write to the configuration space: a refusal is no end. And how often the
+    /// device had been reset before.
+    ConfigWrite(Write, u64),
 }
 
 /// A connection in use.
@@ -134,7 +135,8 @@ pub(super) struct Core {
     /// Old back-ends that may still write guest memory, which were not waited for.
     pub(super) ghosts: Vec<Fence<Arc<BackendClient>>>,
     pub(super) unfenced: bool,
-    pub(super) writes: VecDeque<(u32, Vec<u8>)>,
+    /// Writes to the configuration space that were not sent yet.
+    pub(super) writes: VecDeque<Write>,
     /// Connections that are over; their handlers have to hear of it.
     pub(super) retired: Vec<Arc<BackendClient>>,
     pub(super) trace: Option<TraceSink>,

@@ -204,7 +204,7 @@ impl Core {
         }
         self.retired.push(live.client);
         let event = Event {
-            error: Some(error),
+            error: Some(error.clone()),
             recovery,
             delay,
             count: self.link.attempt(),
@@ -215,6 +215,7 @@ impl Core {
             self.wanted.held = true;
             self.tell(EventKind::NeedsReset);
         }
+        self.write_again(live.under_way, error);
         self.applied = None;
     }
 

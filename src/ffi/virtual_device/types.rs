@@ -33,7 +33,8 @@ pub const VUF_DEVICE_EVENT_FENCED: u32 = 10;
 pub const VUF_DEVICE_EVENT_NEEDS_FD: u32 = 11;
 /// Others, count of them, wanted to connect while a back-end is in use.
 pub const VUF_DEVICE_EVENT_PEERS_REFUSED: u32 = 12;
-/// The back-end refused a write to its configuration space; the error says how.
+/// The back-end refused a write to its configuration space, or has none, or is not
+/// the first that was lost over this write; the error says how.
 pub const VUF_DEVICE_EVENT_CONFIG_REFUSED: u32 = 13;
 
 // ---- how rings go on after a loss ----
