@@ -128,6 +128,8 @@ impl Device {
             stood: vec![Stood::default(); rings],
             starts: 0,
             generation: 0,
+            unseen: false,
+            news: 0,
             applied: None,
             events: Events::default(),
             buffer: None,
@@ -141,6 +143,7 @@ impl Device {
             writes: VecDeque::new(),
             retired: Vec::new(),
             trace: None,
+            clients: Vec::new(),
         };
         let device = Self {
             core: Mutex::new(core),

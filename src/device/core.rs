@@ -19,8 +19,8 @@ use crate::message::{Inflight, SHMEM_REGIONS};
 use crate::socket::{Pollable, Watch};
 use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// How often a send is tried that waits for room which cannot be polled for.
@@ -118,6 +118,10 @@ pub(super) struct Core {
     pub(super) stood: Vec<Stood>,
     pub(super) starts: u64,
     pub(super) generation: u64,
+    /// Something is wanted that no step has looked at.
+    pub(super) unseen: bool,
+    /// Counts whatever somebody may wait for.
+    pub(super) news: u64,
     pub(super) applied: Option<u64>,
     pub(super) events: Events,
     pub(super) buffer: Option<Buffer>,
@@ -140,6 +144,9 @@ pub(super) struct Core {
     /// Connections that are over; their handlers have to hear of it.
     pub(super) retired: Vec<Arc<BackendClient>>,
     pub(super) trace: Option<TraceSink>,
+    /// All that some thread may still be in, also of those that are over: their
+    /// messages may still be told.
+    pub(super) clients: Vec<Weak<BackendClient>>,
 }
 
 impl std::fmt::Debug for Core {
@@ -174,11 +181,13 @@ impl Core {
     fn tell(&mut self, kind: EventKind) {
         let event = self.event(kind);
         self.events.push(event);
+        self.news();
     }
 
     /// Something else is wanted from now on.
     pub(super) fn moved(&mut self) {
         self.generation = self.generation.saturating_add(1);
+        self.unseen = true;
     }
 
     /// A ring is no longer wanted.
@@ -245,10 +254,10 @@ impl Core {
 
     // ---- waiting ----
 
-    /// Changes with whatever somebody may wait for.
-    pub(super) fn stage(&self) -> impl PartialEq + use<> {
-        let up = matches!(self.mode, Mode::Up(_));
-        (self.applied, self.generation, self.lives, up)
+    /// Something has happened that somebody may wait for: a step was begun or
+    /// answered, a connection is there or gone.
+    pub(super) fn news(&mut self) {
+        self.news = self.news.wrapping_add(1);
     }
 
     /// All that is wanted stands, and nothing is outstanding.
@@ -274,6 +283,9 @@ impl Core {
 
     /// When there is something to do because of the time.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        if self.unseen {
+            return Some(now);
+        }
         let of_mode = match &self.mode {
             Mode::Up(live) => {
                 let throttled = live.client.interest().1.then(|| now.checked_add(THROTTLE));

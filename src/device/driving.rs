@@ -15,6 +15,11 @@ use std::time::{Duration, Instant};
 
 const DEFAULT_WAIT: Option<Duration> = Some(Duration::from_secs(60));
 
+fn called_back() -> Error {
+    let text = "this call may not be made by a function that the library calls";
+    Error::new(Kind::State, text)
+}
+
 /// The thread that drives does no longer, whatever happens to it.
 struct Driving<'a>(&'a AtomicUsize);
 
@@ -146,20 +151,25 @@ impl Device {
                     }
                     return Ok(true);
                 }
-                Err(driver) if driver == here => {
-                    let text = "this call may not be made by a function that the library calls";
-                    return Err(Error::new(Kind::State, text));
-                }
+                Err(driver) if driver == here => return Err(called_back()),
                 Err(_) => self.missed.store(true, Ordering::SeqCst),
             }
         }
         Ok(false)
     }
 
+    /// Fails inside a function of the caller's that a step has called.
+    pub(super) fn check_not_driving(&self) -> Result<()> {
+        match self.driving.load(Ordering::SeqCst) == ThreadMark::here().number() {
+            true => Err(called_back()),
+            false => Ok(()),
+        }
+    }
+
     pub(super) fn drive(&self) {
         let driving = Driving(&self.driving);
         let mut core = self.lock();
-        let before = core.stage();
+        let before = core.news;
         core.transport(&self.traffic, Instant::now());
         if core.live().is_some_and(|live| !live.placed) {
             let unplaced = core.unplaced();
@@ -193,8 +203,9 @@ impl Device {
             core.advance(false, &self.traffic, Instant::now());
         }
         let retired = std::mem::take(&mut core.retired);
+        core.unseen = false;
         self.arm(&core);
-        let moved = before != core.stage();
+        let moved = before != core.news;
         let client = core.live().map(|live| Arc::clone(&live.client));
         drop(core);
         if let Some(client) = client {
@@ -214,9 +225,8 @@ impl Device {
     /// Waits until no function of the caller's reads where a ring stands: then
     /// memory of rings that are stopped may go.
     pub(super) fn unread<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
-        let here = ThreadMark::here().number();
         // It may be such a function that stops a ring.
-        while core.reading && self.driving.load(Ordering::SeqCst) != here {
+        while core.reading && self.check_not_driving().is_ok() {
             core = self.read.wait(core).unwrap_or_else(PoisonError::into_inner);
         }
         core

@@ -474,7 +474,8 @@ fn no_back_end() -> Error {
 /// it may call what neither waits nor processes.
 ///
 /// callback  called with user and a record, both the library's (borrowed); NULL
-///           for none. Replaces the one set before.
+///           for none. Replaces the one set before, which runs no more once this
+///           has returned: another thread's call of it is waited for.
 /// user      passed to it
 ///
 /// Returns 0, otherwise

@@ -85,6 +85,7 @@ impl Core {
             match live.client.outcome(&first.begun) {
                 Some(outcome) => {
                     live.stalled = false;
+                    self.news = self.news.wrapping_add(1);
                     let first = live.under_way.pop_front();
                     if let Some(next) = live.under_way.front_mut() {
                         next.since = now;
@@ -402,6 +403,7 @@ impl Core {
 
     /// Sends a step.
     fn begin(&mut self, step: Step, now: Instant) -> Result<()> {
+        self.news();
         let Mode::Up(live) = &mut self.mode else {
             return Ok(());
         };

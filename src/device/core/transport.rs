@@ -39,6 +39,7 @@ impl Core {
                     Some(Fenced::Gone) => {
                         forget(poll, fence.watch().fd);
                         self.mode = Mode::Down;
+                        self.news();
                         self.link.failed(now, refused);
                         if self.ghosts.is_empty() && std::mem::take(&mut self.unfenced) {
                             self.tell(EventKind::Fenced);
@@ -112,9 +113,12 @@ impl Core {
                 client.drive_by_steps();
                 // It fails only inside a callback.
                 let _ = client.set_trace(self.trace.clone());
+                let client = Arc::new(client);
+                self.clients.retain(|client| client.strong_count() > 0);
+                self.clients.push(Arc::downgrade(&client));
                 let key = self.buffer.as_ref().map(|buffer| buffer.key);
                 self.mode = Mode::Up(Box::new(Live {
-                    client: Arc::new(client),
+                    client,
                     actual: Actual::new(&self.wanted, key),
                     under_way: VecDeque::new(),
                     connected: false,
@@ -124,6 +128,7 @@ impl Core {
                     shmem: [0; SHMEM_REGIONS],
                 }));
                 self.lives = self.lives.saturating_add(1);
+                self.news();
                 self.changed.store(false, Ordering::Relaxed);
             }
             Err(error) => {
@@ -217,6 +222,7 @@ impl Core {
         }
         self.write_again(live.under_way, error);
         self.applied = None;
+        self.news();
     }
 
     /// How the rings that ran go on.
