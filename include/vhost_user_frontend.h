@@ -1375,8 +1375,9 @@ struct vuf_device_options {
      */
     size_t size;
     /**
-     * How many rings the device has: an index at or above it is refused.
-     * Default 256. The in-flight buffer is made for so many.
+     * How many rings the device has: an index at or above it is refused. The
+     * in-flight buffer is made for so many. 0: 256, and the buffer is made for those
+     * that are started together, so that no other can be started while they run.
      */
     uint32_t num_rings;
     /**
@@ -1521,7 +1522,8 @@ struct vuf_device_event {
      */
     uint32_t phase;
     /**
-     * Number of the request.
+     * Number of the request; 0 if none was involved. After a loss the oldest one that
+     * had no answer or, with none, one that had just been acknowledged.
      */
     uint32_t request;
     /**
@@ -3177,7 +3179,8 @@ int vuf_device_get_counters(const struct vuf_device *device,
  * it may call what neither waits nor processes.
  *
  * callback  called with user and a record, both the library's (borrowed); NULL
- *           for none. Replaces the one set before.
+ *           for none. Replaces the one set before, which runs no more once this
+ *           has returned: another thread's call of it is waited for.
  * user      passed to it
  *
  * Returns 0, otherwise
@@ -3560,7 +3563,8 @@ int vuf_device_get_memory_state(const struct vuf_device *device,
  *                or does not lie in one region of the memory with all of its part,
  *                base_mode or base, a descriptor that is 0, a reserved field
  *   -EBADF       a descriptor is not open, or negative and not -1
- *   -EBUSY       a ring is started already
+ *   -EBUSY       a ring is started already, or the in-flight buffer of those that
+ *                run has no room for more or larger ones
  *   VUF_E_STATE  features were not stated, rings wait for vuf_device_reset(), where
  *                a ring was stopped is not known (VUF_RING_BASE_RESUME)
  * or another negative errno from the system, as -EMFILE.

@@ -238,6 +238,18 @@ impl Core {
         }
     }
 
+    /// Rings begin anew: what others were at that were lost, and are not to run any
+    /// more, is in the in-flight buffer still, and nothing of these.
+    pub(super) fn drop_stale_buffer(&mut self) {
+        let lost = self.stood.contains(&Stood::Unknown);
+        if lost && self.kept.iter().all(Option::is_none) {
+            self.buffer = None;
+            if let Mode::Up(live) = &mut self.mode {
+                live.actual.drop_buffer();
+            }
+        }
+    }
+
     /// Whether the in-flight buffer, if rings depend on it, has room for these as
     /// well.
     pub(super) fn buffer_holds(&self, starts: &[(usize, Kept)]) -> bool {

@@ -59,6 +59,9 @@ impl Device {
             }
             starts.push((index, kept));
         }
+        if rings.iter().all(|ring| ring.base == Base::New) {
+            core.drop_stale_buffer();
+        }
         if !core.buffer_holds(&starts) {
             let text =
                 "more or larger rings than the in-flight buffer of those that run has room for";

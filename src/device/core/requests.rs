@@ -98,7 +98,8 @@ impl Core {
                     return Err(live.client.overdue(&first.begun));
                 }
                 None => {
-                    let stalls = now.saturating_duration_since(first.since) >= self.options.stall;
+                    let waited = now.saturating_duration_since(first.since);
+                    let stalls = looked && waited >= self.options.stall;
                     let request = first.begun.request();
                     if stalls && !std::mem::replace(&mut live.stalled, true) {
                         let text = "the back-end has not answered yet; it is waited for";
