@@ -3089,7 +3089,7 @@ int vuf_device_open_fd(int fd,
  * Where that matters call vuf_device_stop() before, with a time to wait. Not from a
  * function that the library calls: then nothing is freed. Calls
  * that other threads have under way return -ECANCELED; this one waits until they
- * have. No call on the device may begin once this one has. In a forked child it
+ * have, and until calls on its group have let go of it. No call on the device may begin once this one has. In a forked child it
  * closes the child's copy and leaves the parent's connection alive.
  *
  * device  may be NULL, which does nothing
@@ -3435,7 +3435,7 @@ void vuf_memory_group_free(struct vuf_memory_group *group);
 
 /**
  * Gives a device the memory of the group, in place of its own, from now on. It
- * leaves the group when it is freed; no call on the group may be under way then.
+ * leaves the group when it is freed.
  *
  * device  borrowed
  *
@@ -3519,14 +3519,16 @@ int vuf_memory_group_memory_fits(const struct vuf_memory_group *group,
                                  size_t n);
 
 /**
- * Waits until no device of the group is VUF_MEMORY_PENDING, and does for each of
+ * Waits until no device of the group is VUF_MEMORY_PENDING, and does for all of
  * them what there is to do meanwhile. Their events stay for vuf_device_process().
+ * One that is freed meanwhile does not count any more.
  *
- * timeout_ms  for all together; VUF_TIMEOUT_DEFAULT is 60000 for each
+ * timeout_ms  for all together; VUF_TIMEOUT_DEFAULT is 60000
  *
  * Returns 0, otherwise
  *   -EINVAL      group is NULL
  *   -ETIMEDOUT   one of them still is
+ *   -ECANCELED   a call on one of them has returned VUF_E_PANIC
  *   VUF_E_STATE  called from a function that the library calls
  *   VUF_E_PANIC  a bug in this library
  * or another negative errno from the system, as -EMFILE.

@@ -330,7 +330,7 @@ pub(super) fn readable(fd: BorrowedFd<'_>) -> Watch<'_> {
 }
 
 /// A descriptor that is not watched any more, and may stay open.
-fn forget(poll: &Pollable, fd: BorrowedFd<'_>) {
+pub(super) fn forget(poll: &Pollable, fd: BorrowedFd<'_>) {
     let nothing = Watch {
         read: false,
         ..readable(fd)

@@ -3,7 +3,7 @@
 use super::core::{Core, Mode, readable};
 use super::event::Event;
 use super::ring::{Origin, RingIndices};
-use super::{Device, held};
+use super::{Device, held, made};
 use crate::backend_client::Timeout;
 use crate::connection::ThreadMark;
 use crate::error::{Error, Kind, Result};
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-const DEFAULT_WAIT: Option<Duration> = Some(Duration::from_secs(60));
+pub(super) const DEFAULT_WAIT: Option<Duration> = Some(Duration::from_secs(60));
 
 fn called_back() -> Error {
     let text = "this call may not be made by a function that the library calls";
@@ -45,8 +45,7 @@ struct Waiting<'a>(&'a Device, Arc<Bell>);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let mut waiting = self.0.waiters();
-        waiting.retain(|bell| !Arc::ptr_eq(bell, &self.1));
+        self.0.wakes_no_longer(&self.1);
     }
 }
 
@@ -88,7 +87,6 @@ impl Device {
         result: impl Fn(&Core) -> Option<Result<()>>,
     ) -> Result<()> {
         let deadline = Deadline::after(timeout.or(DEFAULT_WAIT));
-        let made = |errno| Error::os(errno, "cannot make what the device waits with");
         let bell = Arc::new(Bell::new().map_err(made)?);
         self.waiters().push(Arc::clone(&bell));
         let waiting = Waiting(self, bell);
@@ -230,6 +228,11 @@ impl Device {
             core = self.read.wait(core).unwrap_or_else(PoisonError::into_inner);
         }
         core
+    }
+
+    /// A thread waits no longer.
+    pub(super) fn wakes_no_longer(&self, bell: &Arc<Bell>) {
+        self.waiters().retain(|other| !Arc::ptr_eq(other, bell));
     }
 
     /// Threads that wait look again.

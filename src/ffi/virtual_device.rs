@@ -227,7 +227,7 @@ fn supply(device: &Device, c: &Args, fd: c_int) -> Result<()> {
 /// Where that matters call vuf_device_stop() before, with a time to wait. Not from a
 /// function that the library calls: then nothing is freed. Calls
 /// that other threads have under way return -ECANCELED; this one waits until they
-/// have. No call on the device may begin once this one has. In a forked child it
+/// have, and until calls on its group have let go of it. No call on the device may begin once this one has. In a forked child it
 /// closes the child's copy and leaves the parent's connection alive.
 ///
 /// device  may be NULL, which does nothing
