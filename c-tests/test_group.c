@@ -7,8 +7,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/virtio_config.h>
+#include <pthread.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 enum { DEVICES = 3, ABSENT = 2 /* the one without a back-end */, RING_NUM = 64, ROUNDS = 20 };
@@ -169,6 +174,71 @@ static void nothing_is_freed_from_inside(void **state)
     assert_true(fcntl(fd, F_GETFD) >= 0);
 }
 
+/* Waits in the group; what the call returned. */
+struct wait {
+    struct vuf_memory_group *group;
+    sem_t begun;
+    int rc;
+};
+
+static void *wait_for_all(void *argument)
+{
+    struct wait *wait = argument;
+    sem_post(&wait->begun);
+    wait->rc = vuf_memory_group_wait(wait->group, PEER_MS);
+    return NULL;
+}
+
+static void count_call(void *user, const struct vuf_trace_record *record)
+{
+    (void)record;
+    atomic_fetch_add((atomic_int *)user, 1);
+}
+
+/* The thread that waits is let go at once, and nothing of the device runs later. */
+static void a_member_is_freed_while_another_thread_waits(void **state)
+{
+    struct fixture *f = *state;
+    const struct vuf_mem_region region = guest_memory_region(&f->memory);
+    const struct vuf_device_options options = {
+        .size = sizeof options, .num_rings = 1, .assume_features = BIT(VIRTIO_F_VERSION_1)};
+    assert_returns(0, vuf_memory_group_set_memory(f->group, &region, 1, 0));
+    for (int round = 0; round < ROUNDS; round++) {
+        /* Its back-end takes the connection and says nothing. */
+        int fds[2];
+        assert_return_code(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), errno);
+        struct vuf_device *silent;
+        atomic_int calls = 0;
+        assert_returns(0, vuf_device_open_fd(fds[0], &options, &silent));
+        assert_returns(0, vuf_device_set_trace(silent, count_call, &calls));
+        assert_returns(0, vuf_device_set_features(silent, BIT(VIRTIO_F_VERSION_1)));
+        assert_returns(0, vuf_memory_group_join(f->group, silent));
+        struct wait wait = {.group = f->group, .rc = 1};
+        pthread_t thread;
+        assert_return_code(sem_init(&wait.begun, 0, 0), errno);
+        assert_int_equal(pthread_create(&thread, NULL, wait_for_all, &wait), 0);
+        /* From where it has just begun to where it waits. */
+        while (sem_wait(&wait.begun) != 0) {
+        }
+        while (round % 2 == 1 && atomic_load(&calls) == 0) {
+            sched_yield();
+        }
+        vuf_device_free(silent);
+        const int before = atomic_load(&calls);
+        assert_int_equal(pthread_join(thread, NULL), 0);
+        assert_int_equal(wait.rc, 0);
+        assert_int_equal(atomic_load(&calls), before);
+        /* The connection is closed. */
+        char byte[64];
+        ssize_t got;
+        while ((got = read(fds[1], byte, sizeof byte)) > 0) {
+        }
+        assert_int_equal(got, 0);
+        close(fds[1]);
+        sem_destroy(&wait.begun);
+    }
+}
+
 static void bad_arguments_are_refused(void **state)
 {
     struct fixture *f = *state;
@@ -208,6 +278,7 @@ int main(void)
         WITH_DEVICES(memory_comes_and_goes_for_all),
         WITH_DEVICES(one_that_dies_holds_up_nobody),
         WITH_DEVICES(nothing_is_freed_from_inside),
+        WITH_DEVICES(a_member_is_freed_while_another_thread_waits),
         WITH_DEVICES(bad_arguments_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -787,7 +787,8 @@
 #define VUF_DEVICE_EVENT_PEERS_REFUSED 12
 
 /**
- * The back-end refused a write to its configuration space; the error says how.
+ * The back-end refused a write to its configuration space, or has none, or is not
+ * the first that was lost over this write; the error says how.
  */
 #define VUF_DEVICE_EVENT_CONFIG_REFUSED 13
 
@@ -1739,8 +1740,9 @@ struct vuf_device_options {
      */
     size_t size;
     /**
-     * How many rings the device has: an index at or above it is refused.
-     * Default 256. The in-flight buffer is made for so many.
+     * How many rings the device has: an index at or above it is refused. The
+     * in-flight buffer is made for so many. 0: 256, and the buffer is made for those
+     * that are started together, so that no other can be started while they run.
      */
     uint32_t num_rings;
     /**
@@ -1885,7 +1887,8 @@ struct vuf_device_event {
      */
     uint32_t phase;
     /**
-     * Number of the request.
+     * Number of the request; 0 if none was involved. After a loss the oldest one that
+     * had no answer or, with none, one that had just been acknowledged.
      */
     uint32_t request;
     /**
@@ -3487,10 +3490,11 @@ int vuf_device_open_fd(int fd,
  * stop by themselves, and may write guest memory until they have.
  *
  * Where that matters call vuf_device_stop() before, with a time to wait. Not from a
- * function that the library calls: then nothing is freed yet, but calls on the
- * device return -ECANCELED from then on. Calls that other threads have under way return -ECANCELED; this one waits until they
- * have. No call on the device may begin once this one has. In a forked child it
- * closes the child's copy and leaves the parent's connection alive.
+ * function that the library calls: then nothing is freed, but calls on the
+ * device return -ECANCELED from then on. Calls that other threads have under
+ * way return -ECANCELED; this one waits until they have, and until calls on its
+ * group have let go of it. No call on the device may begin once this one has. In a
+ * forked child it closes the child's copy and leaves the parent's connection alive.
  *
  * device  may be NULL, which does nothing
  */
@@ -3579,7 +3583,8 @@ int vuf_device_get_counters(const struct vuf_device *device,
  * it may call what neither waits nor processes.
  *
  * callback  called with user and a record, both the library's (borrowed); NULL
- *           for none. Replaces the one set before.
+ *           for none. Replaces the one set before, which runs no more once this
+ *           has returned: another thread's call of it is waited for.
  * user      passed to it
  *
  * Returns 0, otherwise
@@ -3688,7 +3693,12 @@ int vuf_device_overlay_config(struct vuf_device *device,
 /**
  * The guest writes its configuration space: the back-end is told (SET_CONFIG),
  * except of bytes that are the caller's own. It may refuse:
- * VUF_DEVICE_EVENT_CONFIG_REFUSED.
+ * VUF_DEVICE_EVENT_CONFIG_REFUSED, after which the space is read again.
+ *
+ * A write that a back-end has not confirmed when it is lost is told to the next; one
+ * over which two were lost counts as refused. What was confirmed is the back-end's to
+ * keep: if the next has something else, VUF_DEVICE_EVENT_CONFIG_CHANGED says so.
+ * vuf_device_reset() ends writes that were not sent yet.
  *
  * offset  where to begin, in bytes; offset + len is at most options->config_size
  * buffer  the bytes; read during the call
@@ -3829,7 +3839,7 @@ void vuf_memory_group_free(struct vuf_memory_group *group);
 
 /**
  * Gives a device the memory of the group, in place of its own, from now on. It
- * leaves the group when it is freed; no call on the group may be under way then.
+ * leaves the group when it is freed.
  *
  * device  borrowed
  *
@@ -3913,14 +3923,16 @@ int vuf_memory_group_memory_fits(const struct vuf_memory_group *group,
                                  size_t n);
 
 /**
- * Waits until no device of the group is VUF_MEMORY_PENDING, and does for each of
+ * Waits until no device of the group is VUF_MEMORY_PENDING, and does for all of
  * them what there is to do meanwhile. Their events stay for vuf_device_process().
+ * One that is freed meanwhile does not count any more.
  *
- * timeout_ms  for all together; VUF_TIMEOUT_DEFAULT is 60000 for each
+ * timeout_ms  for all together; VUF_TIMEOUT_DEFAULT is 60000
  *
  * Returns 0, otherwise
  *   -EINVAL      group is NULL
  *   -ETIMEDOUT   one of them still is
+ *   -ECANCELED   a call on one of them has returned VUF_E_PANIC
  *   VUF_E_STATE  called from a function that the library calls
  *   VUF_E_PANIC  a bug in this library
  * or another negative errno from the system, as -EMFILE.
@@ -3957,7 +3969,8 @@ int vuf_device_get_memory_state(const struct vuf_device *device,
  *                or does not lie in one region of the memory with all of its part,
  *                base_mode or base, a descriptor that is 0, a reserved field
  *   -EBADF       a descriptor is not open, or negative and not -1
- *   -EBUSY       a ring is started already
+ *   -EBUSY       a ring is started already, or the in-flight buffer of those that
+ *                run has no room for more or larger ones
  *   VUF_E_STATE  features were not stated, rings wait for vuf_device_reset(), where
  *                a ring was stopped is not known (VUF_RING_BASE_RESUME)
  * or another negative errno from the system, as -EMFILE.

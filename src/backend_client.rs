@@ -241,6 +241,12 @@ impl BackendClient {
         self.connection.set_trace(sink)
     }
 
+    /// Fails where [`set_trace`](Self::set_trace) would: inside a function that the
+    /// library calls.
+    pub(crate) fn may_wait(&self) -> Result<()> {
+        self.connection.may_wait()
+    }
+
     /// What this client has done so far.
     pub fn counters(&self) -> Counters {
         self.connection.counters()

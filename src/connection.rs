@@ -286,6 +286,10 @@ impl Connection {
         }
     }
 
+    pub(crate) fn may_wait(&self) -> Result<()> {
+        self.enter().map(drop)
+    }
+
     fn submit(
         &self,
         state: &mut State,

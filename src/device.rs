@@ -22,6 +22,7 @@ mod running;
 mod sharing;
 #[cfg(test)]
 mod testing;
+mod visitors;
 
 use self::config::Config;
 use self::core::{Core, Mode, Stood, readable};
@@ -29,6 +30,7 @@ use self::event::Events;
 use self::fence::Fence;
 use self::handler::Handler;
 use self::plan::Wanted;
+use self::visitors::Visitors;
 use crate::error::{Error, Kind, Result};
 use crate::message::{Iotlb, virtio};
 use crate::socket::{Alarm, Bell, Pollable};
@@ -71,6 +73,7 @@ pub struct Device {
     /// Ready when either is.
     notifier: Pollable,
     closed: AtomicBool,
+    visitors: Arc<Visitors>,
 }
 
 impl std::fmt::Debug for Device {
@@ -79,8 +82,13 @@ impl std::fmt::Debug for Device {
     }
 }
 
-/// How many writes to the configuration space wait for the back-end.
+/// With how many writes to the configuration space that wait for the back-end no
+/// further one is taken.
 const MAX_WRITES: usize = 64;
+
+fn made(errno: Errno) -> Error {
+    Error::os(errno, "cannot make what the device waits with")
+}
 
 fn held() -> Error {
     let text = "rings that ran when the back-end was lost wait for a reset of the device";
@@ -96,7 +104,6 @@ impl Device {
     /// [`process`](Self::process) or [`wait`](Self::wait) is called.
     pub fn open(peer: Peer, options: DeviceOptions) -> Result<Self> {
         options.check()?;
-        let made = |errno| Error::os(errno, "cannot make what the device waits with");
         let mut link = link::Link::new(peer, options.reconnect)?;
         link.begin(Instant::now());
         let config = Arc::new(Config::new(options.config_size));
@@ -127,6 +134,8 @@ impl Device {
             stood: vec![Stood::default(); rings],
             starts: 0,
             generation: 0,
+            unseen: false,
+            news: 0,
             applied: None,
             events: Events::default(),
             buffer: None,
@@ -140,6 +149,7 @@ impl Device {
             writes: VecDeque::new(),
             retired: Vec::new(),
             trace: None,
+            clients: Vec::new(),
         };
         let device = Self {
             core: Mutex::new(core),
@@ -152,6 +162,7 @@ impl Device {
             alarm: Alarm::new().map_err(made)?,
             notifier: Pollable::new().map_err(made)?,
             closed: AtomicBool::new(false),
+            visitors: Arc::default(),
         };
         for fd in [device.traffic.fd(), device.alarm.fd()] {
             device.notifier.watch(readable(fd)).map_err(made)?;
@@ -213,15 +224,12 @@ impl Device {
     /// The guest writes its configuration space: the back-end is told, except of
     /// what is the caller's own.
     pub fn write_config(&self, offset: u32, data: &[u8]) -> Result<()> {
-        if let Some(write) = self.config.write(offset, data)? {
-            let mut core = self.lock();
-            if core.writes.len() >= MAX_WRITES {
-                return Err(Error::new(
-                    Kind::Os(Errno::EAGAIN),
-                    "too many writes wait for the back-end",
-                ));
-            }
-            core.writes.push_back(write);
+        // Both under the lock, or what the back-end tells meanwhile undoes it.
+        let mut core = self.lock();
+        let full = core.writes.len() >= MAX_WRITES;
+        let parts = self.config.write(offset, data, full)?;
+        if !parts.is_empty() {
+            core.writes.extend(parts);
             self.moved(core);
         }
         Ok(())
@@ -272,6 +280,17 @@ impl Device {
     pub(crate) fn abort(&self) {
         self.closed.store(true, Ordering::Release);
         self.wake();
+    }
+
+    /// No group uses it any more, which is waited for. Not possible where this thread
+    /// does, in a function that the library calls: that is the answer.
+    pub(crate) fn leave_groups(&self) -> bool {
+        let may_wait = self.visitors.begin_leaving();
+        self.abort();
+        if may_wait {
+            self.visitors.wait();
+        }
+        may_wait
     }
 
     /// Drops a forked child's copy, and leaves the parent's connection alone.

@@ -20,9 +20,13 @@ mod vmm;
 use blk_peer::{PATIENCE, Peer as BlkPeer};
 use blk_ring::{GuestMemory, Layout};
 use nix::errno::Errno;
-use std::time::Duration;
-use vhost_user_frontend::{Base, EventKind, Kind, MemoryGroup, MemoryState, Region, Timeout};
-use vmm::Vmm;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use vhost_user_frontend::{
+    Base, Device, EventKind, Kind, MemoryGroup, MemoryState, Peer, Region, Timeout,
+};
+use vmm::{FEATURES, Vmm};
 
 const PLUGGED: u64 = 0x8000_0000;
 const SIZE: u64 = 1 << 20;
@@ -126,4 +130,46 @@ fn a_back_end_that_says_nothing_is_pending() {
     peer.kill();
     assert!(group.wait(patience()).unwrap());
     assert_eq!(vmm.device.memory_state(), MemoryState::Absent);
+}
+
+/// A device whose back-end takes the connection and says nothing, ever; and its end
+/// of the connection.
+fn silent() -> (Arc<Device>, UnixStream) {
+    let mut options = vmm::options(1);
+    options.assume_features = Some(FEATURES);
+    options.quick = Timeout::After(10 * PATIENCE);
+    let device = Device::open(Peer::Fd, options).unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    device.set_fd(ours.into()).unwrap();
+    device.set_features(FEATURES).unwrap();
+    (Arc::new(device), theirs)
+}
+
+/// Nobody else does anything for any of them.
+#[test]
+fn one_that_says_nothing_does_not_hold_up_those_behind_it() {
+    let vmm = Vmm::new(Layout::Split, 1, |options| {
+        options.assume_features = Some(FEATURES);
+    });
+    let _peer = BlkPeer::start(&vmm.place, &[]);
+    vmm.device.set_features(FEATURES).unwrap();
+    let (first, theirs) = silent();
+    let group = MemoryGroup::new();
+    group.set_memory(vec![vmm.region()], false).unwrap();
+    group.join(&first).unwrap();
+    group.join(&vmm.device).unwrap();
+    let since = Instant::now();
+    let behind = &vmm.device;
+    std::thread::scope(|scope| {
+        let wait = scope.spawn(|| group.wait(patience()));
+        while behind.memory_state() != MemoryState::Applied {
+            assert!(since.elapsed() < PATIENCE / 2);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(first.memory_state(), MemoryState::Pending);
+        assert!(!wait.is_finished());
+        drop(theirs);
+        assert!(wait.join().unwrap().unwrap());
+    });
+    assert_eq!(first.memory_state(), MemoryState::Absent);
 }

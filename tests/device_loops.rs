@@ -26,17 +26,19 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{Pid, gettid};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use stepper::{Manners, OFFERED, Stepper};
-use vhost_user_frontend::message::{ProtocolFeatures, Request};
+use vhost_user_frontend::message::{Iotlb, ProtocolFeatures, Request, iotlb};
 use vhost_user_frontend::{
-    Base, Device, DeviceOptions, EventKind, Kind, Peer, Region, Ring, StopMode, Timeout,
+    Base, Device, DeviceOptions, EventKind, Kind, Peer, Region, Ring, StopMode, Timeout, TraceSink,
 };
 use vmm::{FEATURES, Random, Vmm};
 
@@ -143,6 +145,21 @@ fn a_socket_and_a_wish_to_connect_wake_the_loop() {
     vmm.until(EventKind::Retrying);
 }
 
+/// Whether this thread of ours waits for something.
+fn is_asleep(thread: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat"));
+    // The name may have anything in it, parentheses too.
+    stat.is_ok_and(|stat| stat.rsplit(')').next().unwrap().starts_with(" S"))
+}
+
+fn until_asleep(thread: Pid) {
+    let patience = deadline();
+    while !is_asleep(thread) {
+        assert!(Instant::now() < patience);
+        thread::yield_now();
+    }
+}
+
 /// Serves the back-end on a thread of its own.
 fn serving(mut peer: Stepper, stop: &AtomicBool) -> Stepper {
     while !stop.load(Ordering::Relaxed) {
@@ -156,6 +173,77 @@ fn serving(mut peer: Stepper, stop: &AtomicBool) -> Stepper {
         peer.serve(usize::MAX);
     }
     peer
+}
+
+/// What arms the descriptor again must not forget why it was ready.
+#[test]
+fn what_is_posted_hides_nothing_that_is_wanted() {
+    const PLATFORM: u64 = 1 << 33;
+    let _alone = alone();
+    let features = OFFERED | PLATFORM;
+    let mut vmm = Vmm::new(Layout::Split, 1, |options| {
+        eager(options);
+        options.assume_features = Some(features);
+    });
+    let manners = Manners {
+        features,
+        ..Manners::default()
+    };
+    let mut peer = Stepper::at(&vmm.place.file("sock"), manners);
+    vmm.device.set_features(FEATURES | PLATFORM).unwrap();
+    vmm.device.set_memory(vec![vmm.region()], false).unwrap();
+    vmm.start(Base::New);
+    vmm.until_applied_beside(&mut peer);
+    assert!(!is_ready(&vmm.device, Duration::ZERO));
+    let update = Iotlb {
+        iova: 0,
+        size: 4096,
+        user_addr: vmm.region_addr(),
+        perm: 3,
+        kind: iotlb::UPDATE,
+        padding: [0; 6],
+    };
+    vmm.device.write_config(3, &[9]).unwrap();
+    vmm.device.post_iotlb(&update).unwrap();
+    assert!(is_ready(&vmm.device, Duration::ZERO));
+}
+
+/// One thread waits for quiet, another sees that the back-end is gone, and nothing
+/// happens after that.
+#[test]
+fn a_wait_for_quiet_ends_whoever_saw_it() {
+    let _alone = alone();
+    let (brief, long) = (Duration::from_millis(20), Duration::from_secs(3600));
+    for round in 0..30 {
+        let mut vmm = Vmm::new(Layout::Split, 1, |options| {
+            eager(options);
+            (options.quick, options.slow) = (Timeout::After(brief), Timeout::After(brief));
+            options.fence = Timeout::After(long);
+            (options.reconnect.first_delay, options.reconnect.max_delay) = (long, long);
+        });
+        let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+        vmm.want_all();
+        vmm.until_applied_beside(&mut peer);
+        vmm.device.set_call(0, None).unwrap();
+        vmm.until(EventKind::Lost);
+        assert!(!vmm.device.quiet().quiesced);
+        let device = Arc::clone(&vmm.device);
+        let (told, tell) = channel();
+        thread::scope(|scope| {
+            let waiter = scope.spawn(move || {
+                told.send(gettid()).unwrap();
+                device.wait_quiet(Timeout::After(PATIENCE))
+            });
+            until_asleep(tell.recv().unwrap());
+            peer.hang_up();
+            while !vmm.device.quiet().quiesced {
+                vmm.process();
+            }
+            let since = Instant::now();
+            assert!(waiter.join().unwrap().quiesced);
+            assert!(since.elapsed() < PATIENCE / 2, "round {round}");
+        });
+    }
 }
 
 /// One thread waits, another runs the event loop and takes the bytes away.
@@ -410,6 +498,83 @@ fn one_that_hangs_delays_nobody() {
     }
     assert!(!all[silent].device.info().connected);
     assert!(all[silent].calls <= alone + 2);
+}
+
+// ---- the trace ----
+
+/// The caller frees what the function used, as soon as it is not set any more.
+#[test]
+fn the_trace_of_a_connection_that_is_over_is_not_told_later() {
+    let _alone = alone();
+    let (vmm, _peer) = applied();
+    let device = &vmm.device;
+    let (inside, entered) = (Arc::new(AtomicBool::new(false)), Barrier::new(2));
+    let (entered, first) = (Arc::new(entered), AtomicBool::new(true));
+    let sink: TraceSink = {
+        let (inside, entered) = (Arc::clone(&inside), Arc::clone(&entered));
+        Arc::new(move |_| {
+            inside.store(true, Ordering::SeqCst);
+            if first.swap(false, Ordering::SeqCst) {
+                entered.wait();
+                entered.wait();
+            }
+            inside.store(false, Ordering::SeqCst);
+        })
+    };
+    device.set_trace(Some(sink)).unwrap();
+    device.set_call(0, None).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| device.process().unwrap());
+        entered.wait();
+        // That function is at it; the connection ends meanwhile.
+        device.stop(None, StopMode::Abandon);
+        let (told, tell) = channel();
+        let other = scope.spawn({
+            let inside = Arc::clone(&inside);
+            move || {
+                told.send(gettid()).unwrap();
+                device.set_trace(None).unwrap();
+                inside.load(Ordering::SeqCst)
+            }
+        });
+        let thread = tell.recv().unwrap();
+        while !other.is_finished() && !is_asleep(thread) {
+            thread::yield_now();
+        }
+        entered.wait();
+        assert!(!other.join().unwrap(), "it still ran");
+    });
+}
+
+/// A call that fails has done nothing.
+#[test]
+fn the_trace_cannot_be_changed_by_itself() {
+    let _alone = alone();
+    let (mut vmm, mut peer) = applied();
+    let (seen, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let sink: TraceSink = {
+        let (seen, refused) = (Arc::clone(&seen), Arc::clone(&refused));
+        let device = Arc::downgrade(&vmm.device);
+        Arc::new(move |_| {
+            seen.fetch_add(1, Ordering::SeqCst);
+            let error = device.upgrade().unwrap().set_trace(None).unwrap_err();
+            assert_eq!(error.kind, Kind::State);
+            refused.fetch_add(1, Ordering::SeqCst);
+        })
+    };
+    vmm.device.set_trace(Some(sink)).unwrap();
+    vmm.device.set_call(0, None).unwrap();
+    vmm.until_applied_beside(&mut peer);
+    let before = seen.load(Ordering::SeqCst);
+    assert!(before >= 2, "{before}");
+    // It is set on the next connection as well.
+    peer.hang_up();
+    vmm.until_beside(EventKind::Connected, &mut peer);
+    vmm.until_applied_beside(&mut peer);
+    let all = seen.load(Ordering::SeqCst);
+    assert!(all > before + 10, "{before} {all}");
+    assert_eq!(refused.load(Ordering::SeqCst), all);
+    vmm.device.set_trace(None).unwrap();
 }
 
 // ---- dropping ----

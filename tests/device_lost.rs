@@ -26,8 +26,8 @@ use std::time::{Duration, Instant};
 use stepper::{Manners, OFFERED, Stepper, everything};
 use vhost_user_frontend::message::{ProtocolFeatures, Request};
 use vhost_user_frontend::{
-    Class, DeviceOptions, Error, EventKind, Kind, MemoryState, OutOfOrder, Peer, Phase, Recovery,
-    Region, Timeout,
+    Base, Class, DeviceOptions, Error, EventKind, Kind, MemoryState, OutOfOrder, Peer, Phase,
+    Recovery, Region, StopMode, Timeout,
 };
 use vmm::Vmm;
 
@@ -379,6 +379,38 @@ fn a_back_end_may_come_back_as_more() {
     assert_eq!(vmm.count(EventKind::NeedsReset), 0);
 }
 
+/// Who hangs up over what it has just acknowledged names that.
+#[test]
+fn what_was_acknowledged_last_is_named() {
+    let (mut vmm, mut peer) = rig(Manners::default(), hasty);
+    vmm.until_applied_beside(&mut peer);
+    vmm.device.set_call(0, None).unwrap();
+    vmm.until_applied_beside(&mut peer);
+    peer.hang_up();
+    let lost = vmm.until_beside(EventKind::Lost, &mut peer);
+    let error = lost.error.unwrap();
+    assert_eq!(error.kind, Kind::Disconnected);
+    assert_eq!(error.request, Some(Request::SetVringCall));
+    assert!(error.message.contains("just acknowledged"), "{error}");
+}
+
+/// The caller came late, not the back-end.
+#[test]
+fn an_answer_that_nobody_has_read_yet_is_no_stall() {
+    let (mut vmm, mut peer) = rig(Manners::default(), |options| {
+        hasty(options);
+        options.stall = Duration::from_millis(20);
+    });
+    vmm.until_applied_beside(&mut peer);
+    vmm.device.set_call(0, None).unwrap();
+    vmm.process();
+    assert!(peer.serve(usize::MAX));
+    std::thread::sleep(Duration::from_millis(40));
+    while vmm.turn_beside(&mut peer, usize::MAX, Duration::ZERO) {}
+    assert!(vmm.is_applied());
+    assert_eq!(vmm.count(EventKind::Stalled), 0);
+}
+
 /// Which rings were how large decides over the buffer. One that is stopped
 /// meanwhile does not make it another, or what is in flight is forgotten.
 #[test]
@@ -387,15 +419,15 @@ fn the_buffer_outlives_the_largest_ring() {
         hasty(options);
         options.num_rings = 2;
     });
-    vmm.device.stop(None, vhost_user_frontend::StopMode::Drain);
-    let small = vmm.ring(0, vhost_user_frontend::Base::New);
+    vmm.device.stop(None, StopMode::Drain);
+    let small = vmm.ring(0, Base::New);
     let large = vhost_user_frontend::Ring {
         size: 128,
-        ..vmm.ring(1, vhost_user_frontend::Base::New)
+        ..vmm.ring(1, Base::New)
     };
     vmm.device.start(&[small, large]).unwrap();
     vmm.until_applied_beside(&mut peer);
-    let stop = vhost_user_frontend::StopMode::Drain;
+    let stop = StopMode::Drain;
     vmm.device.stop(Some(&[1]), stop);
     vmm.until_applied_beside(&mut peer);
     let asked = |peer: &Stepper| {
@@ -411,6 +443,51 @@ fn the_buffer_outlives_the_largest_ring() {
     assert!(peer.told.inflight.is_some());
 }
 
+/// What was in flight when the rings were abandoned is nothing of rings that begin
+/// anew.
+#[test]
+fn rings_that_begin_anew_have_a_new_buffer() {
+    let anew = |told: fn(&mut Vmm, &mut Stepper)| {
+        let (mut vmm, mut peer) = rig(Manners::default(), hasty);
+        vmm.until_applied_beside(&mut peer);
+        told(&mut vmm, &mut peer);
+        assert_eq!(peer.count(Request::GetInflightFd), 1);
+        vmm.start(Base::New);
+        vmm.until_applied_beside(&mut peer);
+        assert_eq!(peer.connections, 2);
+        assert_eq!(peer.told.inflight, Some((2, 64)));
+        assert_eq!(peer.count(Request::GetInflightFd), 2);
+    };
+    anew(|vmm, peer| {
+        vmm.device.stop(None, StopMode::Abandon);
+        vmm.until_beside(EventKind::Connected, peer);
+    });
+    // The same where it is lost before it has stopped them.
+    anew(|vmm, peer| {
+        vmm.device.stop(None, StopMode::Drain);
+        peer.hang_up();
+        vmm.until_beside(EventKind::Connected, peer);
+        vmm.until_applied_beside(peer);
+    });
+    // And where it is not there yet.
+    anew(|vmm, _| _ = vmm.device.stop(None, StopMode::Abandon));
+}
+
+/// What was left in it is for rings that go on.
+#[test]
+fn rings_that_were_stopped_and_go_on_keep_their_buffer() {
+    let (mut vmm, mut peer) = rig(Manners::default(), hasty);
+    vmm.until_applied_beside(&mut peer);
+    vmm.device.stop(None, StopMode::SkipDrain);
+    vmm.until_applied_beside(&mut peer);
+    peer.hang_up();
+    vmm.until_beside(EventKind::Connected, &mut peer);
+    vmm.start(Base::Resume);
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(peer.told.inflight, Some((2, 64)));
+    assert_eq!(peer.count(Request::GetInflightFd), 1);
+}
+
 /// A ring that is larger than the buffer was made for needs another buffer, once
 /// nothing is in flight any more.
 #[test]
@@ -418,11 +495,11 @@ fn the_buffer_grows_with_a_ring() {
     let (mut vmm, mut peer) = rig(Manners::default(), hasty);
     vmm.until_applied_beside(&mut peer);
     assert_eq!(peer.told.inflight, Some((2, 64)));
-    vmm.device.stop(None, vhost_user_frontend::StopMode::Drain);
+    vmm.device.stop(None, StopMode::Drain);
     vmm.until_applied_beside(&mut peer);
     let large = vhost_user_frontend::Ring {
         size: 128,
-        ..vmm.ring(1, vhost_user_frontend::Base::New)
+        ..vmm.ring(1, Base::New)
     };
     vmm.device.start(&[large]).unwrap();
     vmm.until_applied_beside(&mut peer);
@@ -550,78 +627,7 @@ fn sockets_are_supplied() {
     assert_eq!(error.class(), Class::Local, "{error}");
 }
 
-// ---- the configuration space ----
-
-fn config(vmm: &Vmm, at: u32) -> [u8; 4] {
-    let mut bytes = [0; 4];
-    vmm.device.read_config(at, &mut bytes).unwrap();
-    bytes
-}
-
-#[test]
-fn a_change_is_read_before_it_is_told() {
-    let (mut vmm, mut peer) = rig(Manners::default(), hasty);
-    vmm.until_applied_beside(&mut peer);
-    let reads = |peer: &Stepper| peer.count(Request::GetConfig);
-    assert_eq!(config(&vmm, 8), [8, 9, 10, 11]);
-    let before = vmm.device.read_config(0, &mut []).unwrap();
-    assert_eq!(reads(&peer), 1);
-    peer.manners.config[9] = 99;
-    peer.config_changed();
-    vmm.until_beside(EventKind::ConfigChanged, &mut peer);
-    assert_eq!(config(&vmm, 8), [8, 99, 10, 11]);
-    assert_ne!(vmm.device.read_config(0, &mut []).unwrap(), before);
-    assert_eq!(reads(&peer), 2);
-
-    // What the caller has put over it stays, and hides a change.
-    vmm.device.overlay_config(8, &[1, 2]).unwrap();
-    peer.manners.config[8] = 77;
-    peer.config_changed();
-    while reads(&peer) < 3 {
-        vmm.turn_beside(&mut peer, usize::MAX, PATIENCE);
-    }
-    while vmm.turn_beside(&mut peer, usize::MAX, Duration::ZERO) {}
-    assert_eq!(config(&vmm, 8), [1, 2, 10, 11]);
-    assert_eq!(vmm.count(EventKind::ConfigChanged), 1);
-
-    // A back-end that comes back as another disk is a change, too.
-    peer.manners.config[10] = 55;
-    peer.hang_up();
-    vmm.until_beside(EventKind::ConfigChanged, &mut peer);
-    assert_eq!(config(&vmm, 8), [1, 2, 55, 11]);
-}
-
-#[test]
-fn a_write_reaches_the_back_end() {
-    let (mut vmm, mut peer) = rig(Manners::default(), hasty);
-    vmm.until_applied_beside(&mut peer);
-    vmm.device.overlay_config(20, &[200]).unwrap();
-    vmm.device.write_config(32, &[42]).unwrap();
-    // The caller's own stays here.
-    vmm.device.write_config(20, &[201]).unwrap();
-    vmm.until_applied_beside(&mut peer);
-    assert_eq!(peer.count(Request::SetConfig), 1);
-    assert_eq!(peer.manners.config[32], 42);
-    assert_eq!(peer.manners.config[20], 20);
-    assert_eq!(config(&vmm, 32)[0], 42);
-    assert_eq!(config(&vmm, 20)[0], 201);
-}
-
-#[test]
-fn a_write_that_is_refused_is_told_and_undone() {
-    let (mut vmm, mut peer) = rig(Manners::default(), hasty);
-    vmm.until_applied_beside(&mut peer);
-    peer.manners.refuses = Some(Request::SetConfig);
-    vmm.device.write_config(32, &[42]).unwrap();
-    let refused = vmm.until_beside(EventKind::ConfigRefused, &mut peer);
-    let error = refused.error.unwrap();
-    assert_eq!(error.request, Some(Request::SetConfig));
-    assert_eq!(error.value, Some(1));
-    while vmm.turn_beside(&mut peer, usize::MAX, Duration::ZERO) {}
-    assert_eq!(vmm.count(EventKind::Lost), 0);
-    // The guest reads what the device has, not what it would have liked.
-    assert_eq!(config(&vmm, 32)[0], 32);
-}
+// ---- memory ----
 
 /// What one back-end refused the next may take.
 #[test]
@@ -644,4 +650,51 @@ fn memory_that_was_refused_is_told_to_the_next() {
     peer.manners.refuses = None;
     vmm.until_applied_beside(&mut peer);
     assert_eq!(vmm.device.memory_state(), MemoryState::Applied);
+}
+
+/// What was taken away and not confirmed may still be written, though nothing is left
+/// of what was shared.
+#[test]
+fn a_removal_that_is_not_answered_is_waited_for() {
+    let (mut vmm, mut peer) = rig(Manners::default(), |options| {
+        impatient(options);
+        options.fence = BRIEF;
+    });
+    vmm.until_applied_beside(&mut peer);
+    vmm.device.stop(None, StopMode::Drain);
+    vmm.until_applied_beside(&mut peer);
+    peer.manners.silent_from = Some(Request::RemMemReg);
+    vmm.device.set_memory(Vec::new(), false).unwrap();
+    let lost = vmm.until_beside(EventKind::Lost, &mut peer);
+    assert_eq!(lost.error.unwrap().request, Some(Request::RemMemReg));
+    assert_eq!(vmm.device.memory_state(), MemoryState::Pending);
+    assert!(!vmm.device.quiet().quiesced);
+    // Nobody serves it meanwhile.
+    vmm.until(EventKind::Unfenced);
+    assert_eq!(vmm.device.memory_state(), MemoryState::Unconfirmed);
+    vmm.until_beside(EventKind::Fenced, &mut peer);
+    assert!(vmm.device.quiet().quiesced);
+}
+
+/// They do not go on, and whether they could need not be known.
+#[test]
+fn rings_that_begin_anew_need_no_reset() {
+    let (mut vmm, mut peer) = rig(
+        Manners {
+            protocol: everything() - ProtocolFeatures::INFLIGHT_SHMFD,
+            ..Manners::default()
+        },
+        |options| {
+            hasty(options);
+            options.out_of_order = OutOfOrder::NeedsReset;
+        },
+    );
+    vmm.until_applied_beside(&mut peer);
+    vmm.device.stop(None, StopMode::Drain);
+    vmm.start(Base::New);
+    peer.hang_up();
+    let lost = vmm.until_beside(EventKind::Lost, &mut peer);
+    assert_eq!(lost.recovery, Recovery::Idle);
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(peer.told.running(), [0, 1]);
 }

@@ -412,12 +412,18 @@ impl Machine {
         }
     }
 
+    /// What was acknowledged so shortly ago that an end of the back-end may be about
+    /// it.
+    fn just_acked(&self) -> Option<Request> {
+        let just = self.last_acked.filter(|(_, at)| at.elapsed() < JUST);
+        just.map(|(acked, _)| acked)
+    }
+
     fn hung_up(&self) -> Error {
         if self.aborted.load(Ordering::SeqCst) {
             return Error::new(Kind::Canceled, "the connection was aborted");
         }
-        let just = self.last_acked.filter(|(_, at)| at.elapsed() < JUST);
-        let error = match just.map(|(acked, _)| acked) {
+        let error = match self.just_acked() {
             // libvhost-user acknowledges a request that it cannot digest, and
             // then exits.
             Some(acked) => Error::new(
@@ -468,7 +474,11 @@ impl Machine {
         match filled {
             Ok(Filled::Bytes | Filled::Nothing) => {}
             Ok(Filled::End) | Err(Errno::ECONNRESET) => {
-                let error = self.hung_up();
+                let mut error = self.hung_up();
+                // Those that are outstanding are named in their own failures.
+                if error.kind == Kind::Disconnected {
+                    error.request = self.just_acked();
+                }
                 self.fail_all(&error);
             }
             Err(errno) => {

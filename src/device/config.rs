@@ -3,7 +3,17 @@
 //! vCPU threads do it.
 
 use crate::error::{Error, Kind, Result};
+use nix::errno::Errno;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// What the guest has written, as the back-end is to be told.
+#[derive(Debug)]
+pub(super) struct Write {
+    pub(super) offset: u32,
+    pub(super) data: Vec<u8>,
+    /// A back-end was lost over it.
+    pub(super) fatal: bool,
+}
 
 #[derive(Debug, Default)]
 struct Space {
@@ -69,34 +79,58 @@ impl Config {
         Ok(())
     }
 
-    /// The guest writes. The part that is for the back-end, if any: what is the
-    /// caller's own stays here.
-    pub(super) fn write(&self, offset: u32, data: &[u8]) -> Result<Option<(u32, Vec<u8>)>> {
+    /// The guest writes. The parts that are for the back-end, if any: what is the
+    /// caller's own stays here. Where there are some and `full`, nothing is written.
+    pub(super) fn write(&self, offset: u32, data: &[u8], full: bool) -> Result<Vec<Write>> {
         let mut space = self.write_lock();
         let range = range(offset, data.len())?;
-        let place = space.bytes.get_mut(range.clone()).ok_or_else(beyond)?;
-        place.copy_from_slice(data);
-        let own = space.own.get(range).unwrap_or_default();
-        // From the first byte that is not ours to the last.
-        let first = own.iter().position(|own| !own);
-        let last = own.iter().rposition(|own| !own);
-        let (Some(first), Some(last)) = (first, last) else {
-            return Ok(None);
-        };
-        let rest = data.get(first..=last).unwrap_or_default();
-        let shift = u32::try_from(first).unwrap_or_default();
-        Ok(Some((offset.saturating_add(shift), rest.to_vec())))
+        let own = space.own.get(range.clone()).ok_or_else(beyond)?;
+        let mut parts: Vec<Write> = Vec::new();
+        let mut joins = false;
+        for (at, (byte, own)) in (offset..).zip(data.iter().zip(own)) {
+            match parts.last_mut().filter(|_| joins) {
+                _ if *own => {}
+                Some(last) => last.data.push(*byte),
+                None => parts.push(Write {
+                    offset: at,
+                    data: vec![*byte],
+                    fatal: false,
+                }),
+            }
+            joins = !own;
+        }
+        if full && !parts.is_empty() {
+            let text = "too many writes wait for the back-end";
+            return Err(Error::new(Kind::Os(Errno::EAGAIN), text));
+        }
+        let place = space.bytes.get_mut(range).ok_or_else(beyond)?;
+        if place != data {
+            place.copy_from_slice(data);
+            space.generation = space.generation.wrapping_add(1);
+        }
+        Ok(parts)
     }
 
-    /// The back-end has told. Whether that changed anything that the guest may have
-    /// seen.
-    pub(super) fn update(&self, bytes: &[u8]) -> bool {
+    /// The back-end has told, and has not seen these writes. Whether that changed
+    /// anything that the guest may have seen.
+    pub(super) fn update<'a>(
+        &self,
+        bytes: &mut [u8],
+        writes: impl Iterator<Item = &'a Write>,
+    ) -> bool {
+        for write in writes {
+            // They fit: the size is the caller's.
+            let place = range(write.offset, write.data.len());
+            if let Some(place) = place.ok().and_then(|place| bytes.get_mut(place)) {
+                place.copy_from_slice(&write.data);
+            }
+        }
         let mut space = self.write_lock();
         let Space {
             bytes: old, own, ..
         } = &mut *space;
         let mut changed = false;
-        for ((old, new), own) in old.iter_mut().zip(bytes).zip(own) {
+        for ((old, new), own) in old.iter_mut().zip(&*bytes).zip(own) {
             if !*own {
                 changed |= *old != *new;
                 *old = *new;

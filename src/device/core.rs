@@ -5,7 +5,7 @@
 mod requests;
 mod transport;
 
-use super::config::Config;
+use super::config::{Config, Write};
 use super::event::{Event, EventKind, Events, Recovery};
 use super::fence::Fence;
 use super::link::Link;
@@ -19,8 +19,8 @@ use crate::message::{Inflight, SHMEM_REGIONS};
 use crate::socket::{Pollable, Watch};
 use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// How often a send is tried that waits for room which cannot be polled for.
@@ -54,8 +54,9 @@ impl UnderWay {
 #[derive(Debug)]
 enum What {
     Step(Step),
-    /// A write to the configuration space: a refusal is no end.
-    ConfigWrite,
+    /// A write to the configuration space: a refusal is no end. And how often the
+    /// device had been reset before.
+    ConfigWrite(Write, u64),
 }
 
 /// A connection in use.
@@ -123,6 +124,10 @@ pub(super) struct Core {
     pub(super) stood: Vec<Stood>,
     pub(super) starts: u64,
     pub(super) generation: u64,
+    /// Something is wanted that no step has looked at.
+    pub(super) unseen: bool,
+    /// Counts whatever somebody may wait for.
+    pub(super) news: u64,
     pub(super) applied: Option<u64>,
     pub(super) events: Events,
     pub(super) buffer: Option<Buffer>,
@@ -140,10 +145,14 @@ pub(super) struct Core {
     /// Old back-ends that may still write guest memory, which were not waited for.
     pub(super) ghosts: Vec<Fence<Arc<BackendClient>>>,
     pub(super) unfenced: bool,
-    pub(super) writes: VecDeque<(u32, Vec<u8>)>,
+    /// Writes to the configuration space that were not sent yet.
+    pub(super) writes: VecDeque<Write>,
     /// Connections that are over; their handlers have to hear of it.
     pub(super) retired: Vec<Arc<BackendClient>>,
     pub(super) trace: Option<TraceSink>,
+    /// All that some thread may still be in, also of those that are over: their
+    /// messages may still be told.
+    pub(super) clients: Vec<Weak<BackendClient>>,
 }
 
 impl std::fmt::Debug for Core {
@@ -178,11 +187,13 @@ impl Core {
     fn tell(&mut self, kind: EventKind) {
         let event = self.event(kind);
         self.events.push(event);
+        self.news();
     }
 
     /// Something else is wanted from now on.
     pub(super) fn moved(&mut self) {
         self.generation = self.generation.saturating_add(1);
+        self.unseen = true;
     }
 
     /// A ring is no longer wanted.
@@ -233,6 +244,18 @@ impl Core {
         }
     }
 
+    /// Rings begin anew: what others were at that were lost, and are not to run any
+    /// more, is in the in-flight buffer still, and nothing of these.
+    pub(super) fn drop_stale_buffer(&mut self) {
+        let lost = self.stood.contains(&Stood::Unknown);
+        if lost && self.kept.iter().all(Option::is_none) {
+            self.buffer = None;
+            if let Mode::Up(live) = &mut self.mode {
+                live.actual.drop_buffer();
+            }
+        }
+    }
+
     /// Whether the in-flight buffer, if rings depend on it, has room for these as
     /// well.
     pub(super) fn buffer_holds(&self, starts: &[(usize, Kept)]) -> bool {
@@ -249,10 +272,10 @@ impl Core {
 
     // ---- waiting ----
 
-    /// Changes with whatever somebody may wait for.
-    pub(super) fn stage(&self) -> impl PartialEq + use<> {
-        let up = matches!(self.mode, Mode::Up(_));
-        (self.applied, self.generation, self.lives, up)
+    /// Something has happened that somebody may wait for: a step was begun or
+    /// answered, a connection is there or gone.
+    pub(super) fn news(&mut self) {
+        self.news = self.news.wrapping_add(1);
     }
 
     /// All that is wanted stands, and nothing is outstanding.
@@ -278,6 +301,9 @@ impl Core {
 
     /// When there is something to do because of the time.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        if self.unseen {
+            return Some(now);
+        }
         let of_mode = match &self.mode {
             Mode::Up(live) => {
                 let throttled = live.client.interest().1.then(|| now.checked_add(THROTTLE));
@@ -310,7 +336,7 @@ pub(super) fn readable(fd: BorrowedFd<'_>) -> Watch<'_> {
 }
 
 /// A descriptor that is not watched any more, and may stay open.
-fn forget(poll: &Pollable, fd: BorrowedFd<'_>) {
+pub(super) fn forget(poll: &Pollable, fd: BorrowedFd<'_>) {
     let nothing = Watch {
         read: false,
         ..readable(fd)

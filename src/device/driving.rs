@@ -3,7 +3,7 @@
 use super::core::{Core, Mode, readable};
 use super::event::Event;
 use super::ring::{Origin, RingIndices};
-use super::{Device, held};
+use super::{Device, held, made};
 use crate::backend_client::Timeout;
 use crate::connection::ThreadMark;
 use crate::error::{Error, Kind, Result};
@@ -13,7 +13,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-const DEFAULT_WAIT: Option<Duration> = Some(Duration::from_secs(60));
+pub(super) const DEFAULT_WAIT: Option<Duration> = Some(Duration::from_secs(60));
+
+fn called_back() -> Error {
+    let text = "this call may not be made by a function that the library calls";
+    Error::new(Kind::State, text)
+}
 
 /// The thread that drives does no longer, whatever happens to it.
 struct Driving<'a>(&'a AtomicUsize);
@@ -40,8 +45,7 @@ struct Waiting<'a>(&'a Device, Arc<Bell>);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let mut waiting = self.0.waiters();
-        waiting.retain(|bell| !Arc::ptr_eq(bell, &self.1));
+        self.0.wakes_no_longer(&self.1);
     }
 }
 
@@ -83,7 +87,6 @@ impl Device {
         result: impl Fn(&Core) -> Option<Result<()>>,
     ) -> Result<()> {
         let deadline = Deadline::after(timeout.or(DEFAULT_WAIT));
-        let made = |errno| Error::os(errno, "cannot make what the device waits with");
         let bell = Arc::new(Bell::new().map_err(made)?);
         self.waiters().push(Arc::clone(&bell));
         let waiting = Waiting(self, bell);
@@ -130,11 +133,6 @@ impl Device {
         }
     }
 
-    /// Whether a function of the caller's that this runs has led here.
-    pub(crate) fn drives_here(&self) -> bool {
-        self.driving.load(Ordering::SeqCst) == ThreadMark::here().number()
-    }
-
     /// One step of everything, unless another thread is at it: whether it is not.
     /// That wakes who waits here, when it is done.
     pub(super) fn turn(&self) -> Result<bool> {
@@ -167,10 +165,18 @@ impl Device {
         Ok(false)
     }
 
+    /// Fails inside a function of the caller's that a step has called.
+    pub(super) fn check_not_driving(&self) -> Result<()> {
+        match self.driving.load(Ordering::SeqCst) == ThreadMark::here().number() {
+            true => Err(called_back()),
+            false => Ok(()),
+        }
+    }
+
     pub(super) fn drive(&self) {
         let driving = Driving(&self.driving);
         let mut core = self.lock();
-        let before = core.stage();
+        let before = core.news;
         core.transport(&self.traffic, Instant::now());
         if core.live().is_some_and(|live| !live.placed) {
             let unplaced = core.unplaced();
@@ -204,8 +210,9 @@ impl Device {
             core.advance(false, &self.traffic, Instant::now());
         }
         let retired = std::mem::take(&mut core.retired);
+        core.unseen = false;
         self.arm(&core);
-        let moved = before != core.stage();
+        let moved = before != core.news;
         let client = core.live().map(|live| Arc::clone(&live.client));
         drop(core);
         if let Some(client) = client {
@@ -225,12 +232,16 @@ impl Device {
     /// Waits until no function of the caller's reads where a ring stands: then
     /// memory of rings that are stopped may go.
     pub(super) fn unread<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
-        let here = ThreadMark::here().number();
         // It may be such a function that stops a ring.
-        while core.reading && self.driving.load(Ordering::SeqCst) != here {
+        while core.reading && self.check_not_driving().is_ok() {
             core = self.read.wait(core).unwrap_or_else(PoisonError::into_inner);
         }
         core
+    }
+
+    /// A thread waits no longer.
+    pub(super) fn wakes_no_longer(&self, bell: &Arc<Bell>) {
+        self.waiters().retain(|other| !Arc::ptr_eq(other, bell));
     }
 
     /// Threads that wait look again.

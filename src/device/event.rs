@@ -99,7 +99,15 @@ impl Events {
                     Recovery::Idle => last.recovery,
                     later => later,
                 };
-                *last = Event { recovery, ..event };
+                let count = match event.kind {
+                    EventKind::PeersRefused => last.count.saturating_add(event.count),
+                    _ => event.count,
+                };
+                *last = Event {
+                    recovery,
+                    count,
+                    ..event
+                };
                 return;
             }
         }
@@ -120,5 +128,38 @@ impl Events {
 
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_that_were_refused_are_all_counted() {
+        let event = |kind, count| Event {
+            kind,
+            generation: 0,
+            error: None,
+            recovery: Recovery::Idle,
+            count,
+            delay: None,
+            missed: 0,
+        };
+        let mut events = Events::default();
+        for count in [3, 8, u32::MAX] {
+            events.push(event(EventKind::PeersRefused, count));
+            let all = events.queue.back().map(|event| event.count);
+            assert_eq!(
+                all,
+                Some(count.saturating_add(if count == 8 { 3 } else { 0 }))
+            );
+        }
+        // These are counted already.
+        events.push(event(EventKind::Retrying, 1));
+        events.push(event(EventKind::Retrying, 2));
+        assert_eq!(events.pop().map(|event| event.count), Some(u32::MAX));
+        assert_eq!(events.pop().map(|event| event.count), Some(2));
+        assert!(events.is_empty());
     }
 }

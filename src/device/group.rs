@@ -1,10 +1,14 @@
 //! One list of memory for several devices: checked with all of them, then told to
 //! all, and confirmed by each for itself.
 
-use super::Device;
+use super::core::{forget, readable};
+use super::driving::DEFAULT_WAIT;
 use super::memory::{GuestRegion, MemoryList};
+use super::visitors::{Visit, Visitors};
+use super::{Device, made};
 use crate::backend_client::Timeout;
 use crate::error::{Error, Kind, Result};
+use crate::socket::{self, Bell, Deadline, Pollable, Watch};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
@@ -25,16 +29,39 @@ pub enum MemoryState {
     Unconfirmed,
 }
 
+#[derive(Debug)]
+struct Member {
+    device: Weak<Device>,
+    visitors: Arc<Visitors>,
+}
+
 #[derive(Debug, Default)]
 struct Members {
     memory: MemoryList,
-    devices: Vec<Weak<Device>>,
+    devices: Vec<Member>,
 }
 
 impl Members {
-    fn devices(&mut self) -> Vec<Arc<Device>> {
-        self.devices.retain(|device| device.strong_count() > 0);
-        self.devices.iter().filter_map(Weak::upgrade).collect()
+    /// Those that are not being freed.
+    fn devices(&mut self) -> Vec<Visit> {
+        self.devices.retain(|it| it.device.strong_count() > 0);
+        let members = self.devices.iter();
+        members
+            .filter_map(|it| Visit::new(&it.visitors, &it.device))
+            .collect()
+    }
+}
+
+/// A thread waits for a device, among others.
+#[derive(Debug)]
+struct Waiter {
+    device: Visit,
+    bell: Arc<Bell>,
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.device.wakes_no_longer(&self.bell);
     }
 }
 
@@ -61,13 +88,16 @@ impl MemoryGroup {
     pub fn join(&self, device: &Arc<Device>) -> Result<()> {
         let mut members = self.lock();
         let there = members.devices();
-        if there.iter().any(|other| Arc::ptr_eq(other, device)) {
+        if there.iter().any(|other| other.is(device)) {
             let text = "the device belongs to the group already";
             return Err(Error::new(Kind::State, text));
         }
         device.check_memory(&members.memory, false)?;
         device.apply_memory(&members.memory);
-        members.devices.push(Arc::downgrade(device));
+        members.devices.push(Member {
+            device: Arc::downgrade(device),
+            visitors: Arc::clone(&device.visitors),
+        });
         Ok(())
     }
 
@@ -75,7 +105,7 @@ impl MemoryGroup {
     pub fn leave(&self, device: &Arc<Device>) {
         let device = Arc::downgrade(device);
         let mut members = self.lock();
-        members.devices.retain(|other| !other.ptr_eq(&device));
+        members.devices.retain(|it| !it.device.ptr_eq(&device));
     }
 
     /// All guest memory; see [`Device::set_memory`].
@@ -123,19 +153,69 @@ impl MemoryGroup {
         devices.iter().try_for_each(|device| device.fits(&list))
     }
 
-    /// Waits until no device is [`Pending`](MemoryState::Pending) any more, each
-    /// within what is left of the time. Whether that is so.
+    /// Waits until no device is [`Pending`](MemoryState::Pending) any more, and does
+    /// for all of them what there is to do meanwhile. Whether that is so.
     pub fn wait(&self, timeout: Timeout) -> Result<bool> {
+        let deadline = Deadline::after(timeout.or(DEFAULT_WAIT));
+        let bell = Arc::new(Bell::new().map_err(made)?);
+        let poll = Pollable::new().map_err(made)?;
+        poll.watch(readable(bell.fd())).map_err(made)?;
         let devices = self.lock().devices();
-        let begin = Instant::now();
-        let mut settled = true;
-        for device in devices {
-            let left = match timeout {
-                Timeout::After(time) => Timeout::After(time.saturating_sub(begin.elapsed())),
-                other => other,
-            };
-            settled &= device.wait_for_memory(left)?;
+        let waiter = |device: Visit| {
+            device.waiters().push(Arc::clone(&bell));
+            Waiter {
+                device,
+                bell: Arc::clone(&bell),
+            }
+        };
+        let mut waiters: Vec<_> = devices.into_iter().map(waiter).collect();
+        loop {
+            // First: what rings while we are at it must not be missed.
+            bell.silence();
+            // Who frees one waits for us.
+            waiters.retain(|it| {
+                let leaves = it.device.visitors.are_leaving();
+                if leaves {
+                    forget(&poll, it.device.traffic.fd());
+                }
+                !leaves
+            });
+            let (mut pending, mut left) = (false, false);
+            let mut until = deadline;
+            for device in waiters.iter().map(|it| &*it.device) {
+                let drove = match device.turn() {
+                    Ok(drove) => drove,
+                    Err(_) if device.visitors.are_leaving() => {
+                        left = true;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+                let core = device.lock();
+                pending |= core.memory_state() == MemoryState::Pending;
+                let now = Instant::now();
+                match core.due(now) {
+                    Some(due) if drove => {
+                        until = until.no_later_than(due.saturating_duration_since(now));
+                    }
+                    _ => {}
+                }
+                // What another thread is at stays readable as long as it is.
+                let traffic = Watch {
+                    read: drove,
+                    ..readable(device.traffic.fd())
+                };
+                // What cannot be watched for is looked at when something else is.
+                let _ = poll.watch(traffic);
+            }
+            match (pending, left) {
+                (_, true) => continue,
+                (false, false) => return Ok(true),
+                (true, false) if deadline.passed() => return Ok(false),
+                (true, false) => {}
+            }
+            socket::wait([readable(poll.fd())], until)
+                .map_err(|errno| Error::os(errno, "cannot wait for the back-ends"))?;
         }
-        Ok(settled)
     }
 }

@@ -5,7 +5,7 @@ use crate::connection::{Counters, TraceSink};
 use crate::error::Result;
 use crate::message::SHMEM_REGIONS;
 use crate::socket::{self, Credentials};
-use std::sync::Arc;
+use std::sync::Weak;
 
 /// What is known of a device.
 #[derive(Debug, Clone)]
@@ -73,12 +73,21 @@ impl Device {
         self.lock().live().map(|live| live.client.counters())
     }
 
-    /// Has `sink` told of every message, on this connection and all that follow.
+    /// Has `sink` told of every message, on this connection and all that follow. The
+    /// one before is not told any more once this returns, not of connections that are
+    /// over either; that may have to be waited for.
+    ///
+    /// Fails inside a function that the library calls, and then changes nothing.
     pub fn set_trace(&self, sink: Option<TraceSink>) -> Result<()> {
         let mut core = self.lock();
-        core.trace = sink.clone();
-        let client = core.live().map(|live| Arc::clone(&live.client));
+        let clients: Vec<_> = core.clients.iter().filter_map(Weak::upgrade).collect();
+        self.check_not_driving()?;
+        clients.iter().try_for_each(|client| client.may_wait())?;
+        let before = std::mem::replace(&mut core.trace, sink.clone());
         drop(core);
-        client.map_or(Ok(()), |client| client.set_trace(sink))
+        drop(before); // it may be the last owner of something of the caller's
+        clients
+            .iter()
+            .try_for_each(|client| client.set_trace(sink.clone()))
     }
 }

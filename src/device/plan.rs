@@ -559,6 +559,14 @@ impl Actual {
         }
     }
 
+    /// The in-flight buffer is of no more use.
+    pub(super) fn drop_buffer(&mut self) {
+        if self.buffer != Asked::Asking {
+            self.buffer = Asked::Not;
+            self.inflight = false;
+        }
+    }
+
     /// What a reset takes away. Memory and the channel stay.
     fn as_new(&mut self, wanted: &Wanted) {
         self.resets = wanted.resets;

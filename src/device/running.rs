@@ -10,6 +10,7 @@ use crate::message::virtio;
 use crate::socket;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// How rings are stopped.
@@ -57,6 +58,9 @@ impl Device {
                 return Err(Error::invalid("a ring is there twice").ring(ring.index));
             }
             starts.push((index, kept));
+        }
+        if rings.iter().all(|ring| ring.base == Base::New) {
+            core.drop_stale_buffer();
         }
         if !core.buffer_holds(&starts) {
             let text =
@@ -247,6 +251,11 @@ impl Device {
         // What is started after this is new.
         core.recovering = false;
         core.buffer = None;
+        if !core.writes.is_empty() {
+            core.writes.clear();
+            // The guest has to read what the back-end has.
+            core.changed.store(true, Ordering::Relaxed);
+        }
         self.moved(core);
         self.quiet()
     }

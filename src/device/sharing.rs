@@ -3,7 +3,6 @@
 use super::core::{Core, Live};
 use super::memory::{self, GuestRegion, Limits, MemoryList};
 use super::{Device, MemoryState, Quiet, ring};
-use crate::backend_client::Timeout;
 use crate::error::{Error, Kind, Result};
 use crate::message::ProtocolFeatures;
 use nix::errno::Errno;
@@ -90,16 +89,6 @@ impl Device {
     /// How far the back-end has got with the memory that is wanted.
     pub fn memory_state(&self) -> MemoryState {
         self.lock().memory_state()
-    }
-
-    /// Waits until the memory is not [`MemoryState::Pending`]; whether it is not.
-    pub(super) fn wait_for_memory(&self, timeout: Timeout) -> Result<bool> {
-        let told = |core: &Core| (core.memory_state() != MemoryState::Pending).then_some(Ok(()));
-        match self.wait_until(timeout, told) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind == Kind::TimedOut => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 
     pub(super) fn limits(live: &Live) -> Limits {

@@ -25,13 +25,13 @@ pub(super) trait Opaque: Sized {
     fn cancel(object: &Self::Object);
     /// A call has panicked.
     fn poison(object: &Self::Object, panic: &Error);
+    /// Nobody uses it any more but through its handle, which may have to be waited
+    /// for. Whether that could be.
+    fn only_here(_object: &Self::Object) -> bool {
+        true
+    }
     /// Drops a forked child's copy, and leaves the parent's connection alone.
     fn close_in_child(object: Self::Object);
-    /// This thread is in one of the functions of the caller's that it runs, also
-    /// where the call was on something else.
-    fn runs_here(_object: &Self::Object) -> bool {
-        false
-    }
 }
 
 impl Opaque for vuf_client {
@@ -60,8 +60,8 @@ impl Opaque for vuf_device {
     fn poison(device: &Arc<Device>, _panic: &Error) {
         device.abort();
     }
-    fn runs_here(device: &Arc<Device>) -> bool {
-        device.drives_here()
+    fn only_here(device: &Arc<Device>) -> bool {
+        device.leave_groups()
     }
     fn close_in_child(device: Arc<Device>) {
         // Otherwise a thread of the parent was in a call on a group.
@@ -329,14 +329,16 @@ pub(super) unsafe fn free<O: Opaque>(opaque: *mut O) {
     // After a fork the count is that of the parent, whose threads are not here.
     if !forked {
         let mut inside = handle.inside.fetch_or(FREEING, SeqCst) | FREEING;
-        let within = Frame::within(handle) || O::runs_here(&handle.object);
-        if within || inside != FREEING {
-            O::cancel(&handle.object);
-        }
-        // It is inside itself: it would wait for ever, or, where a group drives the
-        // device, be gone when that comes back to it. Not freed, rather.
-        if within {
+        // As below: this thread is in a call on a group.
+        if !O::only_here(&handle.object) {
             return;
+        }
+        if inside != FREEING {
+            O::cancel(&handle.object);
+            // It is inside itself, and would wait for ever. Not freed, rather.
+            if Frame::within(handle) {
+                return;
+            }
         }
         while inside != FREEING {
             futex(&raw const handle.inside, libc::FUTEX_WAIT, inside);

@@ -225,10 +225,11 @@ fn supply(device: &Device, c: &Args, fd: c_int) -> Result<()> {
 /// stop by themselves, and may write guest memory until they have.
 ///
 /// Where that matters call vuf_device_stop() before, with a time to wait. Not from a
-/// function that the library calls: then nothing is freed yet, but calls on the
-/// device return -ECANCELED from then on. Calls that other threads have under way return -ECANCELED; this one waits until they
-/// have. No call on the device may begin once this one has. In a forked child it
-/// closes the child's copy and leaves the parent's connection alive.
+/// function that the library calls: then nothing is freed, but calls on the
+/// device return -ECANCELED from then on. Calls that other threads have under
+/// way return -ECANCELED; this one waits until they have, and until calls on its
+/// group have let go of it. No call on the device may begin once this one has. In a
+/// forked child it closes the child's copy and leaves the parent's connection alive.
 ///
 /// device  may be NULL, which does nothing
 ///
@@ -474,7 +475,8 @@ fn no_back_end() -> Error {
 /// it may call what neither waits nor processes.
 ///
 /// callback  called with user and a record, both the library's (borrowed); NULL
-///           for none. Replaces the one set before.
+///           for none. Replaces the one set before, which runs no more once this
+///           has returned: another thread's call of it is waited for.
 /// user      passed to it
 ///
 /// Returns 0, otherwise

@@ -9,6 +9,7 @@ use crate::device::ring::{self, Kept, Origin, RingIndices};
 use crate::error::{Class, Error, Kind, Phase, Result};
 use crate::message::{ConfigHeader, Inflight, ProtocolFeatures, Request, VringState, virtio};
 use crate::socket::{self, Pollable};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -80,19 +81,21 @@ impl Core {
             match live.client.outcome(&first.begun) {
                 Some(outcome) => {
                     live.stalled = false;
+                    self.news = self.news.wrapping_add(1);
                     let first = live.under_way.pop_front();
                     if let Some(next) = live.under_way.front_mut() {
                         next.since = now;
                     }
                     if let Some(first) = first {
-                        self.settle(first.what, outcome)?;
+                        self.settle(first, outcome)?;
                     }
                 }
                 None if looked && first.due().is_some_and(|due| due <= now) => {
                     return Err(live.client.overdue(&first.begun));
                 }
                 None => {
-                    let stalls = now.saturating_duration_since(first.since) >= self.options.stall;
+                    let waited = now.saturating_duration_since(first.since);
+                    let stalls = looked && waited >= self.options.stall;
                     let request = first.begun.request();
                     if stalls && !std::mem::replace(&mut live.stalled, true) {
                         let text = "the back-end has not answered yet; it is waited for";
@@ -109,19 +112,20 @@ impl Core {
         }
     }
 
-    fn settle(&mut self, what: What, outcome: Result<Answer>) -> Result<()> {
-        let (step, answer) = match (what, outcome) {
-            (What::ConfigWrite, Err(error)) if matches!(error.kind, Kind::Nack) => {
-                let event = Event {
-                    error: Some(error),
-                    ..self.event(EventKind::ConfigRefused)
-                };
-                self.events.push(event);
-                // What the guest has written does not stand.
-                self.changed.store(true, Ordering::Relaxed);
+    fn settle(&mut self, of: UnderWay, outcome: Result<Answer>) -> Result<()> {
+        let (step, answer) = match (of.what, outcome) {
+            (What::ConfigWrite(..), Ok(_)) => return Ok(()),
+            (What::ConfigWrite(..), Err(error)) if matches!(error.kind, Kind::Nack) => {
+                self.write_refused(error);
                 return Ok(());
             }
-            (What::ConfigWrite, outcome) => return outcome.map(drop),
+            (what @ What::ConfigWrite(..), Err(error)) => {
+                // It is still to be told.
+                if let Mode::Up(live) = &mut self.mode {
+                    live.under_way.push_front(UnderWay { what, ..of });
+                }
+                return Err(error);
+            }
             // It has none, as old DPDK.
             (What::Step(Step::GetConfig), Err(error)) if matches!(error.kind, Kind::Nack) => {
                 self.done(&Step::GetConfig, 0);
@@ -135,8 +139,16 @@ impl Core {
             (What::Step(step), Ok(answer)) => (step, answer),
         };
         let told = match (&step, answer) {
-            (Step::GetConfig, Answer::Config(bytes)) => {
-                if self.config.update(&bytes) {
+            (Step::GetConfig, Answer::Config(mut bytes)) => {
+                let under_way = self.live().into_iter().flat_map(|live| &live.under_way);
+                let sent_later = under_way.filter_map(|it| match &it.what {
+                    What::ConfigWrite(write, _) => Some(write),
+                    What::Step(_) => None,
+                });
+                if self
+                    .config
+                    .update(&mut bytes, sent_later.chain(&self.writes))
+                {
                     self.tell(EventKind::ConfigChanged);
                 }
                 0
@@ -290,26 +302,68 @@ impl Core {
 
     /// Begins the next write to the configuration space; whether there was one.
     fn write(&mut self, now: Instant) -> Result<bool> {
-        let (Mode::Up(live), Some((offset, data))) = (&mut self.mode, self.writes.front()) else {
+        let (Mode::Up(live), Some(write)) = (&mut self.mode, self.writes.pop_front()) else {
             return Ok(false);
         };
-        if live.actual.agreed(ProtocolFeatures::CONFIG) {
-            let header = ConfigHeader {
-                offset: *offset,
-                size: u32::try_from(data.len()).unwrap_or_default(),
-                flags: 0,
-            };
-            let begun = live
-                .client
-                .begin(&Op::SetConfig(header, data), Timeout::Default)?;
-            live.under_way.push_back(UnderWay {
-                what: What::ConfigWrite,
+        if !live.actual.agreed(ProtocolFeatures::CONFIG) {
+            let text = "the back-end has no configuration space";
+            self.write_refused(Error::new(Kind::NotNegotiated, text).of(Request::SetConfig));
+            return Ok(true);
+        }
+        let header = ConfigHeader {
+            offset: write.offset,
+            size: u32::try_from(write.data.len()).unwrap_or_default(),
+            flags: 0,
+        };
+        match live
+            .client
+            .begin(&Op::SetConfig(header, &write.data), Timeout::Default)
+        {
+            Ok(begun) => live.under_way.push_back(UnderWay {
+                what: What::ConfigWrite(write, self.wanted.resets),
                 begun,
                 since: now,
-            });
+            }),
+            Err(error) => {
+                self.writes.push_front(write);
+                return Err(error);
+            }
         }
-        self.writes.pop_front();
         Ok(true)
+    }
+
+    fn write_refused(&mut self, error: Error) {
+        let event = Event {
+            error: Some(error),
+            ..self.event(EventKind::ConfigRefused)
+        };
+        self.events.push(event);
+        // What the guest has written does not stand.
+        self.changed.store(true, Ordering::Relaxed);
+    }
+
+    /// Writes to the configuration space that were not confirmed are for the next
+    /// back-end, before those that were not sent. Not those before a reset, nor one
+    /// over which a second back-end was lost: no other would live for long.
+    pub(super) fn write_again(&mut self, mut under_way: VecDeque<UnderWay>, error: Error) {
+        if let Some(UnderWay {
+            what: What::ConfigWrite(write, _),
+            ..
+        }) = under_way.front_mut()
+        {
+            if std::mem::replace(&mut write.fatal, true) {
+                under_way.pop_front();
+                self.write_refused(error);
+            }
+        }
+        for it in under_way.into_iter().rev() {
+            match it.what {
+                What::ConfigWrite(write, resets) if resets == self.wanted.resets => {
+                    self.writes.push_front(write);
+                }
+                _ => {}
+            }
+        }
     }
 
     /// All that is wanted has been told.
@@ -346,6 +400,7 @@ impl Core {
 
     /// Sends a step.
     fn begin(&mut self, step: Step, now: Instant) -> Result<()> {
+        self.news();
         let Mode::Up(live) = &mut self.mode else {
             return Ok(());
         };

@@ -5,7 +5,7 @@ use crate::backend_client::BackendClient;
 use crate::device::event::{Event, EventKind, Recovery};
 use crate::device::fence::{Fence, Fenced};
 use crate::device::link::Happened;
-use crate::device::plan::Actual;
+use crate::device::plan::{Actual, RingActual};
 use crate::device::ring::{Kept, Origin};
 use crate::device::{OnUnfenced, OutOfOrder};
 use crate::error::{Class, Error, Kind};
@@ -39,6 +39,7 @@ impl Core {
                     Some(Fenced::Gone) => {
                         forget(poll, fence.watch().fd);
                         self.mode = Mode::Down;
+                        self.news();
                         self.link.failed(now, refused);
                         if self.ghosts.is_empty() && std::mem::take(&mut self.unfenced) {
                             self.tell(EventKind::Fenced);
@@ -112,9 +113,12 @@ impl Core {
                 client.drive_by_steps();
                 // It fails only inside a callback.
                 let _ = client.set_trace(self.trace.clone());
+                let client = Arc::new(client);
+                self.clients.retain(|client| client.strong_count() > 0);
+                self.clients.push(Arc::downgrade(&client));
                 let key = self.buffer.as_ref().map(|buffer| buffer.key);
                 self.mode = Mode::Up(Box::new(Live {
-                    client: Arc::new(client),
+                    client,
                     actual: Actual::new(&self.wanted, key),
                     under_way: VecDeque::new(),
                     connected: false,
@@ -124,6 +128,7 @@ impl Core {
                     shmem: [0; SHMEM_REGIONS],
                 }));
                 self.lives = self.lives.saturating_add(1);
+                self.news();
                 self.changed.store(false, Ordering::Relaxed);
             }
             Err(error) => {
@@ -162,18 +167,16 @@ impl Core {
             if let Some(stood) = self.stood.get_mut(index) {
                 *stood = Stood::Unknown;
             }
-            let want = self.wanted.rings.get(index).copied().flatten();
-            let same = want.is_some_and(|want| Some(want.start) == actual.start);
-            match self.kept.get_mut(index) {
-                // What begins elsewhere still does.
-                Some(Some(kept)) if same || kept.origin == Origin::Stopped => {
-                    kept.origin = match recovery {
-                        Recovery::ResumeFromAvailable => Origin::Available,
-                        _ => Origin::Used,
-                    };
-                    kept.buffered = recovery == Recovery::Inflight;
-                }
-                _ => {}
+            // What begins elsewhere still does.
+            if !self.goes_on(index, actual) {
+                continue;
+            }
+            if let Some(Some(kept)) = self.kept.get_mut(index) {
+                kept.origin = match recovery {
+                    Recovery::ResumeFromAvailable => Origin::Available,
+                    _ => Origin::Used,
+                };
+                kept.buffered = recovery == Recovery::Inflight;
             }
         }
         if recovery != Recovery::Idle {
@@ -191,8 +194,10 @@ impl Core {
         if let Some(channel) = live.client.backend_notifier() {
             forget(poll, channel);
         }
-        // Somebody who never saw memory cannot write it.
-        let harmless = live.actual.memory.as_ref().is_none_or(|sent| !sent.any());
+        // Somebody who never saw memory cannot write it; nor who has confirmed that it
+        // is gone.
+        let none = live.actual.memory.as_ref().is_none_or(|sent| !sent.any());
+        let harmless = none && !live.memory_under_way();
         let mut delay = None;
         if harmless || socket::peer_is_gone(socket) {
             delay = self.link.failed(now, refused);
@@ -204,7 +209,7 @@ impl Core {
         }
         self.retired.push(live.client);
         let event = Event {
-            error: Some(error),
+            error: Some(error.clone()),
             recovery,
             delay,
             count: self.link.attempt(),
@@ -215,14 +220,26 @@ impl Core {
             self.wanted.held = true;
             self.tell(EventKind::NeedsReset);
         }
+        self.write_again(live.under_way, error);
         self.applied = None;
+        self.news();
+    }
+
+    /// Whether a ring that ran is to go on where it stood.
+    fn goes_on(&self, index: usize, actual: &RingActual) -> bool {
+        let want = self.wanted.rings.get(index).copied().flatten();
+        let kept = self.kept.get(index).and_then(Option::as_ref);
+        let same = want.is_some_and(|want| Some(want.start) == actual.start);
+        actual.kick && kept.is_some_and(|kept| same || kept.origin == Origin::Stopped)
     }
 
     /// How the rings that ran go on.
     fn recovery(&self, actual: &Actual) -> Recovery {
         let ran = || {
-            let pairs = actual.rings.iter().zip(&self.kept);
-            pairs.filter_map(|(ring, kept)| ring.kick.then_some(kept.as_ref()?))
+            let rings = actual.rings.iter().zip(&self.kept).enumerate();
+            rings.filter_map(|(index, (ring, kept))| {
+                kept.as_ref().filter(|_| self.goes_on(index, ring))
+            })
         };
         if ran().next().is_none() {
             return Recovery::Idle;

@@ -119,7 +119,12 @@ pub unsafe extern "C" fn vuf_device_overlay_config(
 
 /// The guest writes its configuration space: the back-end is told (SET_CONFIG),
 /// except of bytes that are the caller's own. It may refuse:
-/// VUF_DEVICE_EVENT_CONFIG_REFUSED.
+/// VUF_DEVICE_EVENT_CONFIG_REFUSED, after which the space is read again.
+///
+/// A write that a back-end has not confirmed when it is lost is told to the next; one
+/// over which two were lost counts as refused. What was confirmed is the back-end's to
+/// keep: if the next has something else, VUF_DEVICE_EVENT_CONFIG_CHANGED says so.
+/// vuf_device_reset() ends writes that were not sent yet.
 ///
 /// offset  where to begin, in bytes; offset + len is at most options->config_size
 /// buffer  the bytes; read during the call

@@ -49,7 +49,7 @@ pub unsafe extern "C" fn vuf_memory_group_free(group: *mut vuf_memory_group) {
 }
 
 /// Gives a device the memory of the group, in place of its own, from now on. It
-/// leaves the group when it is freed; no call on the group may be under way then.
+/// leaves the group when it is freed.
 ///
 /// device  borrowed
 ///
@@ -203,21 +203,22 @@ pub unsafe extern "C" fn vuf_memory_group_memory_fits(
     }
 }
 
-/// Waits until no device of the group is VUF_MEMORY_PENDING, and does for each of
+/// Waits until no device of the group is VUF_MEMORY_PENDING, and does for all of
 /// them what there is to do meanwhile. Their events stay for vuf_device_process().
+/// One that is freed meanwhile does not count any more.
 ///
-/// timeout_ms  for all together; VUF_TIMEOUT_DEFAULT is 60000 for each
+/// timeout_ms  for all together; VUF_TIMEOUT_DEFAULT is 60000
 ///
 /// Returns 0, otherwise
 ///   -EINVAL      group is NULL
 ///   -ETIMEDOUT   one of them still is
+///   -ECANCELED   a call on one of them has returned VUF_E_PANIC
 ///   VUF_E_STATE  called from a function that the library calls
 ///   VUF_E_PANIC  a bug in this library
 /// or another negative errno from the system, as -EMFILE.
 ///
 /// # Safety
-/// `group` is null or a group that has not been freed; none of its devices is freed
-/// during the call.
+/// `group` is null or a group that has not been freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vuf_memory_group_wait(
     group: *mut vuf_memory_group,

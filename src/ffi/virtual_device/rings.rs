@@ -155,7 +155,8 @@ fn ring<'c>(c: &'c Args, given: &vuf_ring) -> Result<Ring<'c>> {
 ///                or does not lie in one region of the memory with all of its part,
 ///                base_mode or base, a descriptor that is 0, a reserved field
 ///   -EBADF       a descriptor is not open, or negative and not -1
-///   -EBUSY       a ring is started already
+///   -EBUSY       a ring is started already, or the in-flight buffer of those that
+///                run has no room for more or larger ones
 ///   VUF_E_STATE  features were not stated, rings wait for vuf_device_reset(), where
 ///                a ring was stopped is not known (VUF_RING_BASE_RESUME)
 /// or another negative errno from the system, as -EMFILE.

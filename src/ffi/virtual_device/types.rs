@@ -33,7 +33,8 @@ pub const VUF_DEVICE_EVENT_FENCED: u32 = 10;
 pub const VUF_DEVICE_EVENT_NEEDS_FD: u32 = 11;
 /// Others, count of them, wanted to connect while a back-end is in use.
 pub const VUF_DEVICE_EVENT_PEERS_REFUSED: u32 = 12;
-/// The back-end refused a write to its configuration space; the error says how.
+/// The back-end refused a write to its configuration space, or has none, or is not
+/// the first that was lost over this write; the error says how.
 pub const VUF_DEVICE_EVENT_CONFIG_REFUSED: u32 = 13;
 
 // ---- how rings go on after a loss ----
@@ -136,8 +137,9 @@ pub struct vuf_memory_group {
 pub struct vuf_device_options {
     /// sizeof(struct vuf_device_options)
     pub size: usize,
-    /// How many rings the device has: an index at or above it is refused.
-    /// Default 256. The in-flight buffer is made for so many.
+    /// How many rings the device has: an index at or above it is refused. The
+    /// in-flight buffer is made for so many. 0: 256, and the buffer is made for those
+    /// that are started together, so that no other can be started while they run.
     pub num_rings: u32,
     /// Bytes of its configuration space that the back-end is asked for: the exact
     /// size of the virtio device's. 0: none, and VUF_PROTOCOL_F_CONFIG is not
@@ -293,7 +295,8 @@ pub struct vuf_device_event {
     pub error_class: u32,
     /// VUF_PHASE_*
     pub phase: u32,
-    /// Number of the request.
+    /// Number of the request; 0 if none was involved. After a loss the oldest one that
+    /// had no answer or, with none, one that had just been acknowledged.
     pub request: u32,
     /// Index of the ring; -1 if none.
     pub ring: i32,
