@@ -55,8 +55,9 @@ until_said() {
     tries=0
     until [ "$(grep -c "^$1" "$dir/out")" -ge "$2" ]; do
         tries=$((tries + 1))
-        [ "$tries" -le 1200 ] && kill -0 "$program" 2>/dev/null ||
+        if [ "$tries" -gt 1200 ] || ! kill -0 "$program" 2>/dev/null; then
             fail "the program does not say \"$1\" ($2)"
+        fi
         sleep 0.05
     done
 }
