@@ -169,7 +169,7 @@ static void nothing_is_freed_from_inside(void **state)
     bring_up_all(f);
     assert_returns(0, vuf_device_set_trace(f->devices[0], free_it, f));
     assert_returns(0, vuf_memory_group_add_memory(f->group, &second));
-    assert_returns(-ECANCELED, vuf_memory_group_wait(f->group, PEER_MS));
+    assert_returns(0, vuf_memory_group_wait(f->group, PEER_MS)); /* for the others */
     assert_true(f->freed > 0);
     assert_true(fcntl(fd, F_GETFD) >= 0);
 }
