@@ -439,7 +439,7 @@ impl Case<'_> {
             Trouble::Noise => Trouble::Noise,
         })?;
         self.check_loss(&verdict, when, &losses)
-            .and_then(|()| self.check_end(&outcomes, &events, info.connections, losses.len()))
+            .and_then(|()| self.check_end(&outcomes, &events, info.connections, late))
             .map_err(|trouble| match trouble {
                 Trouble::Wrong(text) => Trouble::Wrong(format!("{text}\n{}", told())),
                 Trouble::Noise => Trouble::Noise,
@@ -490,9 +490,11 @@ impl Case<'_> {
         outcomes: &[Outcome],
         events: &[Event],
         connections: u64,
-        losses: usize,
+        late: bool,
     ) -> Checked {
         let told = |kind| events.iter().any(|event| event.kind == kind);
+        let lost = |event: &&Event| event.kind == EventKind::Lost;
+        let losses = events.iter().filter(lost).count();
         let back_ends = u64::try_from(outcomes.len()).unwrap();
         ensure!(
             connections == back_ends && outcomes.len() == losses + 1,
@@ -508,7 +510,10 @@ impl Case<'_> {
             self.fault,
             Fault::DelayLong | Fault::DelayLate | Fault::StopReading
         );
-        ensure!(!told(EventKind::Unfenced) || silent, "UNFENCED");
+        if told(EventKind::Unfenced) && !silent {
+            // It hangs up, and was not let run in time.
+            return Err(Trouble::Noise);
+        }
         // Half an answer and a part of the next may say no as well.
         let no = matches!(
             self.fault,
@@ -525,6 +530,10 @@ impl Case<'_> {
         let own = |line: &str| self.message.name == "SET_CONFIG" || !line.contains("[send");
         let sends = matches!(self.fault, Fault::Send | Fault::SendAndWait);
         let played = answers.any(|line| line.ends_with(']') && (own(line) || sends));
+        if !played && late && losses > 0 {
+            // A deadline has passed before.
+            return Err(Trouble::Noise);
+        }
         ensure!(played, "no fault was played");
         let last = outcomes.last().unwrap();
         if losses > 0 {
