@@ -202,7 +202,7 @@ impl Machine {
             match socket::send(socket, &parts(&header, out), out.fds) {
                 Ok(sent) => sent,
                 Err(errno) if must_wait(errno, &mut self.throttled) => 0,
-                Err(errno) => return Err(self.refused(errno).of(out.request)),
+                Err(errno) => return Err(self.refused(errno, out.request)),
             }
         } else {
             0
@@ -252,7 +252,13 @@ impl Machine {
                 Ok(()) => {}
                 // What does not fit is kept, all of it: one has to follow the other.
                 Err(errno) if must_wait(errno, &mut self.throttled) => done = rest.len(),
-                Err(errno) => return Err(self.refused(errno)),
+                Err(errno) => {
+                    // It is about the first that is left.
+                    let Some((_, (out, _))) = all.next() else {
+                        break;
+                    };
+                    return Err(self.refused(errno, out.request));
+                }
             }
             for ((header, (out, expect)), sent) in all.by_ref().zip(lengths).take(done) {
                 taken(self.take(out, header, sent, *expect, since)?);
@@ -271,8 +277,8 @@ impl Machine {
     }
 
     /// A request could not be sent at all.
-    fn refused(&mut self, errno: Errno) -> Error {
-        let error = self.send_failed(errno);
+    fn refused(&mut self, errno: Errno, request: Request) -> Error {
+        let error = self.send_failed(errno).of(request);
         // Answers that came before may still be read.
         if matches!(error.kind, Kind::Disconnected | Kind::Canceled) {
             self.latch(&error);
