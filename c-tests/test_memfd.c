@@ -4,14 +4,41 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define HUGE_PAGE (UINT64_C(2) << 20)
+
+/* Since Linux 6.3, and not in all headers. */
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8u
+#endif
+#ifndef F_SEAL_EXEC
+#define F_SEAL_EXEC 0x20
+#endif
+
+/* What a file that can never be executed is sealed against; 0 where the kernel knows
+   no such files. */
+static int seal_of_the_machine(void)
+{
+    int fd = memfd_create("test", MFD_NOEXEC_SEAL);
+    if (fd < 0) {
+        print_message("no MFD_NOEXEC_SEAL here\n");
+        return 0;
+    }
+    close(fd);
+    return F_SEAL_EXEC;
+}
 
 static struct stat stat_of(int fd)
 {
@@ -60,7 +87,9 @@ static void a_sealed_file_keeps_its_size(void **state)
     int fd;
     (void)state;
     assert_int_equal(vuf_memfd_create("sealed", 4 * PAGE, 0, VUF_MEMFD_SEAL, &fd), 0);
-    assert_int_equal(fcntl(fd, F_GET_SEALS), F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW);
+    const int never_executed = seal_of_the_machine();
+    assert_int_equal(fcntl(fd, F_GET_SEALS),
+                     never_executed | F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW);
     assert_int_equal(ftruncate(fd, PAGE), -1);
     assert_int_equal(errno, EPERM);
     assert_int_equal(ftruncate(fd, 5 * PAGE), -1);
@@ -70,9 +99,10 @@ static void a_sealed_file_keeps_its_size(void **state)
     munmap(at, 4 * PAGE);
     close(fd);
 
-    /* No seals, and none to come. */
+    /* No others, and none to come. */
     assert_int_equal(vuf_memfd_create("plain", 4 * PAGE, 0, 0, &fd), 0);
-    assert_int_equal(fcntl(fd, F_GET_SEALS), F_SEAL_SEAL);
+    assert_int_equal(fcntl(fd, F_GET_SEALS), never_executed | F_SEAL_SEAL);
+    assert_int_equal(stat_of(fd).st_mode & 0111, never_executed == 0 ? 0111 : 0);
     assert_int_equal(ftruncate(fd, PAGE), 0);
     close(fd);
 }
@@ -97,7 +127,7 @@ static void huge_pages_are_those_of_the_machine(void **state)
         assert_int_equal(stat_of(fd).st_blksize, HUGE_PAGE);
         assert_int_equal(fcntl(fd, F_GETFD), FD_CLOEXEC);
         const int seals = flags == 0 ? F_SEAL_SEAL : F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW;
-        assert_int_equal(fcntl(fd, F_GET_SEALS), seals);
+        assert_int_equal(fcntl(fd, F_GET_SEALS), seals | seal_of_the_machine());
         void *at = mmap(NULL, HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         if (at == MAP_FAILED) {
             print_message("no huge page is free here: the file is not mapped\n");
@@ -193,6 +223,76 @@ static void without_descriptors_there_is_no_file(void **state)
     assert_int_equal(last_info().errno_value, EMFILE);
 }
 
+/* From here on memfd_create() fails with this, where it has the flag or where it has
+   not. */
+static bool refuse(bool with, unsigned code)
+{
+    struct sock_filter steps[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_memfd_create, 0, 3),
+        /* Its low half: all machines that this runs on are little-endian. */
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+        BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, MFD_NOEXEC_SEAL, with ? 0 : 1, with ? 1 : 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | code),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    const struct sock_fprog filter = {.len = LENGTH(steps), .filter = steps};
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0;
+}
+
+/* Makes files on such a machine. Which step failed, or 0. */
+static int make_files_on(bool with, unsigned code, int seals)
+{
+    int fd;
+    if (!refuse(with, code)) {
+        return 1;
+    }
+    if (memfd_create("test", with ? MFD_NOEXEC_SEAL : 0) != -1 || errno != (int)code) {
+        return 2;
+    }
+    if (vuf_memfd_create("plain", PAGE, 0, 0, &fd) != 0) {
+        return 3;
+    }
+    if (fcntl(fd, F_GET_SEALS) != (seals | F_SEAL_SEAL)) {
+        return 4;
+    }
+    if (vuf_memfd_create("sealed", PAGE, 0, VUF_MEMFD_SEAL, &fd) != 0) {
+        return 5;
+    }
+    seals |= F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW;
+    return fcntl(fd, F_GET_SEALS) == seals ? 0 : 6;
+}
+
+static void assert_made_on(bool with, unsigned code, int seals)
+{
+    int status;
+    const pid_t child = fork();
+    if (child == 0) {
+        _exit(make_files_on(with, code, seals));
+    }
+    assert_return_code(child, errno);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
+/* Older than Linux 6.3: the flag is not known. */
+static void an_older_kernel_makes_files_too(void **state)
+{
+    (void)state;
+    assert_made_on(true, EINVAL, 0);
+}
+
+/* vm.memfd_noexec is 2: files are made with the flag or not at all. */
+static void a_kernel_that_wants_none_executed_makes_files_too(void **state)
+{
+    (void)state;
+    if (seal_of_the_machine() != 0) {
+        assert_made_on(false, EACCES, F_SEAL_EXEC);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -202,6 +302,8 @@ int main(void)
         cmocka_unit_test(bad_arguments_are_refused),
         cmocka_unit_test(a_limit_of_the_process_is_heeded),
         cmocka_unit_test(without_descriptors_there_is_no_file),
+        cmocka_unit_test(an_older_kernel_makes_files_too),
+        cmocka_unit_test(a_kernel_that_wants_none_executed_makes_files_too),
     };
     return cmocka_run_group_tests_name("test_memfd", tests, NULL, NULL);
 }

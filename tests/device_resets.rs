@@ -25,10 +25,12 @@ use blk_ring::{GuestMemory, Layout};
 use std::alloc::{GlobalAlloc, Layout as Block, System};
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicIsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stepper::{Manners, Stepper, everything};
-use vhost_user_frontend::message::{ProtocolFeatures, Request};
-use vhost_user_frontend::{Base, Device, EventKind, Kind, Region, Timeout};
+use vhost_user_frontend::message::{BackendRequest, ProtocolFeatures, Request, ShmemArea};
+use vhost_user_frontend::{BackendHandler, Base, Device, EventKind, Kind, Region, Timeout};
 use vmm::{Random, Vmm};
 
 // ---- what there is of it ----
@@ -123,6 +125,57 @@ fn a_thousand_resets_leave_nothing_behind() {
         assert_eq!(peer.wrong, Vec::<String>::new());
         assert_eq!(peer.connections, 1);
         assert_eq!(vmm.device.info().connections, 1);
+    }
+}
+
+/// Counts what is mapped.
+#[derive(Default)]
+struct Mapped(AtomicIsize);
+
+impl BackendHandler for Mapped {
+    fn handles(&self, request: BackendRequest) -> bool {
+        request == BackendRequest::ShmemMap
+    }
+    fn shmem_map(&self, _area: &ShmemArea, _fd: OwnedFd) -> i32 {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        0
+    }
+    fn shmem_unmap(&self, _area: &ShmemArea) -> i32 {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+        0
+    }
+}
+
+#[test]
+fn a_reset_of_any_kind_takes_mappings_away() {
+    let _alone = alone();
+    let (reset, status) = (ProtocolFeatures::RESET_DEVICE, ProtocolFeatures::STATUS);
+    let more = ProtocolFeatures::SHMEM | ProtocolFeatures::BACKEND_SEND_FD;
+    for without in [status, reset, reset | status] {
+        let manners = Manners {
+            protocol: (everything() | more) - without,
+            ..Manners::default()
+        };
+        let mapped = Arc::new(Mapped::default());
+        let handler = Arc::clone(&mapped);
+        let mut vmm = Vmm::new(Layout::Split, 2, |options| options.handler = Some(handler));
+        let mut peer = Stepper::at(&vmm.place.file("sock"), manners);
+        vmm.until_beside(EventKind::Connected, &mut peer);
+        // Twice: the driver may have it mapped anew.
+        for _ in 0..2 {
+            vmm.negotiate_again();
+            vmm.start(Base::New);
+            vmm.until_applied_beside(&mut peer);
+            peer.map_a_page();
+            while mapped.0.load(Ordering::SeqCst) == 0 {
+                vmm.turn_beside(&mut peer, usize::MAX, PATIENCE);
+            }
+            vmm.device.reset();
+            vmm.until_applied_beside(&mut peer);
+            assert_eq!(mapped.0.load(Ordering::SeqCst), 0, "without {without:?}");
+        }
+        assert_eq!(peer.connections, 1);
+        assert_eq!(peer.wrong, Vec::<String>::new());
     }
 }
 

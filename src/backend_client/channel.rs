@@ -69,6 +69,15 @@ impl BackendClient {
         }
     }
 
+    /// The device has been reset: its mappings are gone. Handlers hear of it in the next
+    /// step.
+    pub(crate) fn mappings_are_gone(&self) {
+        if let Some(desk) = self.desk.get() {
+            desk.reset_later();
+            self.connection.arm_channel();
+        }
+    }
+
     /// Nothing more comes on the channel: handlers hear the last of it.
     pub(crate) fn finish_handlers(&self) {
         let end = Error::new(Kind::Disconnected, "the connection was given up");

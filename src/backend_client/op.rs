@@ -465,9 +465,8 @@ impl BackendClient {
             })?;
         Some(match outcome {
             Ok(answer) => {
-                if let (Effect::Reset, Some(desk)) = (begun.effect, self.desk.get()) {
-                    // Handlers hear of it in the next step.
-                    desk.reset_later();
+                if matches!(begun.effect, Effect::Reset) {
+                    self.mappings_are_gone();
                 }
                 self.remember(begun.effect);
                 Ok(answer)

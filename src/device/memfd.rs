@@ -39,21 +39,36 @@ pub(crate) fn create(
     }
     let length = file_length(size)?;
 
-    let fd = memfd_create(name, flags).map_err(|errno| match huge_page_size {
+    let made = make(name, flags).map_err(|errno| match huge_page_size {
         Some(page) => Error::os(
             errno,
             format!("memfd_create() with huge pages of {page:#x} bytes"),
         ),
         None => Error::os(errno, "memfd_create()"),
-    })?;
+    });
+    let (fd, sealable) = made?;
     ftruncate(&fd, length)
         .map_err(|errno| Error::os(errno, format!("ftruncate() to {size:#x} bytes")))?;
+    let mut wanted = SealFlag::F_SEAL_SEAL;
     if seals {
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals))
+        wanted |= SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
+    }
+    if seals || sealable {
+        fcntl(&fd, FcntlArg::F_ADD_SEALS(wanted))
             .map_err(|errno| Error::os(errno, "F_ADD_SEALS"))?;
     }
     Ok(fd)
+}
+
+/// Guest memory is no program, and where vm.memfd_noexec is 2 there are no other files.
+/// Such a file can be sealed, whether that was asked for or not.
+fn make(name: &OsStr, flags: MFdFlags) -> nix::Result<(OwnedFd, bool)> {
+    let no_program = MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL);
+    match memfd_create(name, flags | no_program) {
+        // Linux before 6.3 does not know it; or something else is wrong.
+        Err(Errno::EINVAL) => memfd_create(name, flags).map(|fd| (fd, false)),
+        result => result.map(|fd| (fd, true)),
+    }
 }
 
 fn huge_pages(size: u64, page: u64) -> Result<MFdFlags> {

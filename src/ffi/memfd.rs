@@ -12,7 +12,8 @@ use std::os::raw::{c_char, c_int};
 ///
 /// For programs that have no way of their own to make one. It is full of zeros,
 /// takes up memory only where it is written, and lives as long as it is mapped or
-/// open anywhere. Nothing is sent.
+/// open anywhere. It can never be executed, where the kernel knows such files (Linux
+/// 6.3), and takes no seals later. Nothing is sent.
 ///
 /// name            1 to 249 bytes; shows behind "memfd:" in /proc/PID/fd, and
 ///                 need not be unique

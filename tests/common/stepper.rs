@@ -340,6 +340,23 @@ impl Stepper {
         send(channel.as_raw_fd(), &message, MsgFlags::MSG_NOSIGNAL).unwrap();
     }
 
+    /// Asks on the back-end's channel for one page to be mapped, at the beginning of
+    /// the first shared memory region.
+    pub fn map_a_page(&self) {
+        let channel = self.told.channel.as_ref().unwrap();
+        let file = memfd_create(c"page", MFdFlags::MFD_CLOEXEC).unwrap();
+        let area = [0_u64, 0, 0, 4096, 1].map(u64::to_ne_bytes).concat();
+        let size = u32::try_from(area.len()).unwrap();
+        let header = [9_u32, 0x1, size].map(u32::to_ne_bytes).concat();
+        let (parts, raw) = (
+            [IoSlice::new(&header), IoSlice::new(&area)],
+            [file.as_raw_fd()],
+        );
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let quiet = MsgFlags::MSG_NOSIGNAL;
+        sendmsg::<UnixAddr>(channel.as_raw_fd(), &parts, &rights, quiet, None).unwrap();
+    }
+
     fn mind(&mut self, fine: bool, what: &str) {
         if !fine {
             let last = self.log.last().unwrap();
@@ -360,6 +377,12 @@ impl Stepper {
             Request::GetProtocolFeatures => return told(self.manners.protocol.bits()),
             Request::GetQueueNum => return told(8),
             Request::GetMaxMemSlots => return told(self.manners.slots),
+            Request::GetShmemConfig => {
+                // One region, with shmid 0.
+                let mut config = [1_u64.to_ne_bytes(), (1_u64 << 20).to_ne_bytes()].concat();
+                config.resize(8 + 256 * 8, 0);
+                return Some((config, None));
+            }
             Request::GetStatus => return told(self.told.status),
             Request::GetConfig => {
                 let size = usize::try_from(half(payload, 4)).unwrap();

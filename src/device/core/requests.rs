@@ -178,8 +178,11 @@ impl Core {
         if matches!(step, Step::GetFeatures) {
             self.offered = Some(told & !plan::OURS);
         }
-        if matches!(step, Step::ResetDevice) {
-            self.buffer = None;
+        match (&step, &self.mode) {
+            (Step::ResetDevice, _) => self.buffer = None,
+            // A reset all the same.
+            (Step::SetStatus(0), Mode::Up(live)) => live.client.mappings_are_gone(),
+            _ => {}
         }
         Ok(())
     }
@@ -406,6 +409,9 @@ impl Core {
         };
         if matches!(step, Step::Forget | Step::SetStatus(0)) {
             self.buffer = None;
+        }
+        if matches!(step, Step::Forget) {
+            live.client.mappings_are_gone();
         }
         if matches!(step, Step::Forget | Step::Ring(_, RingStep::Forget)) {
             live.actual.begun(&step, &self.wanted);
