@@ -38,6 +38,7 @@ fn generate(target: &str) -> Result<(), Box<dyn std::error::Error>> {
         "error",
         "client",
         "memory",
+        "dirty_log",
         "memfd",
         "postcopy",
         "vring",

@@ -2546,9 +2546,9 @@ int vuf_client_post_iotlb(struct vuf_client *client,
  *
  * Needs VUF_PROTOCOL_F_LOG_SHMFD. Before VUF_F_LOG_ALL is acknowledged, and
  * again to switch to another log. Bit n of the log stands for the 4096 bytes
- * at guest address n * 4096; the back-end sets bits atomically. A log that is
- * too small makes back-ends abort or drop pages: it must reach to the end of
- * guest memory.
+ * at guest address n * 4096; the back-end sets bits atomically, and
+ * vuf_dirty_log_sync() takes them out. A log that is too small makes back-ends
+ * abort or drop pages: it must reach to the end of guest memory.
  *
  * mmap_size    size of the log in bytes, a multiple of 8
  * mmap_offset  must be 0: back-ends add it twice and write beyond the log
@@ -2580,6 +2580,53 @@ int vuf_client_set_log_base(struct vuf_client *client,
  * or a common code.
  */
 int vuf_client_set_log_fd(struct vuf_client *client, int fd);
+
+/**
+ * Moves marks from a dirty log to a bitmap of the caller's.
+ *
+ * The log is memory that the caller has mapped (shared) and that back-ends got
+ * with vuf_client_set_log_base(). Bits that are set there for the wanted pages are
+ * cleared, atomically, and set in the bitmap, whose other bits stay. Back-ends go
+ * on writing: a mark that is made meanwhile is taken, too, or stays for the next
+ * time. What lies in the log is not trusted with anything. Nothing is sent.
+ *
+ * Both are arrays of bytes whose bit n is bit n % 8 of byte n / 8, on machines of
+ * either byte order. In the log, bit n is the 4096 bytes at guest address n * 4096,
+ * whatever pages the machine has. In the bitmap, bit n is page first_page + n, as in
+ * the bitmap of a memory slot that KVM_GET_DIRTY_LOG fills.
+ *
+ * Take the marks first, and read the memory that they stand for afterwards: a write
+ * that comes later is marked again. The last call of a migration comes when nothing is
+ * written any more, each ring having been stopped by vuf_client_get_vring_base(), and
+ * before VUF_F_LOG_ALL is taken back.
+ *
+ * Clean parts of the log cost what it takes to read them. It is fastest where log
+ * is aligned to 64 bytes and first_page is a multiple of 512 (2 MiB), and slower
+ * where there are marks and first_page is not a multiple of 8.
+ *
+ * log         the log; of it, only bits of wanted pages are changed. With pages 0
+ *             it may be NULL.
+ * log_size    its size in bytes
+ * first_page  the first page that is wanted: its guest address / 4096
+ * pages       how many pages are wanted; 0 is possible
+ * bitmap      (pages + 7) / 8 bytes, apart from the log and not used by other
+ *             threads meanwhile; what is behind the last page stays. With pages 0
+ *             it may be NULL.
+ * new_pages   gets how many bits of the bitmap were clear before, and are set now
+ *
+ * Any thread may call this at any time, several at once for the same log and
+ * size (with a bitmap each: each mark goes to one of them).
+ *
+ * Returns 0, otherwise
+ *   -EINVAL  log, bitmap or new_pages is NULL, or the log does not reach to
+ *            first_page + pages; nothing has been changed
+ */
+int vuf_dirty_log_sync(void *log,
+                       size_t log_size,
+                       uint64_t first_page,
+                       uint64_t pages,
+                       void *bitmap,
+                       uint64_t *new_pages);
 
 /**
  * Makes a file in memory, to be shared as guest memory.

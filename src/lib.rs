@@ -9,6 +9,7 @@
 mod backend_client;
 mod connection;
 mod device;
+mod dirty_log;
 mod error;
 pub mod ffi;
 pub mod message;

@@ -137,6 +137,21 @@ impl Args {
         }
     }
 
+    /// A buffer to change in place.
+    #[allow(clippy::mut_from_ref, reason = "the memory is the caller's, not ours")]
+    pub(super) fn in_out<T: FromBytes>(
+        &self,
+        pointer: *mut T,
+        n: usize,
+        name: &str,
+    ) -> Result<&mut [T]> {
+        match length(pointer, n, name)? {
+            0 => Ok(&mut []),
+            // SAFETY: promised when this was made; not null, aligned, and of a possible length.
+            n => Ok(unsafe { std::slice::from_raw_parts_mut(pointer, n) }),
+        }
+    }
+
     /// A struct that begins with its size and may be shorter (the rest is zero) or
     /// longer (the rest must be zero) than the one known here.
     pub(super) fn extensible<T: FromBytes + IntoBytes>(

@@ -242,9 +242,9 @@ pub(super) fn translation(iotlb: &vuf_iotlb) -> Iotlb {
 ///
 /// Needs VUF_PROTOCOL_F_LOG_SHMFD. Before VUF_F_LOG_ALL is acknowledged, and
 /// again to switch to another log. Bit n of the log stands for the 4096 bytes
-/// at guest address n * 4096; the back-end sets bits atomically. A log that is
-/// too small makes back-ends abort or drop pages: it must reach to the end of
-/// guest memory.
+/// at guest address n * 4096; the back-end sets bits atomically, and
+/// vuf_dirty_log_sync() takes them out. A log that is too small makes back-ends
+/// abort or drop pages: it must reach to the end of guest memory.
 ///
 /// mmap_size    size of the log in bytes, a multiple of 8
 /// mmap_offset  must be 0: back-ends add it twice and write beyond the log

@@ -13,6 +13,7 @@ pub mod backend;
 pub mod client;
 pub mod device;
 pub mod device_kinds;
+pub mod dirty_log;
 pub mod error;
 pub mod list;
 pub mod memfd;
