@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 /* Programs take a while to start, and a busy machine takes longer. */
-enum { START_MS = 20000, FREEZE_MS = 1500, SHORT_MS = 50, ROUNDS = 3 };
+enum { START_MS = 20000, FREEZE_MS = 1500, SHORT_MS = 50, ROUNDS = 3, QUICK_ROUNDS = 20 };
 
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
 
@@ -42,8 +42,10 @@ void life_open(struct device *device, const struct life *life)
     options.first_delay_ms = 2;
     options.max_delay_ms = 50;
     options.jitter_percent = 1;
-    options.timeout_ms = options.slow_timeout_ms = WAIT_MS;
-    options.drain_timeout_ms = options.drain_timeout_ms != 0 ? options.drain_timeout_ms : WAIT_MS;
+    if (options.slow_timeout_ms == 0) {
+        options.slow_timeout_ms = options.drain_timeout_ms = WAIT_MS;
+    }
+    options.timeout_ms = WAIT_MS;
     memset(sent, 0, sizeof sent);
     assert_int_equal(guest_memory_create(&device->memory, DEVICE_ADDR, DEVICE_SIZE), 0);
     const char *path = device->backend.socket;
@@ -207,8 +209,11 @@ void life_check_stops(struct device *device, const struct life *life)
     begin_once(device, life);
     const uint64_t connections = life_info(device).connections;
     for (int round = 0; round < ROUNDS; round++) {
-        life_stop(device, life);
-        life_start(device, life, VUF_RING_BASE_RESUME);
+        /* The kick of the start is still under way when the stop comes. */
+        for (int quick = 0; quick < QUICK_ROUNDS; quick++) {
+            life_stop(device, life);
+            life_start(device, life, VUF_RING_BASE_RESUME);
+        }
         life->work(device, DEVICE_BUFFERS);
     }
     for (uint32_t index = 0; index < life->queues; index++) {
@@ -399,14 +404,14 @@ void life_check_freezes(struct device *device, const struct life *given)
 {
     struct life life = *given;
     life.options.stall_ms = 20;
-    life.options.drain_timeout_ms = FREEZE_MS;
+    life.options.slow_timeout_ms = life.options.drain_timeout_ms = FREEZE_MS;
     life.options.fence_ms = 20;
     life_begin(device, &life);
 
     /* It is late. */
     assert_int_equal(begin_to_stop(device).quiesced, 0);
     const struct vuf_device_event late = life_until(device, VUF_DEVICE_EVENT_STALLED);
-    assert_int_equal(late.request, GET_VRING_BASE);
+    assert_true(late.request == SET_VRING_ENABLE || late.request == GET_VRING_BASE);
     assert_int_equal(kill(device->backend.pid, SIGCONT), 0);
     life_wait(device);
     assert_int_equal(quiet_now(device).quiesced, 1);
@@ -418,7 +423,7 @@ void life_check_freezes(struct device *device, const struct life *given)
     assert_int_equal(begin_to_stop(device).quiesced, 0);
     const struct vuf_device_event lost = life_until(device, VUF_DEVICE_EVENT_LOST);
     assert_int_equal(lost.code, -ETIMEDOUT);
-    assert_int_equal(lost.request, GET_VRING_BASE);
+    assert_true(lost.request == SET_VRING_ENABLE || lost.request == GET_VRING_BASE);
     life_until(device, VUF_DEVICE_EVENT_UNFENCED);
     assert_int_equal(life_info(device).unfenced, 1);
     assert_int_equal(quiet_now(device).quiesced, 0);

@@ -286,6 +286,9 @@ static void work(struct device *device, uint64_t at)
     close(fd);
     receive_op(device, VIRTIO_VSOCK_OP_SHUTDOWN);
     transmit(device, &stream, VIRTIO_VSOCK_OP_RST, NULL, 0);
+    /* What was under way of the stream, and would end the thread of stopped queues, has
+       happened once it has taken another. */
+    transmit(device, &stream, VIRTIO_VSOCK_OP_RST, NULL, 0);
 }
 
 static const struct life life = {

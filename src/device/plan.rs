@@ -7,7 +7,9 @@
 //! else of a ring (DPDK allocates the ring on it), NUM and BASE before ADDR
 //! (libvhost-user and rust-vmm read the used index then) and before the in-flight
 //! buffer (older DPDK), that before any KICK (libvhost-user), ENABLE of all rings
-//! last, and DRIVER_OK after that (DPDK runs nothing before).
+//! last, and DRIVER_OK after that (DPDK runs nothing before). All rings that are to
+//! stop are disabled first: a kick that arrives while a ring stops ends the thread of
+//! a `vhost-user-backend` that serves it, unless the ring is disabled.
 
 #[cfg(test)]
 mod tests;
@@ -185,6 +187,8 @@ pub(super) enum RingStep {
     Err,
     Kick,
     Enable,
+    /// Before it is stopped.
+    Disable,
     Stop(Drain),
     /// The ring never ran: no message.
     Forget,
@@ -391,10 +395,18 @@ impl Actual {
     /// Rings that are not wanted, or not as they run.
     fn stops(&self, wanted: &Wanted, all: bool) -> Next {
         let mut stopping = false;
-        for (index, ring) in self.rings.iter().enumerate() {
+        let stale = |index: usize, ring: &RingActual| {
             let want = wanted.rings.get(index).and_then(Option::as_ref);
+            ring.start.is_some() && (all || want.map(|want| want.start) != ring.start)
+        };
+        for (index, ring) in self.rings.iter().enumerate() {
+            if ring.enabled && !ring.stopping && stale(index, ring) {
+                return Next::Do(Step::Ring(index, RingStep::Disable));
+            }
+        }
+        for (index, ring) in self.rings.iter().enumerate() {
             stopping |= ring.stopping;
-            let stale = ring.start.is_some() && (all || want.map(|want| want.start) != ring.start);
+            let stale = stale(index, ring);
             if stale && !ring.kick {
                 return Next::Do(Step::Ring(index, RingStep::Forget));
             }
@@ -588,6 +600,7 @@ impl RingActual {
             RingStep::Err => self.err = true,
             RingStep::Kick => self.kick = true,
             RingStep::Enable => self.enabled = true,
+            RingStep::Disable => self.enabled = false,
             RingStep::Stop(_) => self.stopping = true,
             RingStep::Forget => *self = Self::default(),
         }

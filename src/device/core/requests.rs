@@ -438,6 +438,9 @@ impl Core {
                 };
                 client.begin(&op, default)
             }
+            Step::Ring(index, RingStep::Disable) => {
+                client.begin(&Op::SetVringEnable(number(*index), false), default)
+            }
             Step::Ring(index, part) => match kept(*index) {
                 Some(kept) => begin_ring(client, *index, *part, kept, stood(*index)),
                 None => Err(lost_track()),
@@ -535,7 +538,7 @@ fn begin_ring(
         RingStep::Err => Op::SetVringErr(index, kept.err.as_deref().map(AsFd::as_fd)),
         RingStep::Kick => Op::SetVringKick(index, Some(kept.kick.as_fd())),
         RingStep::Enable => Op::SetVringEnable(index, true),
-        RingStep::Stop(_) | RingStep::Forget => return Err(lost_track()),
+        RingStep::Disable | RingStep::Stop(_) | RingStep::Forget => return Err(lost_track()),
     };
     client.begin(&op, Timeout::Default)
 }

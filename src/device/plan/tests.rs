@@ -76,6 +76,7 @@ fn word(step: &Step) -> String {
             RingStep::Err => format!("ERR {index}"),
             RingStep::Kick => format!("KICK {index}"),
             RingStep::Enable => format!("ENABLE {index}"),
+            RingStep::Disable => format!("DISABLE {index}"),
             RingStep::Stop(Drain::Finish) => format!("STOP {index}"),
             RingStep::Stop(Drain::Skip) => format!("SKIP {index}"),
             RingStep::Forget => format!("(forget {index})"),
@@ -367,14 +368,14 @@ fn one_ring_starts_and_stops_while_another_runs() {
     rig.start(1, 2);
     assert_eq!(rig.go(), "CALL 1, NUM 1, BASE 1, ADDR 1, KICK 1, ENABLE 1");
     rig.stop(0);
-    assert_eq!(rig.go(), "STOP 0");
+    assert_eq!(rig.go(), "DISABLE 0, STOP 0");
     rig.start(0, 3);
     assert_eq!(rig.go(), "CALL 0, NUM 0, BASE 0, ADDR 0, KICK 0, ENABLE 0");
     // Started anew before it was seen to stop.
     rig.start(0, 4);
     assert_eq!(
         rig.go(),
-        "STOP 0, CALL 0, NUM 0, BASE 0, ADDR 0, KICK 0, ENABLE 0"
+        "DISABLE 0, STOP 0, CALL 0, NUM 0, BASE 0, ADDR 0, KICK 0, ENABLE 0"
     );
     assert_eq!(rig.go(), "");
 }
@@ -393,7 +394,16 @@ fn a_call_descriptor_is_swapped_in_one_message() {
 fn rings_are_stopped_as_the_caller_chose_where_that_was_agreed() {
     use ProtocolFeatures as P;
     let skip = P::GET_VRING_BASE_SKIP_DRAIN | P::GET_VRING_BASE_INFLIGHT | P::INFLIGHT_SHMFD;
-    for (offer, words) in [(PLAIN, "STOP 0"), (PLAIN.with(skip), "SKIP 0")] {
+    let bare = Offer {
+        features: VERSION_1,
+        ..PLAIN
+    };
+    for (offer, words) in [
+        (PLAIN, "DISABLE 0, STOP 0"),
+        (PLAIN.with(skip), "DISABLE 0, SKIP 0"),
+        // Without bit 30 there is nothing to disable.
+        (bare, "STOP 0"),
+    ] {
         let mut rig = Rig::new(offer, wanted());
         rig.start(0, 1);
         rig.go();
@@ -412,16 +422,18 @@ fn nothing_goes_on_before_a_ring_has_stopped() {
     rig.stop(0);
     rig.stop(1);
     rig.wanted.memory = list(&[]);
-    let mut stops = Vec::new();
+    let mut steps = Vec::new();
     while let Next::Do(step) = rig.actual.next(&rig.wanted) {
         rig.actual.begun(&step, &rig.wanted);
-        stops.push(step);
+        steps.push(step);
     }
-    let words: Vec<_> = stops.iter().map(word).collect();
-    assert_eq!(words, ["STOP 0", "STOP 1"]);
-    rig.actual.done(&stops[0], 7, &rig.wanted);
-    assert_eq!(rig.actual.next(&rig.wanted), Next::Wait);
-    rig.actual.done(&stops[1], 7, &rig.wanted);
+    let words: Vec<_> = steps.iter().map(word).collect();
+    assert_eq!(words, ["DISABLE 0", "DISABLE 1", "STOP 0", "STOP 1"]);
+    for step in &steps[..3] {
+        rig.actual.done(step, 7, &rig.wanted);
+        assert_eq!(rig.actual.next(&rig.wanted), Next::Wait);
+    }
+    rig.actual.done(&steps[3], 7, &rig.wanted);
     assert_eq!(rig.go(), "REM 0");
 }
 
@@ -439,7 +451,7 @@ fn a_reset_is_made_in_the_best_way_there_is_and_keeps_memory() {
         rig.start(0, 1);
         rig.go();
         rig.reset();
-        assert_eq!(rig.go(), format!("STOP 0, {reset}"));
+        assert_eq!(rig.go(), format!("DISABLE 0, STOP 0, {reset}"));
         rig.wanted.features = Some(VERSION_1);
         rig.start(0, 2);
         let anew = rig.go();
@@ -490,8 +502,8 @@ fn other_features_stop_all_rings_first() {
     rig.wanted.features = Some(VERSION_1 | PACKED);
     assert_eq!(
         rig.go(),
-        "STOP 0, SET_FEATURES, CALL 0, NUM 0, BASE 0, GET_INFLIGHT 2x64, SET_INFLIGHT, \
-         ADDR 0, KICK 0, ENABLE 0"
+        "DISABLE 0, STOP 0, SET_FEATURES, CALL 0, NUM 0, BASE 0, GET_INFLIGHT 2x64, \
+         SET_INFLIGHT, ADDR 0, KICK 0, ENABLE 0"
     );
 }
 
@@ -754,14 +766,19 @@ impl Model {
         let want = wanted.rings[index];
         assert!(features.is_some() && !ring.stopping);
         let now = want.map(|it| it.start);
+        let told = features.is_some_and(|it| it & BIT_30 != 0);
+        let stale = ring.kick.is_some() && ring.kick != now
+            || features != wanted_features(wanted, self.offer)
+            || want.is_none();
         match part {
             RingStep::Forget => assert_eq!(ring.kick, None),
+            RingStep::Disable | RingStep::Stop(_) if !stale => panic!("{part:?} of a wanted ring"),
+            RingStep::Disable => {
+                assert!(ring.enabled && told);
+                ring.enabled = false;
+            }
             RingStep::Stop(drain) => {
-                assert!(
-                    ring.kick.is_some() && ring.kick != now
-                        || features != wanted_features(wanted, self.offer)
-                        || want.is_none()
-                );
+                assert!(!ring.enabled, "a late kick would be looked at");
                 assert!(
                     drain == Drain::Finish || agreed(ProtocolFeatures::GET_VRING_BASE_SKIP_DRAIN)
                 );
@@ -769,7 +786,7 @@ impl Model {
             }
             RingStep::Call => ring.call = want.map(|it| it.call),
             RingStep::Enable => {
-                assert!(ring.kick == now && features.is_some_and(|it| it & BIT_30 != 0));
+                assert!(ring.kick == now && told);
                 ring.enabled = true;
             }
             // The others are for a ring that does not run.
