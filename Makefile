@@ -4,6 +4,7 @@
 #   make demo         the main job, on the embedded back-end (BACKEND=qemu: on
 #                     qemu-storage-daemon)
 #   make check        all tests; make check-full adds the slow ones
+#   make bench        compares speed and size with others (VUF_BENCH_ROUNDS=n)
 #   make fuzz         FUZZ_SECONDS=n for each fuzz target (Rust nightly)
 #   make install      honours DESTDIR, PREFIX and LIBDIR
 #   make header       regenerates include/vhost_user_frontend.h
@@ -48,7 +49,7 @@ REAL    := $(HELPERS) c-tests/virtq.c c-tests/device.c c-tests/lifecycle.c \
 
 FUZZ_SECONDS ?= 60
 
-.PHONY: all lib tools c-tests demo fuzz check check-full header header-check abi-baseline install uninstall clean FORCE
+.PHONY: all lib tools c-tests demo bench fuzz check check-full header header-check abi-baseline install uninstall clean FORCE
 all: lib tools
 
 lib: $(SO) $(ARCHIVE)
@@ -115,6 +116,11 @@ check: lib tools
 
 check-full: lib tools
 	MAKE="$(MAKE)" CC="$(CC)" CARGO="$(CARGO)" sh c-tests/check.sh --full
+
+# One after the other, on a machine that does nothing else.
+bench: lib
+	$(CARGO) build --quiet --release --locked --examples
+	CC="$(CC)" $(CARGO) bench --quiet --locked --bench '*'
 
 fuzz:
 	@$(CARGO) +nightly --version >/dev/null 2>&1 || \

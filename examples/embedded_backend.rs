@@ -36,7 +36,7 @@ use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures,
     VhostUserVirtioFeatures,
 };
-use vhost::vhost_user::{Error as ProtocolError, Listener};
+use vhost::vhost_user::{Backend, Error as ProtocolError, Listener};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vhost_user_backend::{Error as DaemonError, VhostUserBackend, VhostUserDaemon};
 use vhost_user_backend::{VringMutex, VringState, VringT};
@@ -58,13 +58,14 @@ use vmm_sys_util::event::{
 };
 
 const USAGE: &str = "\
-usage: embedded_backend --socket PATH (--file PATH | --ram BYTES) [--queues N] [--read-only]
+usage: embedded_backend --socket PATH (--file PATH | --ram BYTES) [--queues N] [--read-only] [--channel]
 
   --socket PATH  listen for a vhost-user front-end here
   --file PATH    the disk is this raw file
   --ram BYTES    the disk is this much zeroed memory, lost on exit
   --queues N     offer N queues, 1 to 64 (default 1)
   --read-only    refuse writes
+  --channel      accept a channel for requests of its own, of which it makes none
 ";
 
 const SECTOR: u64 = 512;
@@ -142,6 +143,7 @@ struct Options {
     backing: Backing,
     queues: u16,
     read_only: bool,
+    channel: bool,
 }
 
 impl Options {
@@ -151,6 +153,7 @@ impl Options {
         let mut backing = None;
         let mut queues = 1;
         let mut read_only = false;
+        let mut channel = false;
 
         while let Some(arg) = args.next() {
             let name = arg.to_string_lossy();
@@ -165,6 +168,7 @@ impl Options {
                 "--ram" => backing = Some(Backing::Ram(number(&name, &value()?)?)),
                 "--queues" => queues = number(&name, &value()?)?,
                 "--read-only" => read_only = true,
+                "--channel" => channel = true,
                 _ => return Err(format!("unknown argument {name}")),
             }
         }
@@ -176,6 +180,7 @@ impl Options {
             backing: backing.ok_or("one of --file and --ram is missing")?,
             queues,
             read_only,
+            channel,
         }))
     }
 }
@@ -267,6 +272,7 @@ struct Disk {
     sectors: u64,
     read_only: bool,
     queues: u16,
+    channel: bool,
     /// The config space's one writable field: whether a completed write may
     /// still be in a volatile cache.
     writeback: AtomicBool,
@@ -297,6 +303,7 @@ impl Disk {
             sectors: size / SECTOR,
             read_only: options.read_only,
             queues: options.queues,
+            channel: options.channel,
             writeback: AtomicBool::new(true),
         })
     }
@@ -390,6 +397,8 @@ struct Session {
     memory: SharedMemory,
     acked_features: AtomicU64,
     transfer: Mutex<Option<JoinHandle<io::Result<()>>>>,
+    /// Kept, so that the front-end does not see it end.
+    channel: Mutex<Option<Backend>>,
     leaked_fds: Mutex<Vec<RawFd>>,
 }
 
@@ -400,6 +409,7 @@ impl Session {
             memory,
             acked_features: AtomicU64::new(0),
             transfer: Mutex::new(None),
+            channel: Mutex::new(None),
             leaked_fds: Mutex::new(Vec::new()),
         }
     }
@@ -527,16 +537,25 @@ impl VhostUserBackend for Session {
         self.acked_features.store(features, Ordering::Relaxed);
     }
 
-    /// Not BACKEND_REQ: a disk has only CONFIG_CHANGE to send, and the crate's
-    /// proxy cannot.
+    /// BACKEND_REQ only if told so: a disk has only CONFIG_CHANGE to send, and the
+    /// crate's proxy cannot.
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::MQ
+        let channel = match self.disk.channel {
+            true => VhostUserProtocolFeatures::BACKEND_REQ,
+            false => VhostUserProtocolFeatures::empty(),
+        };
+        channel
+            | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::RESET_DEVICE
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::DEVICE_STATE
+    }
+
+    fn set_backend_req_fd(&self, channel: Backend) {
+        *lock(&self.channel) = Some(channel);
     }
 
     fn reset_device(&self) {

@@ -21,8 +21,8 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::thread;
 use std::thread::LocalKey;
-use vhost_user_frontend::message::{Barrier, Request, VringState};
-use vhost_user_frontend::{BackendClient, Op, Timeout};
+use vhost_user_frontend::message::{BackendRequest, Barrier, Request, VringState};
+use vhost_user_frontend::{BackendClient, BackendHandler, Op, Timeout};
 
 type Counter = Cell<usize>;
 
@@ -204,6 +204,45 @@ fn a_deadline_of_its_own_costs_one_poll_more() {
         cost_of(|| assert_eq!(client.get_vring_base(3, timeout).unwrap(), 0x1234))
     });
     assert_eq!((cost.sends, cost.polls, cost.receives), (1, 1, 1));
+}
+
+struct Nobody;
+
+impl BackendHandler for Nobody {
+    fn handles(&self, _: BackendRequest) -> bool {
+        false
+    }
+}
+
+/// It is served by whoever waits, who therefore waits for both sockets.
+#[test]
+fn an_open_channel_costs_one_poll_more() {
+    const ROUND_TRIPS: usize = 10;
+    let _leak = no_fd_leak();
+    let (client, peer) = adopted(FEATURES, protocol(true), patient());
+    let cost = thread::scope(|scope| {
+        let back_end = scope.spawn(|| {
+            let channel = peer.expect(Request::SetBackendReqFd);
+            peer.ack(Request::SetBackendReqFd, 0);
+            for _ in 0..ROUND_TRIPS + 1 {
+                common::answer(&peer, Case::of(Request::SetVringNum), true, true);
+            }
+            channel // which stays open
+        });
+        client.open_backend_channel(Arc::new(Nobody)).unwrap();
+        let request = || (Case::of(Request::SetVringNum).call)(&client).unwrap();
+        request();
+        let cost = cost_of(|| (0..ROUND_TRIPS).for_each(|_| request()));
+        drop(back_end.join().unwrap());
+        cost
+    });
+    let expected = Cost {
+        allocations: 0,
+        sends: ROUND_TRIPS,
+        receives: ROUND_TRIPS,
+        polls: ROUND_TRIPS,
+    };
+    assert_eq!(cost, expected);
 }
 
 /// A system call that shows in a trace and does nothing else.

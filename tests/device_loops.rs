@@ -401,6 +401,59 @@ fn a_silent_back_end_does_not_keep_the_loop_awake() {
     assert!(woken <= 12, "{woken}");
 }
 
+/// A device that is connected, and has done all that it was to.
+fn idle(config_size: u32) -> (Device, Stepper, Place) {
+    let place = Place::new();
+    let mut options = vmm::options(1);
+    options.config_size = config_size;
+    let mut peer = Stepper::at(&place.file("sock"), Manners::default());
+    let device = Device::open(Peer::Path(place.file("sock")), options).unwrap();
+    let patience = deadline();
+    while !(device.info().connected && is_applied(&device)) {
+        assert!(Instant::now() < patience);
+        peer.serve(usize::MAX);
+        if is_ready(&device, Duration::from_millis(1)) {
+            device.process().unwrap();
+        }
+    }
+    while is_ready(&device, Duration::ZERO) {
+        device.process().unwrap();
+    }
+    (device, peer, place)
+}
+
+/// More than one step takes: the rest has been read, so that no socket tells of it.
+#[test]
+fn what_was_read_on_the_channel_and_not_done_wakes_the_loop() {
+    const NEWS: u32 = 150;
+    let _alone = alone();
+    let (device, peer, _place) = idle(60);
+    assert!(peer.told.channel.is_some());
+    for _ in 0..NEWS {
+        peer.config_changed();
+    }
+    while is_ready(&device, Duration::ZERO) {
+        device.process().unwrap();
+    }
+    let served = device.counters().unwrap().backend_requests_served;
+    assert_eq!(served, u64::from(NEWS));
+}
+
+/// What it waits with, its socket, and its channel if it has one.
+#[test]
+fn an_idle_device_holds_few_descriptors() {
+    let _alone = alone();
+    for (config_size, channel, expected) in [(0, false, 4), (60, true, 5)] {
+        let (device, peer, _place) = idle(config_size);
+        assert_eq!(peer.told.channel.is_some(), channel);
+        let before = open_fds();
+        device.wait(Timeout::Default).unwrap();
+        assert_eq!(open_fds(), before, "after a thread has waited");
+        drop(device);
+        assert_eq!(before - open_fds(), expected);
+    }
+}
+
 // ---- many ----
 
 /// One of many: a device with a ring of its own in memory that all share.

@@ -5,6 +5,7 @@ use super::shmem::MAX_MAPPINGS;
 use super::{BackendClient, BackendHandler, Begun, MAX_DELIVERED, Op, Timeout, no_channel};
 use crate::error::{Error, Kind, Result};
 use crate::message::Request;
+use crate::socket::Watch;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -95,6 +96,13 @@ impl BackendClient {
     /// Whether this thread is in a handler or the trace of this client.
     pub(crate) fn called_back_here(&self) -> bool {
         self.connection.called_back_here()
+    }
+
+    /// What to wait for on the channel before the next
+    /// [`step_channel`](Self::step_channel), and whether there is something to do
+    /// already.
+    pub(crate) fn channel_interest(&self) -> Option<(Watch<'_>, bool)> {
+        self.connection.channel_interest()
     }
 
     /// Tells what the trace has to say of requests that were begun.

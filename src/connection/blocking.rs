@@ -290,10 +290,10 @@ impl Connection {
             true => deadline.no_later_than(THROTTLE),
             false => deadline,
         };
-        let ready = match (&state.channel, self.ends.get()) {
-            (Some(channel), Some(ends)) => {
+        let ready = match (&state.channel, self.ends.get(), self.signals()) {
+            (Some(channel), Some(ends), Some(signals)) => {
                 let bell = Watch {
-                    fd: ends.bell.fd(),
+                    fd: signals.bell.fd(),
                     read: true,
                     write: false,
                     end: false,
@@ -308,7 +308,7 @@ impl Connection {
                 if state.polling == 0 && state.rung {
                     // Not before everybody has heard it.
                     state.rung = false;
-                    ends.bell.silence();
+                    signals.bell.silence();
                 }
                 ready.map(|[ready, asked, _]| (ready, serve && (asked.readable || asked.writable)))
             }

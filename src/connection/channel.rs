@@ -64,6 +64,14 @@ pub(crate) trait Serve: std::fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub(super) struct Ends {
     socket: OwnedFd,
+    /// None for who drives by steps: it waits for the sockets itself, and nobody
+    /// waits in a call.
+    pub(super) signals: Option<Signals>,
+}
+
+/// What tells others that there is something to do.
+#[derive(Debug)]
+pub(super) struct Signals {
     /// Wakes threads that wait for the socket of the connection or this one.
     pub(super) bell: Bell,
     /// For the caller's event loop.
@@ -72,15 +80,16 @@ pub(super) struct Ends {
 
 impl Ends {
     /// Ours, and the socket that the back-end gets.
-    pub(super) fn new() -> nix::Result<(Self, OwnedFd)> {
+    pub(super) fn new(stepped: bool) -> nix::Result<(Self, OwnedFd)> {
         let (socket, theirs) = socket::pair()?;
-        let bell = Bell::new()?;
-        let ends = Self {
-            pollable: Pollable::new()?,
-            bell,
-            socket,
+        let signals = match stepped {
+            true => None,
+            false => Some(Signals {
+                bell: Bell::new()?,
+                pollable: Pollable::new()?,
+            }),
         };
-        Ok((ends, theirs))
+        Ok((Self { socket, signals }, theirs))
     }
 }
 
@@ -137,6 +146,28 @@ impl Channel {
     /// Whether the next [`step`](Self::step) needs nothing to be waited for.
     pub(super) fn holds_request(&self) -> bool {
         !self.ended && self.unsent.is_none() && self.inbox.holds_message()
+    }
+
+    /// The same for who drives by steps, and whether something is there already.
+    /// Nothing is waited for while a thread is `busy` with it.
+    pub(super) fn interest<'a>(&self, ends: &'a Ends, busy: bool) -> (Watch<'a>, bool) {
+        let wanted = self.wanted(busy, false);
+        let watch = Watch {
+            read: wanted.read,
+            write: wanted.write,
+            ..self.watch(ends)
+        };
+        (watch, wanted.now)
+    }
+
+    fn wanted(&self, busy: bool, room: bool) -> Armed {
+        let free = !self.ended && !busy;
+        Armed {
+            read: free && self.unsent.is_none(),
+            write: free && self.unsent.is_some(),
+            room,
+            now: self.server.pending() || (free && self.holds_request()),
+        }
     }
 
     /// What to wait for before the next [`step`](Self::step).
@@ -290,20 +321,14 @@ impl Channel {
         if let Some(cause) = self.untold.take_if(|_| !busy) {
             self.server.ended(&cause);
         }
-        let free = !self.ended && !busy;
-        let wanted = Armed {
-            read: free && self.unsent.is_none(),
-            write: free && self.unsent.is_some(),
-            room: room.write,
-            now: self.server.pending() || (free && self.holds_request()),
-        };
+        let wanted = self.wanted(busy, room.write);
         let before = self.armed;
-        if before == Some(wanted) {
+        let Some(signals) = ends.signals.as_ref().filter(|_| before != Some(wanted)) else {
             return;
-        }
+        };
         let mut result = Ok(());
         if before.is_none_or(|it| (it.read, it.write) != (wanted.read, wanted.write)) {
-            result = ends.pollable.watch(Watch {
+            result = signals.pollable.watch(Watch {
                 fd: ends.socket.as_fd(),
                 read: wanted.read,
                 write: wanted.write,
@@ -311,17 +336,17 @@ impl Channel {
             });
         }
         if before.is_none_or(|it| it.room != wanted.room) {
-            result = result.and(ends.pollable.watch(room));
+            result = result.and(signals.pollable.watch(room));
         }
         if before.is_none_or(|it| it.now != wanted.now) {
             // A bell can always be rung.
             let always = Watch {
-                fd: ends.bell.fd(),
+                fd: signals.bell.fd(),
                 read: false,
                 write: wanted.now,
                 end: false,
             };
-            result = result.and(ends.pollable.watch(always));
+            result = result.and(signals.pollable.watch(always));
         }
         self.armed = result.is_ok().then_some(wanted);
     }

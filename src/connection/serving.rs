@@ -1,13 +1,14 @@
 //! Serving what the back-end asks on its channel, and posting what its handlers
 //! have to say at once.
 
-use super::channel::{Channel, Ends, Serve, Served};
+use super::channel::{Channel, Ends, Serve, Served, Signals};
 use super::trace::count;
 use super::{Connection, Expect, Outgoing, State, ThreadMark};
 use crate::error::{Error, Kind, Result};
 use crate::socket::{Deadline, Watch};
 use nix::errno::Errno;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 
 /// How many requests of the back-end are served before anything else is looked
@@ -50,7 +51,8 @@ impl Connection {
             return Err(Error::new(Kind::State, text));
         }
         let failed = |errno| Error::os(errno, "cannot make a channel");
-        let (ends, theirs) = Ends::new().map_err(failed)?;
+        let stepped = self.stepped.load(Ordering::Relaxed);
+        let (ends, theirs) = Ends::new(stepped).map_err(failed)?;
         self.ends.get_or_init(|| ends);
         state.channel = Some(Channel::new(server));
         self.arm(&mut state);
@@ -73,7 +75,19 @@ impl Connection {
     /// What is ready when there is something to do for
     /// [`serve_channel`](Self::serve_channel) or whoever it serves.
     pub(crate) fn channel_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.ends.get().map(|ends| ends.pollable.fd())
+        self.signals().map(|signals| signals.pollable.fd())
+    }
+
+    pub(super) fn signals(&self) -> Option<&Signals> {
+        self.ends.get().and_then(|ends| ends.signals.as_ref())
+    }
+
+    /// For who drives by steps: what to wait for on the channel, and whether
+    /// there is something to do already.
+    pub(crate) fn channel_interest(&self) -> Option<(Watch<'_>, bool)> {
+        let state = self.lock();
+        let (channel, ends) = (state.channel.as_ref()?, self.ends.get()?);
+        Some(channel.interest(ends, state.serving.is_some()))
     }
 
     /// Does some of what the back-end asks, without waiting.
@@ -180,9 +194,9 @@ impl Connection {
 
     /// Threads that wait for the socket should wait for something else as well.
     pub(super) fn ring(&self, state: &mut State) {
-        if let (1.., false, Some(ends)) = (state.polling, state.rung, self.ends.get()) {
+        if let (1.., false, Some(signals)) = (state.polling, state.rung, self.signals()) {
             state.rung = true;
-            ends.bell.ring();
+            signals.bell.ring();
         }
     }
 

@@ -289,8 +289,8 @@ impl Core {
         let (socket, channel) = match &self.mode {
             Mode::Up(live) => {
                 let (socket, _) = live.client.interest();
-                let channel = live.client.backend_notifier().map(readable);
-                (Some(socket), channel)
+                let channel = live.client.channel_interest();
+                (Some(socket), channel.map(|(channel, _)| channel))
             }
             Mode::Fencing(fence, _) => (Some(fence.watch()), None),
             Mode::Down => (None, None),
@@ -307,13 +307,16 @@ impl Core {
         let of_mode = match &self.mode {
             Mode::Up(live) => {
                 let throttled = live.client.interest().1.then(|| now.checked_add(THROTTLE));
+                let channel = live.client.channel_interest();
+                let waits = channel.is_some_and(|(_, waits)| waits).then_some(now);
                 let first = live.under_way.front().and_then(|first| {
                     let deadline = first.due();
                     let stall = first.since.checked_add(self.options.stall);
                     let stall = stall.filter(|_| !live.stalled);
                     [deadline, stall].into_iter().flatten().min()
                 });
-                [throttled.flatten(), first].into_iter().flatten().min()
+                let all = [throttled.flatten(), first, waits];
+                all.into_iter().flatten().min()
             }
             Mode::Fencing(fence, _) => fence.due(),
             Mode::Down => None,

@@ -232,6 +232,26 @@ unsafe fn with<O: Opaque>(
     about: About,
     body: impl FnOnce(&O::Object, &Args) -> Result<()>,
 ) -> i32 {
+    let mut body = Some(body);
+    // SAFETY: passed on from the caller.
+    unsafe {
+        run(opaque, about, &mut |object, args| {
+            body.take().map_or(Ok(()), |body| body(object, args))
+        })
+    }
+}
+
+/// The same for a `body` that runs once. A function of its own, and not once more in
+/// each that is exported: they would be half of the library.
+///
+/// # Safety
+/// As [`with`] demands.
+#[inline(never)]
+unsafe fn run<O: Opaque>(
+    opaque: *const O,
+    about: About,
+    body: &mut dyn FnMut(&O::Object, &Args) -> Result<()>,
+) -> i32 {
     guard(|| {
         // SAFETY: passed on from the caller.
         let handle = unsafe { handle(opaque) }?;

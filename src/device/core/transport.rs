@@ -191,8 +191,8 @@ impl Core {
         let refused = refused || matches!(error.class(), Class::Refused);
         let socket = live.client.read_notifier();
         forget(poll, socket);
-        if let Some(channel) = live.client.backend_notifier() {
-            forget(poll, channel);
+        if let Some((channel, _)) = live.client.channel_interest() {
+            forget(poll, channel.fd);
         }
         // Somebody who never saw memory cannot write it; nor who has confirmed that it
         // is gone.
