@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
 /*
  * vuf_device_*: back-ends brought up, stopped, reset, killed and regained, with
- * the data compared end to end, and every call in every state.
+ * the data compared end to end, and bad arguments. (Every call in every state is in
+ * test_states.c.)
  */
 #include "rig.h"
 #include "names.h"
@@ -597,6 +598,9 @@ static int tell_index(void *user, uint32_t ring, uint32_t which, uint16_t *index
     struct fixture *f = user;
     struct vuf_ring words = blk_ring_of_device(&f->ring, VUF_RING_BASE_NEW);
     info_of(f); /* no lock is in the way */
+    struct vuf_device_event event = {.size = sizeof event};
+    assert_returns(VUF_E_STATE, vuf_device_process(f->device, &event));
+    assert_returns(VUF_E_STATE, vuf_device_wait(f->device, SHORT_MS));
     assert_int_equal(ring, 0);
     *index = le16toh(*(const volatile uint16_t *)(which == VUF_RING_INDEX_USED
                                                       ? words.used_index
@@ -863,105 +867,6 @@ static void a_miss_is_answered_from_inside(void **state)
     vuf_device_free(f->device);
     f->device = NULL;
     backend_stop(&mock);
-}
-
-/* ---- every call in every state ---- */
-
-enum state { FRESH, CONNECTING, CONNECTED, RUNNING, LOST, NEEDS_RESET, STATES };
-
-static void bring_to(struct fixture *f, enum state state)
-{
-    if (state <= CONNECTING) {
-        backend_kill(&f->backend);
-        open_device(f, &quickly);
-        if (state == CONNECTING) {
-            until(f, VUF_DEVICE_EVENT_RETRYING);
-        }
-        return;
-    }
-    if (state == CONNECTED) {
-        open_device(f, &quickly);
-        until(f, VUF_DEVICE_EVENT_CONNECTED);
-        return;
-    }
-    bring_up(f);
-    if (state > RUNNING) {
-        backend_kill(&f->backend);
-        until(f, VUF_DEVICE_EVENT_LOST);
-    }
-}
-
-#define D VUF_E_DISCONNECTED
-#define N VUF_E_NOT_NEGOTIATED
-#define S VUF_E_STATE
-#define EXPECT(call, ...) assert_returns(((const int[STATES]){__VA_ARGS__})[state], call)
-
-static void assert_documented_codes(struct fixture *f, enum state state)
-{
-    struct vuf_device *device = f->device;
-    struct vuf_counters counters = {.size = sizeof counters};
-    struct vuf_quiet quiet = {.size = sizeof quiet};
-    struct vuf_mem_region region = guest_memory_region(&f->memory);
-    struct vuf_mem_region second = guest_memory_region(&f->second);
-    struct vuf_ring ring = blk_ring_of_device(&f->ring, VUF_RING_BASE_NEW);
-    const struct vuf_iotlb iotlb = {.size = PAGE, .type = VUF_IOTLB_INVALIDATE};
-    uint8_t byte = 0;
-    uint32_t base;
-    /*                                                  fresh       connecting  c. run. lost reset */
-    EXPECT(vuf_device_wait(device, SHORT_MS), -ETIMEDOUT, -ETIMEDOUT, 0, 0, -ETIMEDOUT, S);
-    assert_int_equal(info_of(f).connected, state == CONNECTED || state == RUNNING);
-    EXPECT(vuf_device_get_counters(device, &counters), D, D, 0, 0, D, D);
-    EXPECT(vuf_device_set_trace(device, NULL, NULL), 0, 0, 0, 0, 0, 0);
-    EXPECT(vuf_device_set_features(device, BIT(VIRTIO_F_VERSION_1)), S, S, 0, -EBUSY, -EBUSY,
-           -EBUSY);
-    EXPECT(vuf_device_set_memory(device, &region, 1, 0), 0, 0, 0, 0, 0, 0);
-    EXPECT(vuf_device_memory_fits(device, &second, 1), 0, 0, 0, 0, 0, 0);
-    EXPECT(vuf_device_add_memory(device, &second), 0, 0, 0, 0, 0, 0);
-    EXPECT(vuf_device_add_memory(device, &second), -EINVAL, -EINVAL, -EINVAL, -EINVAL, -EINVAL,
-           -EINVAL);
-    EXPECT(vuf_device_remove_memory(device, SECOND_ADDR, PAGE, &quiet), 0, 0, 0, 0, 0, 0);
-    EXPECT(vuf_device_set_call(device, 0, f->ring.call_fd), S, S, S, 0, 0, 0);
-    EXPECT(vuf_device_get_vring_base(device, 0, &base), S, S, S, S, S, S);
-    EXPECT(vuf_device_read_config(device, 0, &byte, 1, NULL), S, S, 0, 0, 0, 0);
-    EXPECT(vuf_device_overlay_config(device, 0, &byte, 1), 0, 0, 0, 0, 0, 0);
-    EXPECT(vuf_device_read_config(device, 0, &byte, 1, NULL), 0, 0, 0, 0, 0, 0);
-    EXPECT(vuf_device_write_config(device, 0, &byte, 1), 0, 0, 0, 0, 0, 0);
-    EXPECT(vuf_device_reconnect(device), 0, 0, 0, 0, 0, 0);
-    EXPECT(vuf_device_set_fd(device, f->ring.call_fd), S, S, S, S, S, S);
-    EXPECT(vuf_device_post_iotlb(device, &iotlb), D, D, N, N, D, D);
-    EXPECT(vuf_device_start(device, &ring, 1), S, S, 0, -EBUSY, -EBUSY, S);
-    take(f);
-    EXPECT(vuf_device_get_quiet(device, &quiet), 0, 0, 0, 0, 0, 0);
-    EXPECT(vuf_device_stop(device, NULL, 0, VUF_STOP_DRAIN, PEER_MS, &quiet), 0, 0, 0, 0, 0, 0);
-    assert_int_equal(quiet.quiesced, 1);
-    /* Of a ring that nobody had started all is known, of one that was lost nothing. */
-    assert_int_equal(quiet.bases_valid, state < LOST);
-    EXPECT(vuf_device_reset(device, PEER_MS, &quiet), 0, 0, 0, 0, 0, 0);
-    assert_int_equal(quiet.quiesced, 1);
-    assert_int_equal(quiet.bases_valid, 1);
-    EXPECT(vuf_device_wait(device, SHORT_MS), -ETIMEDOUT, -ETIMEDOUT, 0, 0, -ETIMEDOUT,
-           -ETIMEDOUT);
-    take_all(f);
-}
-
-static void every_call_in_every_state(void **state)
-{
-    struct fixture *f = begin(state);
-    assert_int_equal(guest_memory_create(&f->second, SECOND_ADDR, PAGE), 0);
-    for (enum state at = FRESH; at < STATES; at++) {
-        /* Of the two back-ends one can go on after a loss. */
-        if ((at == LOST && f->kind != INFLIGHT) || (at == NEEDS_RESET && f->kind == INFLIGHT)) {
-            continue;
-        }
-        boot(f);
-        bring_to(f, at);
-        assert_documented_codes(f, at);
-        vuf_device_free(f->device);
-        f->device = NULL;
-        if (f->backend.pid == 0) {
-            start_again(f);
-        }
-    }
 }
 
 /* ---- the end ---- */
@@ -1358,8 +1263,6 @@ int main(void)
         ON_EMBEDDED(every_message_is_told),
         ON_EMBEDDED(a_posted_message_is_told),
         ON_EMBEDDED(a_miss_is_answered_from_inside),
-        ON_EMBEDDED(every_call_in_every_state),
-        ON_INFLIGHT(every_call_in_every_state),
         ON_EMBEDDED(it_is_freed_at_any_moment),
         ON_QEMU(it_is_freed_at_any_moment),
         ON_EMBEDDED(free_ends_what_another_thread_waits_for),

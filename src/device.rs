@@ -31,6 +31,7 @@ use self::fence::Fence;
 use self::handler::Handler;
 use self::plan::Wanted;
 use self::visitors::Visitors;
+use crate::connection::ThreadMark;
 use crate::error::{Error, Kind, Result};
 use crate::message::{Iotlb, virtio};
 use crate::socket::{Alarm, Bell, Pollable};
@@ -64,6 +65,8 @@ pub struct Device {
     missed: AtomicBool,
     /// Where rings stand is read no longer.
     read: Condvar,
+    /// Threads that ask the caller where a ring stands that is to be started.
+    asking: Mutex<Vec<ThreadMark>>,
     /// Threads in [`wait`](Self::wait).
     waiting: Mutex<Vec<Arc<Bell>>>,
     /// Ready when there is something to do on a socket.
@@ -157,6 +160,7 @@ impl Device {
             driving: AtomicUsize::new(0),
             missed: AtomicBool::new(false),
             read: Condvar::new(),
+            asking: Mutex::new(Vec::new()),
             waiting: Mutex::new(Vec::new()),
             traffic: Pollable::new().map_err(made)?,
             alarm: Alarm::new().map_err(made)?,
@@ -178,6 +182,10 @@ impl Device {
 
     fn waiters(&self) -> MutexGuard<'_, Vec<Arc<Bell>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn askers(&self) -> MutexGuard<'_, Vec<ThreadMark>> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     // ---- what is wanted ----

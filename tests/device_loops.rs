@@ -116,6 +116,30 @@ fn a_call_from_another_thread_wakes_the_loop() {
     vmm.until_beside(EventKind::Connected, &mut peer);
 }
 
+/// A thread that waits takes in what happens, and leaves the news of it for the loop.
+#[test]
+fn an_event_that_another_thread_has_queued_wakes_the_loop() {
+    let _alone = alone();
+    let (mut vmm, mut peer) = applied();
+    let device = Arc::clone(&vmm.device);
+    device.set_call(1, Some(eventfd().as_fd())).unwrap();
+    thread::scope(|scope| {
+        // Nobody answers, so that it goes on waiting.
+        let waiter = scope.spawn(|| device.wait(Timeout::After(PATIENCE)));
+        peer.hang_up();
+        let deadline = deadline();
+        while device.info().connected {
+            assert!(Instant::now() < deadline);
+            thread::yield_now();
+        }
+        // This thread has driven nothing, and the socket is gone.
+        assert!(is_ready(&device, Duration::ZERO));
+        vmm.until(EventKind::Lost);
+        vmm.until_applied_beside(&mut peer);
+        waiter.join().unwrap().unwrap();
+    });
+}
+
 #[test]
 fn a_socket_and_a_wish_to_connect_wake_the_loop() {
     let _alone = alone();

@@ -2,9 +2,12 @@
 //! null, misaligned, of any size, descriptors that are none. No pointer dangles,
 //! which is what the caller promises.
 
+mod devices;
+
 use super::input::Input;
 use super::peer::Manners;
 use super::rig::{Late, Rig, SLACK, close_on_exec, within_memory};
+use devices::Devices;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockname, listen,
     socket, socketpair,
@@ -137,6 +140,7 @@ struct Calls<'a> {
     silent: bool,
     helpful: bool,
     client: *mut vuf_client,
+    devices: Devices,
     /// The last call was made on a null client.
     null: bool,
     /// What ended the connection: an abort, or a failure.
@@ -904,6 +908,7 @@ impl Calls<'_> {
                 assert!(vuf_error_class(rc) <= VUF_CLASS_LOCAL);
             }
             39 => assert_eq!(vuf_version(), 0x100),
+            40 | 41 => self.device_step(),
             44 => {
                 let mac = self.long();
                 // SAFETY: as above.
@@ -1165,6 +1170,7 @@ pub fn run(rig: &mut Rig, data: &[u8]) -> Result<(), Late> {
         silent: flags & 1 != 0,
         helpful: flags & 2 != 0,
         client: std::ptr::null_mut(),
+        devices: Devices::new(),
         null: true,
         ended: None,
         short: false,
@@ -1181,6 +1187,7 @@ pub fn run(rig: &mut Rig, data: &[u8]) -> Result<(), Late> {
         calls.step();
     }
     calls.free();
+    calls.free_all(flags & 8 != 0);
     match calls.slowest > LONGEST + SLACK {
         true => Err(Late {
             deadline: LONGEST,

@@ -32,19 +32,19 @@ const ENOUGH: usize = 400;
 const HEADER: usize = 12;
 const RINGS: u32 = 3;
 const REGIONS: u64 = 4;
-const SIZE: u64 = 0x1_0000;
+pub(super) const SIZE: u64 = 0x1_0000;
 const FEATURES: u64 = 1 << 34 | 1 << 33 | 1 << 32 | 1 << 30 | 0xff;
 const CONFIG_SIZE: u32 = 16;
 
 /// Guest memory.
-static RAM: LazyLock<File> = LazyLock::new(|| {
+pub(super) static RAM: LazyLock<File> = LazyLock::new(|| {
     let file = File::from(memfd_create(c"memory", MFdFlags::MFD_CLOEXEC).unwrap());
     file.set_len(REGIONS * SIZE).unwrap();
     file
 });
 
 /// What a ring is kicked and called with.
-static EVENT: LazyLock<EventFd> = LazyLock::new(eventfd);
+pub(super) static EVENT: LazyLock<EventFd> = LazyLock::new(eventfd);
 
 /// Opens what stays open.
 pub fn prepare() {
@@ -110,7 +110,7 @@ struct Asked {
 }
 
 /// The back-end of one connection.
-struct Back {
+pub(super) struct Back {
     socket: UnixStream,
     bytes: Vec<u8>,
     asked: VecDeque<Asked>,
@@ -141,7 +141,7 @@ fn send(socket: RawFd, bytes: &[u8], fds: &[RawFd]) {
 }
 
 impl Back {
-    fn new(socket: UnixStream, protocol: u64) -> Self {
+    pub(super) fn new(socket: UnixStream, protocol: u64) -> Self {
         Self {
             socket,
             bytes: Vec::new(),
@@ -153,7 +153,7 @@ impl Back {
     }
 
     /// Takes what the front-end has sent.
-    fn read(&mut self) {
+    pub(super) fn read(&mut self) {
         let mut room = [0; 4096];
         loop {
             let mut control = nix::cmsg_space!([RawFd; 32]);
@@ -232,13 +232,13 @@ impl Back {
         (message(asked.code, 5, &payload), fd)
     }
 
-    fn answer(&mut self, bytes: &[u8], fds: usize) {
+    pub(super) fn answer(&mut self, bytes: &[u8], fds: usize) {
         let gifts = vec![self.gift.as_raw_fd(); fds];
         send(self.socket.as_raw_fd(), bytes, &gifts);
     }
 
     /// Answers so many messages well.
-    fn answer_well(&mut self, most: usize) {
+    pub(super) fn answer_well(&mut self, most: usize) {
         for _ in 0..most {
             let Some(asked) = self.asked.pop_front() else {
                 return;
@@ -249,7 +249,7 @@ impl Back {
     }
 
     /// Answers one as the input says.
-    fn answer_as(&mut self, how: u8, input: &mut Input<'_>) {
+    pub(super) fn answer_as(&mut self, how: u8, input: &mut Input<'_>) {
         let n = usize::from(how >> 4);
         let Some(asked) = self.asked.front() else {
             return;
@@ -283,7 +283,7 @@ impl Back {
     }
 
     /// Asks something on its own channel.
-    fn ask(&mut self, input: &mut Input<'_>) {
+    pub(super) fn ask(&mut self, input: &mut Input<'_>) {
         let id = u32::from(input.byte());
         let payload = input.block();
         let bytes = message(id & 15, 1 | (id & 16) >> 1, payload);

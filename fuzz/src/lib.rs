@@ -59,6 +59,7 @@ pub fn device(data: &[u8]) {
 
 /// Calls of the C API as the input says, with a back-end at the other end.
 pub fn c_api(data: &[u8]) {
+    device::prepare();
     run(data, c_api::run);
 }
 

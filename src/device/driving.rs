@@ -137,16 +137,8 @@ impl Device {
     /// That wakes who waits here, when it is done.
     pub(super) fn turn(&self) -> Result<bool> {
         self.check_open()?;
+        self.check_not_inside()?;
         let here = ThreadMark::here().number();
-        let called_back = || {
-            let text = "this call may not be made by a function that the library calls";
-            Error::new(Kind::State, text)
-        };
-        // The trace also tells what is posted, on whatever thread that is.
-        let client = self.lock().live().map(|live| Arc::clone(&live.client));
-        if client.is_some_and(|client| client.called_back_here()) {
-            return Err(called_back());
-        }
         // Once more after the flag is set: who drives looks at it last.
         for _ in 0..2 {
             let (free, order) = (0, Ordering::SeqCst);
@@ -158,16 +150,26 @@ impl Device {
                     }
                     return Ok(true);
                 }
-                Err(driver) if driver == here => return Err(called_back()),
                 Err(_) => self.missed.store(true, Ordering::SeqCst),
             }
         }
         Ok(false)
     }
 
-    /// Fails inside a function of the caller's that a step has called.
-    pub(super) fn check_not_driving(&self) -> Result<()> {
-        match self.driving.load(Ordering::SeqCst) == ThreadMark::here().number() {
+    fn drives_here(&self) -> bool {
+        self.driving.load(Ordering::SeqCst) == ThreadMark::here().number()
+    }
+
+    /// Fails inside a function of the caller's that this device has called: mostly
+    /// while it is driven, but the trace also tells what is posted, and where a ring
+    /// stands is asked when it is to be started.
+    pub(super) fn check_not_inside(&self) -> Result<()> {
+        let here = ThreadMark::here();
+        let client = self.lock().live().map(|live| Arc::clone(&live.client));
+        let inside = self.drives_here()
+            || self.askers().contains(&here)
+            || client.is_some_and(|client| client.called_back_here());
+        match inside {
             true => Err(called_back()),
             false => Ok(()),
         }
@@ -233,7 +235,7 @@ impl Device {
     /// memory of rings that are stopped may go.
     pub(super) fn unread<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
         // It may be such a function that stops a ring.
-        while core.reading && self.check_not_driving().is_ok() {
+        while core.reading && !self.drives_here() {
             core = self.read.wait(core).unwrap_or_else(PoisonError::into_inner);
         }
         core

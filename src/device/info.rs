@@ -79,9 +79,9 @@ impl Device {
     ///
     /// Fails inside a function that the library calls, and then changes nothing.
     pub fn set_trace(&self, sink: Option<TraceSink>) -> Result<()> {
+        self.check_not_inside()?;
         let mut core = self.lock();
         let clients: Vec<_> = core.clients.iter().filter_map(Weak::upgrade).collect();
-        self.check_not_driving()?;
         clients.iter().try_for_each(|client| client.may_wait())?;
         let before = std::mem::replace(&mut core.trace, sink.clone());
         drop(core);

@@ -5,6 +5,7 @@ use super::plan::{Drain, RingWanted};
 use super::ring::{self, Base, CanTell, Kept, Origin, Ring};
 use super::{Device, busy, held};
 use crate::backend_client::Timeout;
+use crate::connection::ThreadMark;
 use crate::error::{Error, Kind, Result};
 use crate::message::virtio;
 use crate::socket;
@@ -35,10 +36,32 @@ pub struct Quiet {
     pub bases_valid: bool,
 }
 
+/// This thread asks the caller where rings stand; no longer, whatever happens to it.
+struct Asking<'a>(&'a Device, ThreadMark);
+
+impl<'a> Asking<'a> {
+    fn begin(device: &'a Device) -> Self {
+        let here = ThreadMark::here();
+        device.askers().push(here);
+        Self(device, here)
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut asking = self.0.askers();
+        if let Some(at) = asking.iter().position(|mark| *mark == self.1) {
+            asking.swap_remove(at);
+        }
+    }
+}
+
 impl Device {
     /// Starts rings that do not run, all or none of them.
     pub fn start(&self, rings: &[Ring<'_>]) -> Result<()> {
+        let asking = Asking::begin(self);
         let can_tell: Vec<_> = rings.iter().map(CanTell::of).collect();
+        drop(asking);
         let mut core = self.lock();
         if core.wanted.held {
             return Err(held());

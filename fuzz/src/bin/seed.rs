@@ -327,6 +327,98 @@ fn c_api(write: &dyn Fn(&str, &[Vec<u8>])) {
     );
 }
 
+/// A device (0 or 1) of `c_api` that runs: opened, with a channel, features, memory
+/// and a ring.
+fn running(which: u8) -> Vec<u8> {
+    let open = [which, 0, 0, 0, 5, 0, 128, 128, 128, 0, 0, 0, 0, 0, 0];
+    [&[40, 31, which], &open[..], &[0, 8, 0, 0, 0]].concat()
+}
+
+/// The calls of `c_api` on a device: their names, numbers and arguments, with the
+/// device where it is not null.
+const DEVICE_CALLS: [(&str, &[u8]); 26] = [
+    ("free", &[2, 0]),
+    ("process", &[3, 0, 0, 0]),
+    ("wait", &[5, 0, 0]),
+    ("get_fd", &[6, 0]),
+    ("get_info", &[7, 0, 0, 0]),
+    ("get_counters", &[8, 0, 0, 0]),
+    ("get_quiet", &[9, 0, 0, 0]),
+    ("set_trace", &[10, 1, 0]),
+    ("reconnect", &[11, 0]),
+    ("set_fd", &[12, 0]),
+    ("set_features", &[13, 0x41, 0]),
+    ("read_config", &[14, 0, 0, 0, 8, 0, 0, 0]),
+    ("overlay_config", &[15, 0, 4, 0, 0, 4, 0, 0]),
+    ("write_config", &[15, 1, 8, 0, 0, 4, 0, 0]),
+    ("set_memory", &[17, 2, 0, 1, 0, 1, 0]),
+    ("add_memory", &[18, 2, 0, 0]),
+    ("remove_memory", &[19, 2, 0, 0, 0]),
+    ("memory_fits", &[20, 2, 2, 3, 0, 0]),
+    ("get_memory_state", &[21, 0, 0]),
+    ("post_iotlb", &[22, 0x21, 0x22, 0x23, 3, 2, 0, 0, 0]),
+    ("start", &[23, 1, 0, 9, 0, 0, 0, 0]),
+    ("set_call", &[24, 0, 0, 0]),
+    ("stop", &[25, 0, 0, 0, 1, 0, 0, 0]),
+    ("reset", &[26, 1, 0, 0, 0]),
+    ("get_vring_base", &[27, 0, 0, 0]),
+    ("hang_up", &[29, 12]),
+];
+
+fn c_devices(write: &dyn Fn(&str, &[Vec<u8>])) {
+    const GROUP_FIRST: u8 = 8;
+    const WITHOUT_CLIENT: u8 = 4;
+    let begin = vec![WITHOUT_CLIENT, 0, 0];
+    let call = |arguments: &[u8]| [&[40], arguments].concat();
+    let go_on = call(&[30, 0]);
+    for (name, arguments) in DEVICE_CALLS {
+        let name = format!("device-{name}");
+        let twice = [call(arguments), go_on.clone(), call(arguments)].concat();
+        write(&name, &[begin.clone(), running(0), twice, go_on.clone()]);
+    }
+    let all: Vec<u8> = DEVICE_CALLS
+        .iter()
+        .flat_map(|(_, arguments)| call(arguments))
+        .collect();
+    write("devices-all-on-none", &[begin.clone(), all.clone()]);
+    write("devices-all", &[begin.clone(), running(0), all]);
+    // Group: new, join, add, wait, set, fits, remove, wait, leave, free.
+    let group = [
+        &[0, 0][..],
+        &[2, 0],
+        &[2, 1],
+        &[6, 1, 0, 0],
+        &[9, 2, 0],
+        &[5, 2, 0, 1, 0, 1, 0],
+        &[8, 1, 2, 0, 0],
+        &[7, 1, 0],
+        &[9, 2, 0],
+        &[4, 1],
+        &[1],
+    ];
+    let group: Vec<u8> = group
+        .iter()
+        .flat_map(|step| call(&[&[28], *step].concat()))
+        .collect();
+    for (name, flags) in [("group", 0), ("group-first", GROUP_FIRST)] {
+        let begin = vec![WITHOUT_CLIENT | flags, 0, 0];
+        write(name, &[begin, running(0), running(1), group.clone()]);
+    }
+    // It asks on its channel: a translation, a mapping, and the same with a trace.
+    let ask = |id: u8, payload: &[u8]| call(&[&[29, 10, id], &block(payload)[..]].concat());
+    let asks = [
+        ask(16 | 1, &[0; 32]),
+        ask(16 | 2, &[]),
+        ask(16 | 32 | 9, &[0; 40]),
+    ];
+    let asks = [asks.concat(), go_on.clone()].concat();
+    let trace = call(&[10, 1, 0]);
+    write(
+        "device-asked",
+        &[begin, running(0), asks.clone(), trace, asks],
+    );
+}
+
 /// What the back-end asks: a well-made message, with its payload changed so.
 fn asked(step: u8, id: u8, flags: u8, changed: &[u8]) -> Vec<u8> {
     [&[step, id | flags], &block(changed)[..]].concat()
@@ -546,6 +638,7 @@ fn main() -> std::io::Result<()> {
     };
     replies(&into("replies")?);
     c_api(&into("c_api")?);
+    c_devices(&into("c_api")?);
     channel(&into("channel")?);
     device(&into("device")?);
     Ok(())
