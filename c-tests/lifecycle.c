@@ -384,7 +384,9 @@ void life_check_hangs_up(struct device *device, const struct life *life)
         }
         life->work(device, DEVICE_BUFFERS);
     }
-    assert_int_equal(life_info(device).connections, connections + ROUNDS);
+    /* The socket of a program that ends takes connections until it has. */
+    const uint64_t made = life_info(device).connections - connections;
+    assert_true(made == ROUNDS || (life->serves_one && made > ROUNDS));
 }
 
 /* With a program that has been frozen: in one of several threads that takes a while. */
