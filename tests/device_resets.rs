@@ -30,7 +30,9 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stepper::{Manners, Stepper, everything};
 use vhost_user_frontend::message::{BackendRequest, ProtocolFeatures, Request, ShmemArea};
-use vhost_user_frontend::{BackendHandler, Base, Device, EventKind, Kind, Region, Timeout};
+use vhost_user_frontend::{
+    BackendHandler, Base, Device, EventKind, Kind, Region, StopMode, Timeout,
+};
 use vmm::{Random, Vmm};
 
 // ---- what there is of it ----
@@ -125,6 +127,31 @@ fn a_thousand_resets_leave_nothing_behind() {
         assert_eq!(peer.wrong, Vec::<String>::new());
         assert_eq!(peer.connections, 1);
         assert_eq!(vmm.device.info().connections, 1);
+    }
+}
+
+/// It is new: nothing goes on where it was stopped for the reset.
+#[test]
+fn a_ring_that_was_reset_stands_nowhere() {
+    let _alone = alone();
+    let mut vmm = Vmm::new(Layout::Split, 2, |_| {});
+    let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+    vmm.until_beside(EventKind::Connected, &mut peer);
+    vmm.negotiate_again();
+    vmm.start(Base::New);
+    vmm.until_applied_beside(&mut peer);
+    vmm.device.stop(Some(&[0]), StopMode::Drain);
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(vmm.device.vring_base(0).unwrap(), 0);
+    vmm.device.reset();
+    vmm.until_applied_beside(&mut peer);
+    vmm.negotiate_again();
+    for index in [0, 1] {
+        let error = vmm.device.vring_base(index).unwrap_err();
+        assert_eq!(error.kind, Kind::State, "{error}");
+        let at = usize::try_from(index).unwrap();
+        let ring = vmm.ring(at, Base::Resume);
+        assert_eq!(vmm.device.start(&[ring]).unwrap_err().kind, Kind::State);
     }
 }
 

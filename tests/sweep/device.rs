@@ -519,7 +519,20 @@ impl Case<'_> {
             self.fault,
             Fault::Refuse(_) | Fault::Reply(1..) | Fault::Short(_)
         );
-        let refused = told(EventKind::ConfigRefused);
+        let refusals = || {
+            let all = events.iter();
+            let all = all.filter(|event| event.kind == EventKind::ConfigRefused);
+            all.map(|event| event.error.as_ref().map(|error| error.kind))
+        };
+        // Said of one that has none, which was not told either.
+        let without = |kind: &Option<Kind>| *kind == Some(Kind::NotNegotiated);
+        let mut sent = outcomes[0].log.iter();
+        let sent = sent.any(|line| line.starts_with("> SET_CONFIG"));
+        ensure!(
+            !sent || !refusals().any(|kind| without(&kind)),
+            "SET_CONFIG"
+        );
+        let refused = refusals().any(|kind| !without(&kind));
         let write = self.message.name == "SET_CONFIG" && self.message.need_reply;
         ensure!(!refused || (write && no), "CONFIG_REFUSED");
         ensure!(

@@ -166,7 +166,9 @@ impl Core {
                 0
             }
             (Step::Ring(index, RingStep::Stop(_)), Answer::Base(base)) => {
-                if let Some(stood) = self.stood.get_mut(*index) {
+                let stood = self.stood.get_mut(*index);
+                // After a reset it stands nowhere.
+                if let Some(stood) = stood.filter(|stood| **stood == Stood::Unknown) {
                     *stood = Stood::At(base);
                 }
                 0
