@@ -65,7 +65,9 @@ impl Devices {
 /// Some of what a function may do, and what it may not.
 fn inside(user: *mut c_void) {
     // SAFETY: what is passed as user outlives the devices.
-    let held = unsafe { &*user.cast::<Held>() };
+    let Some(held) = (unsafe { user.cast::<Held>().as_ref() }) else {
+        return; // the options ended before it
+    };
     let device = held.device.get();
     held.called.set(held.called.get().wrapping_add(1));
     if device.is_null() {
@@ -145,8 +147,10 @@ unsafe extern "C" fn index(user: *mut c_void, ring: u32, _: u32, index: *mut u16
 impl Calls<'_> {
     // ---- arguments ----
 
-    /// Something that begins with its size, as long as that says.
+    /// Something that begins with its size, as long as that says. It does not end
+    /// within a pointer, which would be another one then.
     fn sized<T>(&mut self, value: &T, size: usize) -> Block {
+        let size = size & !7;
         let place = self.place();
         let block = Block::new(size.max(size_of::<usize>()), place);
         let to = block.memory.wrapping_add(block.offset());
