@@ -25,5 +25,5 @@ pub use device::{
     Base, Device, DeviceInfo, DeviceOptions, Event, EventKind, MemoryGroup, MemoryState,
     OnUnfenced, OutOfOrder, Peer, Policy, Quiet, Recovery, Region, Ring, RingIndices, StopMode,
 };
-pub use error::{Class, Error, Kind, Phase, Result, class_of, code};
+pub use error::{Class, Details, Error, Kind, Phase, Result, class_of, code};
 pub use socket::Credentials;

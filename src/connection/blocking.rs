@@ -89,10 +89,7 @@ impl Connection {
             result.and(Err(error))
         };
         drop(self.emit(state));
-        result.map_err(|error| Error {
-            request: Some(out.request),
-            ..error
-        })
+        result.map_err(|error| error.about(Some(out.request)))
     }
 
     /// What became of a request that went out, when its barrier failed.
