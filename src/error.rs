@@ -143,13 +143,9 @@ impl std::fmt::Display for Prefix<'_> {
 
 impl Error {
     /// A failure without context; the layers add what they know.
-    pub(crate) fn new(kind: Kind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self::make(kind, message.into())
-    }
-
     #[cold]
     #[inline(never)]
-    fn make(kind: Kind, message: Cow<'static, str>) -> Self {
+    pub(crate) fn new(kind: Kind, message: impl Into<Cow<'static, str>>) -> Self {
         Self(Box::new(Details {
             kind,
             phase: Phase::default(),
@@ -157,31 +153,39 @@ impl Error {
             ring: None,
             region: None,
             value: None,
-            message,
+            message: message.into(),
         }))
     }
 
     /// The caller passed something wrong; the message names the argument.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn invalid(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Kind::Argument(Errno::EINVAL), message)
     }
 
     /// A file descriptor that cannot be one.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn bad_fd(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Kind::Argument(Errno::EBADF), message)
     }
 
     /// The back-end broke the protocol.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn protocol(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Kind::Protocol, message).during(Phase::Reply)
     }
 
     /// The back-end said no, and nothing else.
+    #[cold]
     pub(crate) fn refused() -> Self {
         Self::new(Kind::Nack, "the back-end refused the request").during(Phase::Reply)
     }
 
     /// The back-end said no with a value.
+    #[cold]
     pub(crate) fn nack(value: u64) -> Self {
         let text = format!("the back-end refused the request (value {value:#x})");
         Self::refused().saying(text).value(value)
