@@ -1044,10 +1044,10 @@ struct vuf_client_options {
     uint32_t flags;
     /**
      * How long, in microseconds, a function looks for its answer again and again
-     * before it sleeps: 0, the default, to VUF_MAX_SPIN_US. What answers within
-     * that time is seen several times sooner, as no thread has to be woken; what
-     * does not costs a processor that much more. Only with a processor to spare
-     * for the back-end.
+     * before it sleeps: 0, the default, to VUF_MAX_SPIN_US. vuf_client_submit()
+     * does so for each of its answers. What answers within that time is seen
+     * several times sooner, as no thread has to be woken; what does not costs a
+     * processor that much more. Only with a processor to spare for the back-end.
      */
     uint32_t spin_us;
     /**
