@@ -131,8 +131,11 @@ impl Calls<'_> {
 
     pub(super) fn submit(&mut self) {
         let mut blocks = Vec::new();
-        let ops = self.list(&mut blocks);
+        let mut ops = self.list(&mut blocks);
         let place = self.place();
+        if place == Place::Null {
+            ops.clear();
+        }
         let n = match place {
             Place::Null => usize::try_from(self.long()).unwrap(),
             _ => ops.len(),
