@@ -278,3 +278,44 @@ fn who_is_asked_by_a_stop_may_stop() {
     assert_eq!(vmm.device.vring_base(0).unwrap(), 4);
     assert_eq!(vmm.device.vring_base(1).unwrap(), 3);
 }
+
+/// The answer to the stop before it says where the ring of before stood, and not this
+/// one.
+#[test]
+fn a_ring_that_never_ran_stands_where_it_began() {
+    for reset in [true, false] {
+        let (mut vmm, mut peer) = runs(Manners::default(), OutOfOrder::NeedsReset, 0);
+        // Where it stood is what the back-end was told.
+        vmm.device.stop(None, StopMode::Drain);
+        vmm.until_applied_beside(&mut peer);
+        vmm.start(Base::At(8));
+        vmm.until_applied_beside(&mut peer);
+        match reset {
+            true => _ = vmm.device.reset(),
+            false => _ = vmm.device.stop(None, StopMode::Drain),
+        }
+        vmm.device.set_features(vmm.features()).unwrap();
+        let [first, second] = [vmm.ring(0, Base::New), vmm.ring(1, Base::At(3))];
+        vmm.device.start(&[first, second]).unwrap();
+        let quiet = vmm.device.stop(None, StopMode::Drain);
+        assert!(!quiet.quiesced && quiet.bases_valid, "{quiet:?}");
+        vmm.until_applied_beside(&mut peer);
+        assert_eq!(vmm.device.vring_base(0).unwrap(), 0);
+        assert_eq!(vmm.device.vring_base(1).unwrap(), 3);
+        assert!(vmm.device.quiet().bases_valid);
+    }
+}
+
+/// Nor does the loss of that one change it.
+#[test]
+fn a_ring_that_never_ran_is_not_lost() {
+    let (mut vmm, mut peer) = runs(Manners::default(), OutOfOrder::NeedsReset, 0);
+    vmm.device.reset();
+    vmm.device.set_features(vmm.features()).unwrap();
+    vmm.start(Base::At(3));
+    vmm.device.stop(None, StopMode::Drain);
+    lose(&mut vmm, &mut peer, 5);
+    let quiet = vmm.device.quiet();
+    assert!(quiet.quiesced && quiet.bases_valid, "{quiet:?}");
+    assert_eq!(vmm.device.vring_base(0).unwrap(), 3);
+}

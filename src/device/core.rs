@@ -205,12 +205,11 @@ impl Core {
     /// and that is known.
     pub(super) fn unwant(&mut self, index: usize, lost_at: Option<u32>) {
         let kept = self.kept.get_mut(index).and_then(Option::take);
-        if let Some(want) = self.wanted.rings.get_mut(index) {
-            *want = None;
-        }
+        let wanted = self.wanted.rings.get_mut(index).and_then(Option::take);
         let ran = self.live().is_some_and(|live| {
             let ring = live.actual.rings.get(index);
-            ring.is_some_and(|ring| ring.kick)
+            // What runs may still be the start before this one.
+            ring.is_some_and(|ring| ring.kick && ring.start == wanted.map(|it| it.start))
         });
         let (Some(kept), Some(stood)) = (kept, self.stood.get_mut(index)) else {
             return;
