@@ -2020,7 +2020,9 @@ struct vuf_quiet {
     uint32_t quiesced;
     /**
      * 1: where each of the stopped rings stood is known, for
-     * VUF_RING_BASE_RESUME and vuf_device_get_vring_base().
+     * VUF_RING_BASE_RESUME and vuf_device_get_vring_base(). Also where there was no
+     * back-end, if the next would have gone on by itself. 0: a back-end was lost
+     * before it told, or may still write, or the ring waits for vuf_device_reset().
      */
     uint32_t bases_valid;
 };

@@ -144,7 +144,7 @@ impl Device {
             buffer: None,
             lives: 0,
             recovering: false,
-            reading: false,
+            reading: Vec::new(),
             memory_refused: false,
             unfit: None,
             ghosts: Vec::new(),
