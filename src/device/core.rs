@@ -5,7 +5,7 @@
 mod requests;
 mod transport;
 
-pub(super) use requests::Unplaced;
+pub(super) use requests::{Placed, Unplaced};
 
 use super::config::{Config, Write};
 use super::event::{Event, EventKind, Events, Recovery};

@@ -1,6 +1,6 @@
 //! Making a device as it is wanted: from an event loop, or waiting for it.
 
-use super::core::{Core, Mode, Unplaced, readable};
+use super::core::{Core, Mode, Placed, Unplaced, readable};
 use super::event::Event;
 use super::ring::Origin;
 use super::{Device, held, made};
@@ -230,7 +230,7 @@ impl Device {
         &self,
         mut core: MutexGuard<'_, Core>,
         unplaced: Vec<Unplaced>,
-    ) -> Vec<(usize, Origin, Option<u16>)> {
+    ) -> Vec<Placed> {
         let here = ThreadMark::here();
         core.reading.push(here);
         drop(core);

@@ -1,6 +1,6 @@
 //! Rings: started, stopped, reset.
 
-use super::core::{Core, Mode, Stood};
+use super::core::{Core, Mode, Placed, Stood};
 use super::plan::{Drain, RingWanted};
 use super::ring::{self, Base, CanTell, Kept, Origin, Ring};
 use super::{Device, busy, held};
@@ -193,10 +193,7 @@ impl Device {
 
     /// Where rings stand that were lost, and are not to go on: read now, as they cannot
     /// be any more once they are stopped. The lock, and what was read.
-    fn left_behind(
-        &self,
-        named: impl Fn(usize) -> bool,
-    ) -> (MutexGuard<'_, Core>, Vec<(usize, Origin, Option<u16>)>) {
+    fn left_behind(&self, named: impl Fn(usize) -> bool) -> (MutexGuard<'_, Core>, Vec<Placed>) {
         let mut core = self.unread(self.lock());
         loop {
             let mut left = core.left_behind();

@@ -18,6 +18,9 @@ use std::time::Instant;
 /// A ring, what has to be read of it, and who knows it.
 pub(in crate::device) type Unplaced = (usize, Origin, Arc<dyn RingIndices>);
 
+/// What was read.
+pub(in crate::device) type Placed = (usize, Origin, Option<u16>);
+
 impl Core {
     /// The rings whose place has to be read, now that nobody moves it any more; and
     /// who knows it.
@@ -46,17 +49,13 @@ impl Core {
     }
 
     /// Where this ring stands, according to what was read.
-    pub(in crate::device) fn base_of(
-        &self,
-        ring: usize,
-        places: &[(usize, Origin, Option<u16>)],
-    ) -> Option<u32> {
+    pub(in crate::device) fn base_of(&self, ring: usize, places: &[Placed]) -> Option<u32> {
         let (_, _, place) = places.iter().find(|(index, ..)| *index == ring)?;
         place.map(|place| ring::base_at(place, self.packed()))
     }
 
     /// Here they are.
-    pub(in crate::device) fn place(&mut self, places: &[(usize, Origin, Option<u16>)]) {
+    pub(in crate::device) fn place(&mut self, places: &[Placed]) {
         let packed = self.packed();
         for (index, origin, place) in places {
             // It may have been stopped and started meanwhile.
