@@ -75,12 +75,18 @@ fn source(file: &str) -> String {
 }
 
 /// The source of a test that is written `program: function`, which must be there
-/// and be run.
+/// and be run: in the program, or in the tests that it has from `lifecycle.h`.
 fn program(test: &str) -> String {
     let (program, function) = test.split_once(": ").expect(test);
-    let text = source(&format!("c-tests/{program}.c"));
+    let mut text = source(&format!("c-tests/{program}.c"));
+    if text.contains("\nLIFE_CHECKS(") && text.contains(" LIFE_CHECKS_WITH(") {
+        text += &source("c-tests/lifecycle.h");
+    }
+    let head = format!("static void {function}(void **state)");
+    // A line of a macro goes on.
+    let ends = |line: &str| line.trim_end_matches(['\\', ' ']) == head;
     assert!(
-        text.contains(&format!("static void {function}(void **state)\n")),
+        text.lines().any(|line| ends(line.trim_start())),
         "there is no {test}"
     );
     let run = [format!("({function})"), format!("({function}, ")];
