@@ -297,6 +297,7 @@ stage 'system calls of a round trip' sh c-tests/check_strace.sh
 stage 'vhost-user-probe' sh c-tests/check_probe.sh
 stage 'installed tree, pkg-config, README example' installed
 stage 'docs/guide.md, compiled and run' sh c-tests/check_guide.sh
+stage 'examples/read_block.py, from Python' sh c-tests/check_python.sh
 stage 'demo, on both back-ends' demo
 stage 'back-ends killed and started again' on_each resilient 5
 stage 'several devices, one event loop' on_each event_loop
