@@ -91,9 +91,9 @@ for compiler in "$CXX" g++ clang++; do
                 $compiler -std=c++20 $STRICT $mode -fsyntax-only cpp-tests/link/$file.cpp
         done
         check "$name, C++17 $mode" \
-            $compiler -std=c++17 $STRICT $mode -c -o "$dir/$name.one.o" cpp-tests/link/one.cpp
+            $compiler -std=c++17 $STRICT $mode -O2 -c -o "$dir/$name.one.o" cpp-tests/link/one.cpp
         check "$name, $mode: the header alone" \
-            $compiler -std=c++17 $STRICT $mode -O2 -c -o "$dir/alone.o" "$dir/alone.cpp"
+            $compiler -std=c++17 $STRICT $mode -c -o "$dir/alone.o" "$dir/alone.cpp"
         check "$name, $mode: the header alone defines nothing" nothing "$dir/alone.o"
         check "$name, $mode: it exports nothing of its own" only_weak "$dir/$name.one.o"
         check "$name, $mode: its names are those of the release" names_release "$dir/$name.one.o"
@@ -101,7 +101,7 @@ for compiler in "$CXX" g++ clang++; do
         other=$BARE
         [ -z "$mode" ] || other=
         check "$name, C++17 $other: two" \
-            $compiler -std=c++17 $STRICT $other -O1 -c -o "$dir/two.o" cpp-tests/link/two.cpp
+            $compiler -std=c++17 $STRICT $other -c -o "$dir/two.o" cpp-tests/link/two.cpp
         check "$name, $mode: linked with '$other'" $compiler -o "$dir/linked" "$dir/$name.one.o" \
             "$dir/two.o" -Lbuild -lvhost_user_frontend
         check "$name, $mode: run" env LD_LIBRARY_PATH=build "$dir/linked"

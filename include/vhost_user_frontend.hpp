@@ -94,6 +94,15 @@ enum class error_class : int {
 
 namespace detail {
 
+/* The one T, which is never destroyed: threads and other destructors may still want it
+   while the program ends. */
+template <class T> const T &immortal() noexcept
+{
+    alignas(T) static std::byte place[sizeof(T)];
+    static const T *const made = ::new (static_cast<void *>(place)) T();
+    return *made;
+}
+
 class code_category final : public std::error_category {
   public:
     const char *name() const noexcept override { return "vhost_user_frontend"; }
@@ -112,8 +121,7 @@ class code_category final : public std::error_category {
 /* The category of the C functions' codes. */
 inline const std::error_category &category() noexcept
 {
-    static const detail::code_category instance;
-    return instance;
+    return detail::immortal<detail::code_category>();
 }
 
 namespace detail {
@@ -147,8 +155,7 @@ class class_category final : public std::error_category {
 
 inline const std::error_category &class_category() noexcept
 {
-    static const detail::class_category instance;
-    return instance;
+    return detail::immortal<detail::class_category>();
 }
 
 inline std::error_code make_error_code(errc code) noexcept
