@@ -108,6 +108,8 @@ $(C_OUT)/%: c-tests/%.c $(HELPERS) $(wildcard c-tests/*.h examples/*.h) $(SO) in
 	@mkdir -p $(@D)
 	$(CC) $(USE) -Ic-tests -o $@ $< $(HELPERS) -lcmocka $(LINK)
 
+include cpp-tests/tests.mk
+
 demo: lib build/blk-demo
 	CARGO="$(CARGO)" sh examples/demo.sh $(BACKEND)
 
@@ -152,7 +154,7 @@ abi-baseline:
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(LIBDIR)/pkgconfig
 	install -m 755 build/vhost-user-probe build/vuf-mock-backend $(DESTDIR)$(PREFIX)/bin/
-	install -m 644 include/$(NAME).h $(DESTDIR)$(PREFIX)/include/
+	install -m 644 include/$(NAME).h include/$(NAME).hpp $(DESTDIR)$(PREFIX)/include/
 	install -m 755 $(SO).$(VERSION) $(DESTDIR)$(LIBDIR)/
 	ln -sf lib$(NAME).so.$(VERSION) $(DESTDIR)$(LIBDIR)/lib$(NAME).so.$(SOVER)
 	ln -sf lib$(NAME).so.$(SOVER) $(DESTDIR)$(LIBDIR)/lib$(NAME).so
@@ -163,7 +165,7 @@ install: all
 
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/vhost-user-probe $(DESTDIR)$(PREFIX)/bin/vuf-mock-backend \
-	  $(DESTDIR)$(PREFIX)/include/$(NAME).h \
+	  $(DESTDIR)$(PREFIX)/include/$(NAME).h $(DESTDIR)$(PREFIX)/include/$(NAME).hpp \
 	  $(DESTDIR)$(LIBDIR)/lib$(NAME).so $(DESTDIR)$(LIBDIR)/lib$(NAME).so.$(SOVER) \
 	  $(DESTDIR)$(LIBDIR)/lib$(NAME).so.$(VERSION) $(DESTDIR)$(LIBDIR)/lib$(NAME).a \
 	  $(DESTDIR)$(LIBDIR)/pkgconfig/$(NAME).pc

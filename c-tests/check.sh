@@ -21,7 +21,7 @@ failed=0
 skipped=0
 begin=$(date +%s)
 
-# Adds up what test runners say at their end: cargo, cmocka, and our own scripts.
+# Adds up what test runners say at their end: cargo, cmocka, doctest, our own scripts.
 count() {
     awk '
         /^test result:/ { for (i = 1; i < NF; i++) { if ($(i+1) == "passed;") p += $i
@@ -29,6 +29,7 @@ count() {
         /^\[  PASSED  \] [0-9]+ test/ { p += $4 }
         /^\[  SKIPPED \] [0-9]+ test/ { s += $4 }
         /^\[  FAILED  \] [0-9]+ test/ { f += $4 }
+        /^\[doctest\] test cases:/ { p += $6; f += $9; s += $12 }
         /^[0-9]+ passed, [0-9]+ failed/ { p += $1; f += $3; s += $5 }
         END { printf "%d %d %d\n", p, f, s }' "$1"
 }
@@ -287,6 +288,7 @@ stage 'every C function has a test' sh c-tests/check_coverage.sh
 stage 'C tests' c_tests
 [ "${1-}" != --full ] || stage 'back-ends in daily use: get them' sh c-tests/backends.sh all
 stage 'back-ends in daily use' real_back_ends
+stage 'C++ header, its tests and its page' sh c-tests/check_cpp.sh
 stage 'C tests on the cdylib of cargo' c_tests_cdylib
 stage 'C tests under valgrind' sh c-tests/check_valgrind.sh
 stage 'tests as an ordinary user' sh c-tests/check_unprivileged.sh
@@ -295,6 +297,7 @@ stage 'system calls of a round trip' sh c-tests/check_strace.sh
 stage 'vhost-user-probe' sh c-tests/check_probe.sh
 stage 'installed tree, pkg-config, README example' installed
 stage 'docs/guide.md, compiled and run' sh c-tests/check_guide.sh
+stage 'examples/read_block.py, from Python' sh c-tests/check_python.sh
 stage 'demo, on both back-ends' demo
 stage 'back-ends killed and started again' on_each resilient 5
 stage 'several devices, one event loop' on_each event_loop

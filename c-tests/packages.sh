@@ -16,6 +16,10 @@ has_header() {
         "${CC:-cc}" -fsyntax-only -x c - 2>/dev/null
 }
 
+has_cpp_header() {
+    echo "#include <$1>" | "${CXX:-c++}" -std=c++17 -fsyntax-only -x c++ - 2>/dev/null
+}
+
 look() {
     missing=
     need libcmocka-dev has_header cmocka.h
@@ -23,6 +27,8 @@ look() {
     need strace command -v strace
     need valgrind command -v valgrind
     need g++ command -v c++
+    need doctest-dev has_cpp_header doctest/doctest.h
+    need python3 command -v python3
     need abigail-tools command -v abidiff
     need qemu-storage-daemon command -v qemu-storage-daemon
 }
