@@ -23,6 +23,8 @@ SOVER   := 0
 # What a static link needs; held against rustc's own list by `make check`.
 NATIVE  := -lgcc_s -lutil -lrt -lpthread -lm -ldl -lc
 
+HEADER  := include/$(NAME).h
+TABLE   := src/ffi/api/table.rs
 MAP     := src/$(NAME).map
 EXPORTS := $(shell grep -oE '\bvuf_[a-z0-9_]+' $(MAP))
 SO      := build/lib$(NAME).so
@@ -96,9 +98,15 @@ build/event-loop: examples/event_loop.c examples/event_loop_guest.c examples/eve
 c-tests: $(C_TESTS) build/vuf-mock-backend
 
 # Not linked with the library, nor with a helper that is.
-$(C_OUT)/test_dlopen: c-tests/test_dlopen.c c-tests/harness.c c-tests/harness.h $(SO) include/$(NAME).h
+$(C_OUT)/test_dlopen $(C_OUT)/test_api: $(C_OUT)/%: c-tests/%.c c-tests/harness.c c-tests/harness.h $(C_OUT)/functions.h $(SO) include/$(NAME).h
 	@mkdir -p $(@D)
-	$(CC) $(USE) -Ic-tests -o $@ $(filter %.c,$^) -lcmocka -ldl -pthread $(RPATH) $(LDFLAGS)
+	$(CC) $(USE) -Ic-tests -I$(C_OUT) -o $@ $(filter %.c,$^) -lcmocka -ldl -pthread $(RPATH) $(LDFLAGS)
+
+# The names of all functions.
+$(C_OUT)/test_layout: $(C_OUT)/functions.h
+$(C_OUT)/functions.h: $(MAP)
+	@mkdir -p $(@D)
+	echo '#define FUNCTIONS(X) $(patsubst %,X(%),$(EXPORTS))' > $@
 
 $(C_OUT)/real_%: c-tests/real_%.c $(REAL) $(wildcard c-tests/*.h examples/*.h) $(SO) include/$(NAME).h
 	@mkdir -p $(@D)
@@ -106,7 +114,7 @@ $(C_OUT)/real_%: c-tests/real_%.c $(REAL) $(wildcard c-tests/*.h examples/*.h) $
 
 $(C_OUT)/%: c-tests/%.c $(HELPERS) $(wildcard c-tests/*.h examples/*.h) $(SO) include/$(NAME).h
 	@mkdir -p $(@D)
-	$(CC) $(USE) -Ic-tests -o $@ $< $(HELPERS) -lcmocka $(LINK)
+	$(CC) $(USE) -Ic-tests -I$(C_OUT) -o $@ $< $(HELPERS) -lcmocka $(LINK)
 
 demo: lib build/blk-demo
 	CARGO="$(CARGO)" sh examples/demo.sh $(BACKEND)
@@ -133,18 +141,22 @@ fuzz:
 	    -timeout=10 -malloc_limit_mb=64 -max_len=4096 -print_final_stats=1 || exit 1; \
 	done
 
-# The header is made by cbindgen, in the build script, behind a cargo feature.
-HEADER_BUILD = VUF_HEADER="$(abspath $(1))" $(CARGO) check --quiet --locked --lib \
+# The header is made by cbindgen, and the table of vuf_get_api() from the map, in
+# the build script, behind a cargo feature.
+HEADER_BUILD = VUF_MAP="$(abspath $(MAP))" VUF_HEADER="$(abspath $(1))" \
+               VUF_TABLE="$(abspath $(2))" $(CARGO) check --quiet --locked --lib \
                --features header --target-dir build/cargo
 header:
-	$(call HEADER_BUILD,include/$(NAME).h)
+	$(call HEADER_BUILD,$(HEADER),$(TABLE))
 
 header-check:
 	@mkdir -p build
-	@rm -f build/$(NAME).h.fresh
-	@$(call HEADER_BUILD,build/$(NAME).h.fresh)
-	@diff -u include/$(NAME).h build/$(NAME).h.fresh || \
-	  { echo 'include/$(NAME).h is stale; run: make header'; exit 1; }
+	@rm -f build/$(NAME).h.fresh build/table.rs.fresh
+	@$(call HEADER_BUILD,build/$(NAME).h.fresh,build/table.rs.fresh)
+	@diff -u $(HEADER) build/$(NAME).h.fresh || \
+	  { echo '$(HEADER) is stale; run: make header'; exit 1; }
+	@diff -u $(TABLE) build/table.rs.fresh || \
+	  { echo '$(TABLE) is stale; run: make header'; exit 1; }
 
 abi-baseline:
 	CC="$(CC)" sh c-tests/check_abi.sh --baseline

@@ -153,6 +153,7 @@ bad() { # WHAT HEADER-EDIT [MAP-EDIT]
 
 in_quiet='/^struct vuf_quiet {/,/^};/'
 in_region='/^struct vuf_mem_region {/,/^};/'
+in_table='/^struct vuf_api {/,/^};/'
 new='s/^uint32_t vuf_version(void);/&\nint vuf_more(struct vuf_quiet *quiet);/'
 
 good 'a function more' "$new" 's/vuf_version;/& vuf_more;/'
@@ -160,6 +161,7 @@ good 'a function more, in the version of another release' "$new" \
     '$aVUF_0.2 { global: vuf_more; } VUF_0.1;'
 good 'a constant more' 's/^#define VUF_E_NACK .*/&\n#define VUF_E_MORE -5000/'
 good 'a field more at the end of what begins with its size' "$in_quiet s/^};/uint64_t more;\n};/"
+good 'a function more at the end of the table' "$in_table s/^};/int (*vuf_more)(void);\n};/"
 good 'a release' 's/^#define VUF_VERSION_MINOR .*/#define VUF_VERSION_MINOR 77/'
 
 bad 'a function less' '/^uint32_t vuf_version(void);/d' '/vuf_version;/d'
@@ -181,6 +183,11 @@ bad 'a field changed, where another is appended' \
 bad 'a field more at the end of what stands in arrays' "$in_region s/^};/uint64_t more;\n};/"
 bad 'a function of the caller that gets something else' \
     's/(\*get_index)(void \*user, uint32_t ring/(*get_index)(void *user, uint64_t ring/'
+bad 'a function in the middle of the table' \
+    "$in_table s/uint32_t (\*vuf_version)/int (*vuf_more)(void); &/"
+bad 'a function of the table that gets something else' \
+    "$in_table s/vuf_strerror)(int rc)/vuf_strerror)(long rc)/"
+bad 'a function less in the table' "$in_table { /vuf_error_class/d }"
 bad 'a constant of another value' 's/^#define VUF_E_NACK .*/#define VUF_E_NACK -5000/'
 bad 'a constant less' '/^#define VUF_E_NACK /d'
 bad 'an array of another length' \
