@@ -105,7 +105,10 @@ if [ "${1-}" = --baseline ]; then
         echo "$BASELINE is left as it was; if this must be (docs/abi.md), remove it first"
         exit 1
     fi
-    mkdir -p abi && cp "$dir/whole.abi" "$BASELINE"
+    # And what programs of this version are made of (check_old_programs.sh).
+    version=$(sed -n 's/^#define VUF_VERSION_[A-Z]* //p' $HEADER | paste -sd .)
+    mkdir -p "abi/$version" && cp "$dir/whole.abi" "$BASELINE" &&
+        cp $HEADER $MAP "abi/$version/" && cp c-tests/linking/consumer.c "abi/$version/program.c"
     exit
 fi
 
