@@ -144,6 +144,10 @@ as_it_should_be() { # LIBRARY ARCHIVE
 
 check 'header = map' header_is_map $HEADER $MAP
 as_it_should_be build/lib$NAME.so build/lib$NAME.a
+beside_each_other() {
+    [ -L build/lib$NAME.so ] && [ -e "build/$(soname_of build/lib$NAME.so)" ]
+}
+check 'the links to the shared library' beside_each_other
 check 'what cargo links exports the same' library_is_map "$TARGET/debug/lib$NAME.so" $MAP
 check 'it has the soname' soname_is_that_of_the_header "$TARGET/debug/lib$NAME.so" $HEADER \
     'write that into build.rs, then run: cargo build'

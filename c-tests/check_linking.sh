@@ -97,6 +97,17 @@ check 'pkg-config --libs' by_pc "$tree" "$dir/pc-shared" shared
 check 'pkg-config --static --libs' by_pc "$dir/archive-only" "$dir/pc-static" static --static
 check 'pkg-config --static, where there is a shared library' \
     by_pc "$tree" "$dir/pc-both" shared --static
+fully_static() {
+    # shellcheck disable=SC2046
+    $CC -static -o "$dir/fully-static" "$SOURCES/consumer.c" $(pc "$tree" --cflags) \
+        "$tree/$LIB/lib$NAME.a" && runs "$dir/fully-static" static &&
+        ! readelf -lW "$dir/fully-static" | grep INTERP
+}
+if echo 'int main(void) { return 0; }' | $CC -static -o "$dir/tried" -x c - 2>/dev/null; then
+    check 'a program without any shared library' fully_static
+else
+    skip 1 'there is no static C library here'
+fi
 # The one thing that --static is for.
 private() {
     wanted=$(sed -n 's/^NATIVE *:= *//p' Makefile)
@@ -175,6 +186,15 @@ one_symbol() {
         [ "$(strings -n 4 "$dir/by-dlopen" | grep -cx 'vuf_[a-z_]*')" = 1 ]
 }
 check 'that program names no other function' one_symbol
+documented() {
+    sh c-tests/code_of.sh docs/linking.md >"$dir/documented.c" || return 1
+    # shellcheck disable=SC2046
+    $CC -Wall -Wextra -Werror -o "$dir/documented" "$dir/documented.c" $(pc "$tree" --cflags) -ldl &&
+        LD_LIBRARY_PATH=$tree/$LIB "$dir/documented" | grep -x 'version [0-9]*' &&
+        ! env -u LD_LIBRARY_PATH "$dir/documented" 2>"$dir/said" &&
+        grep -q "without vhost-user: $SONAME" "$dir/said"
+}
+check 'the program in docs/linking.md' documented
 # Without the links that only the package for developers has.
 only_the_soname() {
     rm "$tree/$LIB/lib$NAME.so" && runs "$dir/by-dlopen" none && runs "$dir/pc-shared" shared
