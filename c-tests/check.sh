@@ -138,11 +138,11 @@ c_tests_cdylib() {
 installed() {
     root=$SCRATCH/root
     $MAKE install DESTDIR="$root" PREFIX=/usr LIBDIR=/usr/lib/test >/dev/null || return 1
-    export PKG_CONFIG_SYSROOT_DIR="$root" PKG_CONFIG_LIBDIR="$root/usr/lib/test/pkgconfig"
     sh c-tests/code_of.sh README.md >"$SCRATCH/readme.c" || return 1
     # shellcheck disable=SC2046
     $CC -Wall -Wextra -Werror -o "$SCRATCH/shared" "$SCRATCH/readme.c" \
-        $(pkg-config --cflags --libs vhost_user_frontend) || return 1
+        $(PKG_CONFIG_LIBDIR=$root/usr/lib/test/pkgconfig \
+            pkg-config --cflags --libs vhost_user_frontend) || return 1
     truncate -s 8M "$SCRATCH/disk.raw"
     "$TARGET/debug/examples/embedded_backend" --socket "$SCRATCH/blk.sock" \
         --file "$SCRATCH/disk.raw" >"$SCRATCH/ready" &

@@ -6,6 +6,7 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 : "${CC:=cc}" "${MAKE:=make}"
+unset PKG_CONFIG_SYSROOT_DIR PKG_CONFIG_LIBDIR PKG_CONFIG_PATH
 TARGET=${CARGO_TARGET_DIR:-target}
 NAME=vhost_user_frontend
 SONAME=$(sed -n 's/^#define VUF_SONAME "\(.*\)"/\1/p' include/$NAME.h)
@@ -78,7 +79,7 @@ runs() {
 pc() { # TREE OPTIONS...
     where=$1
     shift
-    PKG_CONFIG_LIBDIR="$where/$LIB/pkgconfig" PKG_CONFIG_PATH='' pkg-config "$@" $NAME
+    PKG_CONFIG_LIBDIR="$where/$LIB/pkgconfig" pkg-config "$@" $NAME
 }
 # with_pc TREE PROGRAM OPTIONS...
 with_pc() {
@@ -161,7 +162,7 @@ fi
 
 if command -v meson >/dev/null && command -v ninja >/dev/null && command -v cmake >/dev/null; then
     meson_builds() {
-        PKG_CONFIG_LIBDIR="$tree/$LIB/pkgconfig" PKG_CONFIG_PATH='' CC=$CC \
+        PKG_CONFIG_LIBDIR="$tree/$LIB/pkgconfig" CC=$CC \
             meson setup --cmake-prefix-path="$tree" "$dir/meson" "$SOURCES" &&
             ninja -C "$dir/meson"
     }
