@@ -100,7 +100,7 @@ good 'before the last options came' "$in_options { /uint32_t drain_timeout_ms;/d
 good 'before the last results came' \
     '/^struct vuf_device_info {/,/^};/ { /shmem_sizes/d }; /^struct vuf_counters {/,/^};/ { /longest_wait_/d; /uint32_t reserved/d }'
 good 'before the last functions came' \
-    "$in_table { /vuf_client_submit/,/vuf_get_api/d }; /^int vuf_client_submit/,/;\$/d" '/vuf_client_submit;/d'
+    "$in_table { /vuf_client_submit/,/^};/ { /^};/!d } }; /^int vuf_client_submit/,/;\$/d" '/vuf_client_submit;/d'
 
 bad linked 'not so' 'an option at another place' \
     "$in_options { s/config_size;/x;/; s/num_rings;/config_size;/; s/x;/num_rings;/ }"
