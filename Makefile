@@ -13,20 +13,25 @@
 CARGO   ?= cargo
 CC      ?= cc
 CFLAGS  ?= -O2 -g
+OBJCOPY ?= objcopy
 PREFIX  ?= /usr/local
 LIBDIR  ?= $(PREFIX)/lib
 BACKEND ?= embedded
 
 NAME    := vhost_user_frontend
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
-SOVER   := 0
+HEADER  := include/$(NAME).h
+SONAME  := $(shell sed -n 's/^.define VUF_SONAME "\(.*\)"/\1/p' $(HEADER))
 # What a static link needs; held against rustc's own list by `make check`.
 NATIVE  := -lgcc_s -lutil -lrt -lpthread -lm -ldl -lc
 
+TABLE   := src/ffi/api/table.rs
 MAP     := src/$(NAME).map
-EXPORTS := $(shell grep -oE '\bvuf_[a-z0-9_]+' $(MAP))
+# As sed has it: each function of the map, in place of \1.
+EXPORTED = sed -n 's/^ *\(vuf_[a-z0-9_]*\);.*/$(1)/p' $(MAP)
 SO      := build/lib$(NAME).so
 ARCHIVE := build/lib$(NAME).a
+OBJECT  := $(ARCHIVE:.a=.o)
 STATIC  := build/cargo/release/lib$(NAME).a
 # Apart from target/, so that other cargo commands do not swap in an archive
 # that was made without LTO.
@@ -50,29 +55,42 @@ REAL    := $(HELPERS) c-tests/virtq.c c-tests/device.c c-tests/lifecycle.c \
 FUZZ_SECONDS ?= 60
 
 .PHONY: all lib tools c-tests demo bench fuzz check check-full header header-check abi-baseline install uninstall clean FORCE
+.DELETE_ON_ERROR:
 all: lib tools
 
 lib: $(SO) $(ARCHIVE)
 
 $(STATIC): FORCE
-	$(RUSTC) --crate-type staticlib
+	$(RUSTC) --crate-type staticlib -- --print native-static-libs=$(abspath build/native-static-libs)
 
-$(ARCHIVE): $(STATIC)
-	cp $< $@
+# What rustc makes has all of std in it, under the names of every other Rust
+# archive: two of them do not go into one program. So it becomes one object, in
+# which only the functions of the map are seen from outside. The groups, which a
+# linker would unite with those of the other archive, go, and so does the bitcode
+# that other versions of LLVM cannot read.
+$(OBJECT): $(STATIC) $(MAP)
+	$(call EXPORTED,\1) > $@.exports
+	sed 's/^/-Wl,-u,/' $@.exports > $@.roots
+	$(CC) -r -nostdlib -o $@ @$@.roots $<
+	$(OBJCOPY) -R .group -R .llvmbc -R .llvmcmd --keep-global-symbols=$@.exports $@
+
+$(ARCHIVE): $(OBJECT)
+	rm -f $@
+	$(AR) rcs $@ $<
 
 # A version script given to rustc's own linker call is ignored or refused, so
 # the library is linked from the archive: only what the map names, and all of
 # it, or the link fails.
-$(SO).$(VERSION): $(STATIC) $(MAP)
-	$(CC) -shared -o $@ $(EXPORTS:%=-Wl,-u,%) $< \
+$(SO).$(VERSION): $(ARCHIVE) $(MAP)
+	$(CC) -shared -o $@ @$(OBJECT).roots $< \
 	  -Wl,--version-script=$(MAP) -Wl,--no-undefined-version \
-	  -Wl,-soname,lib$(NAME).so.$(SOVER) -Wl,--gc-sections -Wl,-Bsymbolic \
+	  -Wl,-soname,$(SONAME) -Wl,--gc-sections -Wl,-Bsymbolic \
 	  -Wl,-z,relro,-z,now,-z,defs,-z,noexecstack,-z,nodelete -Wl,--as-needed \
 	  $(LDFLAGS) $(NATIVE)
 
 $(SO): $(SO).$(VERSION)
-	ln -sf $(<F) $(SO).$(SOVER)
-	ln -sf lib$(NAME).so.$(SOVER) $@
+	ln -sf $(<F) $(@D)/$(SONAME)
+	ln -sf $(SONAME) $@
 
 tools: build/vhost-user-probe build/blk-demo build/blk-resilient build/event-loop build/vuf-mock-backend
 
@@ -96,9 +114,15 @@ build/event-loop: examples/event_loop.c examples/event_loop_guest.c examples/eve
 c-tests: $(C_TESTS) build/vuf-mock-backend
 
 # Not linked with the library, nor with a helper that is.
-$(C_OUT)/test_dlopen: c-tests/test_dlopen.c c-tests/harness.c c-tests/harness.h $(SO) include/$(NAME).h
+$(C_OUT)/test_dlopen $(C_OUT)/test_api: $(C_OUT)/%: c-tests/%.c c-tests/harness.c c-tests/harness.h $(C_OUT)/functions.h $(SO) include/$(NAME).h
 	@mkdir -p $(@D)
-	$(CC) $(USE) -Ic-tests -o $@ $(filter %.c,$^) -lcmocka -ldl -pthread $(RPATH) $(LDFLAGS)
+	$(CC) $(USE) -Ic-tests -I$(C_OUT) -o $@ $(filter %.c,$^) -lcmocka -ldl -pthread $(RPATH) $(LDFLAGS)
+
+# The names of all functions.
+$(C_OUT)/test_layout: $(C_OUT)/functions.h
+$(C_OUT)/functions.h: $(MAP)
+	@mkdir -p $(@D)
+	{ printf '#define FUNCTIONS(X)'; $(call EXPORTED, X(\1)) | tr -d '\n'; echo; } > $@
 
 $(C_OUT)/real_%: c-tests/real_%.c $(REAL) $(wildcard c-tests/*.h examples/*.h) $(SO) include/$(NAME).h
 	@mkdir -p $(@D)
@@ -106,7 +130,7 @@ $(C_OUT)/real_%: c-tests/real_%.c $(REAL) $(wildcard c-tests/*.h examples/*.h) $
 
 $(C_OUT)/%: c-tests/%.c $(HELPERS) $(wildcard c-tests/*.h examples/*.h) $(SO) include/$(NAME).h
 	@mkdir -p $(@D)
-	$(CC) $(USE) -Ic-tests -o $@ $< $(HELPERS) -lcmocka $(LINK)
+	$(CC) $(USE) -Ic-tests -I$(C_OUT) -o $@ $< $(HELPERS) -lcmocka $(LINK)
 
 include cpp-tests/tests.mk
 
@@ -135,40 +159,58 @@ fuzz:
 	    -timeout=10 -malloc_limit_mb=64 -max_len=4096 -print_final_stats=1 || exit 1; \
 	done
 
-# The header is made by cbindgen, in the build script, behind a cargo feature.
-HEADER_BUILD = VUF_HEADER="$(abspath $(1))" $(CARGO) check --quiet --locked --lib \
+# The header is made by cbindgen, and the table of vuf_get_api() from the map, in
+# the build script, behind a cargo feature.
+HEADER_BUILD = VUF_MAP="$(abspath $(MAP))" VUF_HEADER="$(abspath $(1))" \
+               VUF_TABLE="$(abspath $(2))" $(CARGO) check --quiet --locked --lib \
                --features header --target-dir build/cargo
 header:
-	$(call HEADER_BUILD,include/$(NAME).h)
+	$(call HEADER_BUILD,$(HEADER),$(TABLE))
 
 header-check:
 	@mkdir -p build
-	@rm -f build/$(NAME).h.fresh
-	@$(call HEADER_BUILD,build/$(NAME).h.fresh)
-	@diff -u include/$(NAME).h build/$(NAME).h.fresh || \
-	  { echo 'include/$(NAME).h is stale; run: make header'; exit 1; }
+	@rm -f build/$(NAME).h.fresh build/table.rs.fresh
+	@$(call HEADER_BUILD,build/$(NAME).h.fresh,build/table.rs.fresh)
+	@diff -u $(HEADER) build/$(NAME).h.fresh || \
+	  { echo '$(HEADER) is stale; run: make header'; exit 1; }
+	@diff -u $(TABLE) build/table.rs.fresh || \
+	  { echo '$(TABLE) is stale; run: make header'; exit 1; }
 
 abi-baseline:
 	CC="$(CC)" sh c-tests/check_abi.sh --baseline
 
+# Where LIBDIR lies below PREFIX, which is the rule, the files that describe the
+# installed tree find it from where they are, so that it can be moved.
+BELOW   := $(LIBDIR:$(PREFIX)/%=%)
+ROOT    := $(if $(filter-out $(LIBDIR),$(BELOW)),$(shell echo $(BELOW) | sed 's|[^/]\{1,\}|..|g'))
+FILL_IN  = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@SONAME@|$(SONAME)|g' -e 's|@NATIVE@|$(NATIVE)|g' \
+           -e 's|@PC_PREFIX@|$(if $(ROOT),$${pcfiledir}/../$(ROOT),$(PREFIX))|' \
+           -e 's|@PC_LIBDIR@|$(if $(ROOT),$${prefix}/$(BELOW),$(LIBDIR))|' \
+           -e 's|@CMAKE_PREFIX@|$(if $(ROOT),$${vuf_libdir}/$(ROOT),$(PREFIX))|'
+PUBLIC  := $(wildcard include/*.h include/*.hpp)
+CMAKE   := $(LIBDIR)/cmake/$(NAME)
+
 install: all
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(LIBDIR)/pkgconfig
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include \
+	  $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(CMAKE)
 	install -m 755 build/vhost-user-probe build/vuf-mock-backend $(DESTDIR)$(PREFIX)/bin/
-	install -m 644 include/$(NAME).h include/$(NAME).hpp $(DESTDIR)$(PREFIX)/include/
+	install -m 644 $(PUBLIC) $(DESTDIR)$(PREFIX)/include/
 	install -m 755 $(SO).$(VERSION) $(DESTDIR)$(LIBDIR)/
-	ln -sf lib$(NAME).so.$(VERSION) $(DESTDIR)$(LIBDIR)/lib$(NAME).so.$(SOVER)
-	ln -sf lib$(NAME).so.$(SOVER) $(DESTDIR)$(LIBDIR)/lib$(NAME).so
+	ln -sf lib$(NAME).so.$(VERSION) $(DESTDIR)$(LIBDIR)/$(SONAME)
+	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/lib$(NAME).so
 	install -m 644 $(ARCHIVE) $(DESTDIR)$(LIBDIR)/
-	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@VERSION@|$(VERSION)|' \
-	  -e 's|@NATIVE@|$(NATIVE)|' pkgconfig/$(NAME).pc.in \
-	  > $(DESTDIR)$(LIBDIR)/pkgconfig/$(NAME).pc
+	$(FILL_IN) pkgconfig/$(NAME).pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/$(NAME).pc
+	$(FILL_IN) cmake/$(NAME)-config.cmake.in > $(DESTDIR)$(CMAKE)/$(NAME)-config.cmake
+	$(FILL_IN) cmake/$(NAME)-config-version.cmake.in > $(DESTDIR)$(CMAKE)/$(NAME)-config-version.cmake
 
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/vhost-user-probe $(DESTDIR)$(PREFIX)/bin/vuf-mock-backend \
-	  $(DESTDIR)$(PREFIX)/include/$(NAME).h $(DESTDIR)$(PREFIX)/include/$(NAME).hpp \
-	  $(DESTDIR)$(LIBDIR)/lib$(NAME).so $(DESTDIR)$(LIBDIR)/lib$(NAME).so.$(SOVER) \
+	  $(PUBLIC:include/%=$(DESTDIR)$(PREFIX)/include/%) \
+	  $(DESTDIR)$(LIBDIR)/lib$(NAME).so $(DESTDIR)$(LIBDIR)/$(SONAME) \
 	  $(DESTDIR)$(LIBDIR)/lib$(NAME).so.$(VERSION) $(DESTDIR)$(LIBDIR)/lib$(NAME).a \
-	  $(DESTDIR)$(LIBDIR)/pkgconfig/$(NAME).pc
+	  $(DESTDIR)$(LIBDIR)/pkgconfig/$(NAME).pc \
+	  $(DESTDIR)$(CMAKE)/$(NAME)-config.cmake $(DESTDIR)$(CMAKE)/$(NAME)-config-version.cmake
+	-rmdir $(DESTDIR)$(CMAKE)
 
 clean:
 	rm -rf build

@@ -1,5 +1,6 @@
 //! The soname of the shared library that cargo makes and, behind the feature
-//! `header`, the C header. An ordinary build runs nothing but the first.
+//! `header`, the C header with the table of its functions. An ordinary build runs
+//! nothing but the first.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -13,24 +14,34 @@ fn main() {
     header();
 }
 
-/// Writes the header to the file that VUF_HEADER names.
+/// Writes the header to the file that VUF_HEADER names, after the table of all
+/// functions to the one that VUF_TABLE names.
 #[cfg(feature = "header")]
 fn header() {
-    println!("cargo::rerun-if-env-changed=VUF_HEADER");
-    println!("cargo::rerun-if-changed=src/ffi");
-    println!("cargo::rerun-if-changed=cbindgen.toml");
-    let Ok(target) = std::env::var("VUF_HEADER") else {
+    let files = ["VUF_MAP", "VUF_TABLE", "VUF_HEADER"].map(|name| {
+        println!("cargo::rerun-if-env-changed={name}");
+        std::env::var(name)
+    });
+    let [Ok(map), Ok(table), Ok(target)] = &files else {
         return;
     };
-    // Also when somebody has deleted or edited it.
-    println!("cargo::rerun-if-changed={target}");
-    if let Err(error) = generate(&target) {
+    println!("cargo::rerun-if-changed=src/ffi");
+    println!("cargo::rerun-if-changed=cbindgen.toml");
+    // Also when somebody has deleted or edited what is written.
+    for file in [map, table, target] {
+        println!("cargo::rerun-if-changed={file}");
+    }
+    if let Err(error) = api_table::write(map, table).and_then(|()| generate(table, target)) {
         println!("cargo::error=cannot make the header: {error}");
     }
 }
 
 #[cfg(feature = "header")]
-fn generate(target: &str) -> Result<(), Box<dyn std::error::Error>> {
+#[path = "build_api.rs"]
+mod api_table;
+
+#[cfg(feature = "header")]
+fn generate(table: &str, target: &str) -> Result<(), Box<dyn std::error::Error>> {
     // In the order in which a reader wants them.
     let files = [
         "types",
@@ -53,6 +64,7 @@ fn generate(target: &str) -> Result<(), Box<dyn std::error::Error>> {
         "virtual_device/sharing",
         "virtual_device/group",
         "virtual_device/rings",
+        "api",
     ];
     let builder =
         cbindgen::Builder::new().with_config(cbindgen::Config::from_file("cbindgen.toml")?);
@@ -61,6 +73,7 @@ fn generate(target: &str) -> Result<(), Box<dyn std::error::Error>> {
         .fold(builder, |builder, file| {
             builder.with_src(format!("src/ffi/{file}.rs"))
         })
+        .with_src(table)
         .generate()?;
     let mut text = Vec::new();
     bindings.write(&mut text);

@@ -7,8 +7,9 @@
 # The description is not made of the library, whose debug information tells the
 # types as Rust calls them, and otherwise with each compiler, but of a C object
 # with the prototypes, structs and constants of the header, and the symbols,
-# versions and soname of the library. Other tests hold these against the library:
-# the header is current, exports = map = header, the soname.
+# versions and soname of the library. That the library itself has these structs and
+# functions is then seen in its debug information, as far as both languages say the
+# same; other tests hold symbols, soname and header against it (check_library.sh).
 set -u
 cd "$(dirname "$0")/.." || exit 1
 : "${CC:=cc}"
@@ -96,6 +97,35 @@ same() {
             --fail-no-debug-info "$1" "$dir/now.abi"
 }
 
+# shape DESCRIPTION: structs with their sizes, their fields with their places, and
+# functions with the number of their arguments.
+shape() {
+    awk 'function attribute(name) {
+             return match($0, " " name "=\047[^\047]*") ? substr($0, RSTART + length(name) + 3, RLENGTH - length(name) - 3) : "" }
+         /<class-decl/ {
+             struct = attribute("name")
+             known = struct ~ /^vuf_/ && attribute("size-in-bits") != "" && !(struct in seen)
+             if (known) { seen[struct]; print "struct", struct, attribute("size-in-bits") } }
+         /<\/class-decl>/ { known = 0 }
+         /<data-member/ { place = attribute("layout-offset-in-bits") }
+         /<var-decl/ && known { print "struct", struct, place, attribute("name") }
+         /<function-decl name=.vuf_/ { function_name = attribute("name"); arguments = 0 }
+         /<parameter type-id=/ { arguments++ }
+         /<\/function-decl>/ && function_name != "" {
+             print "function", function_name, arguments
+             function_name = "" }' "$1" | sort -u
+}
+# made_so DESCRIPTION LIBRARY: unstripped, as cargo makes it for tests.
+made_so() {
+    abidw --no-show-locs --no-corpus-path --no-comp-dir-path --out-file "$dir/made.abi" "$2" &&
+        shape "$1" >"$dir/said" && shape "$dir/made.abi" >"$dir/made" || return 1
+    grep -q '^struct' "$dir/said" && grep -q '^function' "$dir/said" || return 1
+    diff "$dir/said" "$dir/made" >"$dir/difference" && return
+    echo 'the header (<) and the debug information of the library (>) differ:'
+    cat "$dir/difference"
+    return 1
+}
+
 debug=-g
 : >"$dir/nothing"
 describe "$PWD/$HEADER" "$PWD/$MAP" "$dir/nothing" "$dir/whole.abi" || exit 1
@@ -105,7 +135,10 @@ if [ "${1-}" = --baseline ]; then
         echo "$BASELINE is left as it was; if this must be (docs/abi.md), remove it first"
         exit 1
     fi
-    mkdir -p abi && cp "$dir/whole.abi" "$BASELINE"
+    # And what programs of this version are made of (check_old_programs.sh).
+    version=$(sed -n 's/^#define VUF_VERSION_[A-Z]* //p' $HEADER | paste -sd .)
+    mkdir -p "abi/$version" && cp "$dir/whole.abi" "$BASELINE" &&
+        cp $HEADER $MAP "abi/$version/" && cp c-tests/linking/consumer.c "abi/$version/program.c"
     exit
 fi
 
@@ -124,6 +157,9 @@ check() { # WHAT COMMAND...
 check 'the C ABI is as its baseline' same "$BASELINE" "$PWD/$HEADER" "$MAP"
 cmp -s "$BASELINE" "$dir/whole.abi" ||
     echo 'there is more than in the baseline; with the next release: make abi-baseline'
+
+library=${CARGO_TARGET_DIR:-target}/debug/libvhost_user_frontend.so
+check 'the library has what the header says' made_so "$dir/whole.abi" "$library"
 
 # The rest plants changes, in a copy of the header and of the map, and looks at
 # what this very check says. So that releases do not change what is planted in,
@@ -153,6 +189,7 @@ bad() { # WHAT HEADER-EDIT [MAP-EDIT]
 
 in_quiet='/^struct vuf_quiet {/,/^};/'
 in_region='/^struct vuf_mem_region {/,/^};/'
+in_table='/^struct vuf_api {/,/^};/'
 new='s/^uint32_t vuf_version(void);/&\nint vuf_more(struct vuf_quiet *quiet);/'
 
 good 'a function more' "$new" 's/vuf_version;/& vuf_more;/'
@@ -160,6 +197,7 @@ good 'a function more, in the version of another release' "$new" \
     '$aVUF_0.2 { global: vuf_more; } VUF_0.1;'
 good 'a constant more' 's/^#define VUF_E_NACK .*/&\n#define VUF_E_MORE -5000/'
 good 'a field more at the end of what begins with its size' "$in_quiet s/^};/uint64_t more;\n};/"
+good 'a function more at the end of the table' "$in_table s/^};/int (*vuf_more)(void);\n};/"
 good 'a release' 's/^#define VUF_VERSION_MINOR .*/#define VUF_VERSION_MINOR 77/'
 
 bad 'a function less' '/^uint32_t vuf_version(void);/d' '/vuf_version;/d'
@@ -181,6 +219,11 @@ bad 'a field changed, where another is appended' \
 bad 'a field more at the end of what stands in arrays' "$in_region s/^};/uint64_t more;\n};/"
 bad 'a function of the caller that gets something else' \
     's/(\*get_index)(void \*user, uint32_t ring/(*get_index)(void *user, uint64_t ring/'
+bad 'a function in the middle of the table' \
+    "$in_table s/uint32_t (\*vuf_version)/int (*vuf_more)(void); &/"
+bad 'a function of the table that gets something else' \
+    "$in_table s/vuf_strerror)(int rc)/vuf_strerror)(long rc)/"
+bad 'a function less in the table' "$in_table { /vuf_error_class/d }"
 bad 'a constant of another value' 's/^#define VUF_E_NACK .*/#define VUF_E_NACK -5000/'
 bad 'a constant less' '/^#define VUF_E_NACK /d'
 bad 'an array of another length' \
@@ -202,6 +245,21 @@ emptied() {
     sed '/<class-decl/,/<\/class-decl>/d' "$BASELINE" >"$dir/planted.abi"
     ! changed '$a/**/' '' && grep -q 'there is nothing' "$dir/words"
 }
+not_made_so() { # HEADER-EDIT WORDS
+    changed "$1" ''
+    ! made_so "$dir/now.abi" "$library" >"$dir/words" && grep -q "$2" "$dir/words"
+}
+check 'told: a header with a field elsewhere' not_made_so \
+    "$in_quiet { s/quiesced;/q;/; s/bases_valid;/quiesced;/; s/q;/bases_valid;/ }" 'vuf_quiet 64 bases_valid'
+check 'told: a header with another struct' not_made_so \
+    "$in_region s/uint64_t reserved\[2\];/uint64_t reserved[3];/" 'vuf_mem_region 576'
+check 'told: a header with an argument more' not_made_so \
+    's/vuf_strerror(int rc)/vuf_strerror(int rc, int more)/' 'vuf_strerror 2'
+stripped() {
+    strip -g -o "$dir/stripped.so" "$library"
+    ! made_so "$dir/whole.abi" "$dir/stripped.so" >"$dir/words"
+}
+check 'told: no debug information in the library' stripped
 check 'told: padding' padded
 check 'told: no debug information' undescribed
 check 'told: an empty baseline' emptied

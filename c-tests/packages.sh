@@ -1,14 +1,20 @@
 #!/bin/sh
 # What the tests need besides cargo, a C compiler and make: installed with
 # apt-get when that is possible, named otherwise. Exit status 1: something that
-# the tests cannot do without is missing.
+# the tests cannot do without is missing; without other things some are skipped.
 set -u
 
-missing=
+missing= lacking=
 need() { # PACKAGE and a command that shows that it is there
     package=$1
     shift
     "$@" >/dev/null 2>&1 || missing="$missing $package"
+}
+
+want() { # the same for what is only skipped
+    package=$1
+    shift
+    "$@" >/dev/null 2>&1 || lacking="$lacking $package"
 }
 
 has_header() {
@@ -21,7 +27,7 @@ has_cpp_header() {
 }
 
 look() {
-    missing=
+    missing= lacking=
     need libcmocka-dev has_header cmocka.h
     need pkg-config command -v pkg-config
     need strace command -v strace
@@ -31,15 +37,20 @@ look() {
     need python3 command -v python3
     need abigail-tools command -v abidiff
     need qemu-storage-daemon command -v qemu-storage-daemon
+    want clang command -v clang
+    want lld command -v ld.lld
+    want cmake command -v cmake
+    want meson command -v meson
+    want ninja-build command -v ninja
 }
 
 look
-[ -n "$missing" ] || exit 0
+[ -n "$missing$lacking" ] || exit 0
 
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -q </dev/null >/dev/null 2>&1
-    for package in $missing; do
+    for package in $missing $lacking; do
         case $package in
         # Which package holds it differs by release.
         qemu-storage-daemon)
@@ -54,6 +65,7 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     look
 fi
 
+[ -z "$lacking" ] || echo "skipped: what needs$lacking"
 [ -n "$missing" ] || exit 0
 echo "missing:$missing"
 echo "On Debian: apt-get install$(echo "$missing" | sed 's/qemu-storage-daemon/qemu-utils (or qemu-system-common)/')"

@@ -753,6 +753,14 @@ static void a_bad_crypto_session_is_refused(void **state)
         REFUSED(rig, bad[i].code, CREATE_CRYPTO_SESSION, bad[i].name,
                 vuf_client_create_crypto_session(rig->client, &bad[i].session, &id));
     }
+    /* A field of another version, as part of a session that is good otherwise. */
+    struct {
+        struct vuf_crypto_session session;
+        uint64_t later;
+    } longer = {SESSION(.op_code = CREATE_CIPHER), .later = 1};
+    longer.session.size = sizeof longer;
+    REFUSED(rig, -E2BIG, CREATE_CRYPTO_SESSION, "does not know",
+            vuf_client_create_crypto_session(rig->client, &longer.session, &id));
     all_refused(rig);
     assert_int_equal(id, 7);
 }

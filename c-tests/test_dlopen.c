@@ -27,10 +27,7 @@ enum { GET_FEATURES_SIZE = 12, ROUNDS = 1000, ROUNDS_UNDER_VALGRIND = 50, MARGIN
 
 struct library {
     void *handle;
-    __typeof__(vuf_client_from_fd) *from_fd;
-    __typeof__(vuf_client_get_features) *get_features;
-    __typeof__(vuf_client_free) *free;
-    __typeof__(vuf_last_error) *last_error;
+    const struct vuf_api *vuf;
 };
 
 static void *open_library(int flags)
@@ -41,27 +38,14 @@ static void *open_library(int flags)
 /* Returns NULL, or what was missing. */
 static const char *load(struct library *library)
 {
-    const struct {
-        const char *name;
-        void *place;
-    } wanted[] = {
-        {"vuf_client_from_fd", &library->from_fd},
-        {"vuf_client_get_features", &library->get_features},
-        {"vuf_client_free", &library->free},
-        {"vuf_last_error", &library->last_error},
-    };
+    const struct vuf_api *(*get_api)(uint32_t);
     library->handle = open_library(0);
     if (library->handle == NULL) {
         return dlerror();
     }
-    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
-        void *symbol = dlsym(library->handle, wanted[i].name);
-        if (symbol == NULL) {
-            return wanted[i].name;
-        }
-        memcpy(wanted[i].place, &symbol, sizeof symbol);
-    }
-    return NULL;
+    *(void **)&get_api = dlsym(library->handle, "vuf_get_api");
+    library->vuf = get_api == NULL ? NULL : get_api(VUF_API_VERSION);
+    return library->vuf == NULL ? "vuf_get_api" : NULL;
 }
 
 /* ---- a thread that uses it ---- */
@@ -80,16 +64,16 @@ struct user {
 /* One round trip, and a failure, whose words are the thread's own. */
 static const char *use(struct user *user)
 {
-    const struct library *library = &user->library;
+    const struct vuf_api *vuf = user->library.vuf;
     struct vuf_client *client;
     uint64_t features = 0;
-    if (library->from_fd(user->ends[0], NULL, &client) != 0) {
+    if (vuf->vuf_client_from_fd(user->ends[0], NULL, &client) != 0) {
         return "vuf_client_from_fd";
     }
-    int rc = library->get_features(client, &features);
-    bool refused = library->get_features(client, NULL) == -EINVAL;
-    bool told = strstr(library->last_error(), "GET_FEATURES") != NULL;
-    library->free(client);
+    int rc = vuf->vuf_client_get_features(client, &features);
+    bool refused = vuf->vuf_client_get_features(client, NULL) == -EINVAL;
+    bool told = strstr(vuf->vuf_last_error(), "GET_FEATURES") != NULL;
+    vuf->vuf_client_free(client);
     return rc != 0 || features != 7 ? "round trip" : !refused || !told ? "failure" : NULL;
 }
 

@@ -2,6 +2,8 @@
 /* What a compiled program has taken from the header: sizes, offsets, values.
    All is checked by the compiler. The version, which is meant to change, is
    compared with the library's own in test_errors.c. */
+#include "functions.h"
+
 #include <vhost_user_frontend.h>
 
 #define SIZE(type, size) _Static_assert(sizeof(struct type) == (size), #type)
@@ -273,6 +275,15 @@ FIELD(vuf_device_info, peer_gid, 104, 4);
 FIELD(vuf_device_info, reserved, 108, 4);
 FIELD(vuf_device_info, shmem_sizes, 112, 2048);
 
+/* As long as the map says; that each member stands where it should is looked at in
+   test_api.c. */
+#define ONE(function) +1
+SIZE(vuf_api, 16 + 8 * (0 FUNCTIONS(ONE)));
+FIELD(vuf_api, size, 0, 8);
+FIELD(vuf_api, version, 8, 4);
+FIELD(vuf_api, reserved, 12, 4);
+FIELD(vuf_api, vuf_version, 16, 8);
+
 VALUE(VUF_E_DISCONNECTED, -4097);
 VALUE(VUF_E_PROTOCOL, -4098);
 VALUE(VUF_E_NACK, -4099);
@@ -438,6 +449,7 @@ VALUE(VUF_RING_BASE_AT, 2);
 VALUE(VUF_RING_INDEX_USED, 0);
 VALUE(VUF_RING_INDEX_AVAILABLE, 1);
 VALUE(VUF_DEVICE_TEXT_SIZE, 256);
+VALUE(VUF_API_VERSION, 1);
 
 int main(void)
 {

@@ -85,6 +85,12 @@
  */
 #define VUF_SONAME "libvhost_user_frontend.so.0"
 
+/**
+ * Whether a table that vuf_get_api() gave has a function, as in
+ * VUF_API_HAS(vuf, vuf_version). One that the header of 0.1 has is always there.
+ */
+#define VUF_API_HAS(api, function) ((api)->size > offsetof(struct vuf_api, function))
+
 
 /**
  * Major number of the version of this header.
@@ -932,6 +938,11 @@
  * Bytes of text in struct vuf_device_event, with its NUL.
  */
 #define VUF_DEVICE_TEXT_SIZE 256
+
+/**
+ * The version of struct vuf_api in this header. It changes only with the soname.
+ */
+#define VUF_API_VERSION 1
 
 /**
  * A connection to a back-end. Only ever used through a pointer.
@@ -2113,6 +2124,275 @@ struct vuf_ring {
      * Zero.
      */
     uint64_t reserved[4];
+};
+
+/**
+ * All functions of the library, each under its own name (vuf_get_api()).
+ */
+struct vuf_api {
+    /**
+     * How many bytes of the table there are: see VUF_API_HAS().
+     */
+    size_t size;
+    /**
+     * VUF_API_VERSION.
+     */
+    uint32_t version;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    uint32_t (*vuf_version)(void);
+    const char *(*vuf_strerror)(int rc);
+    uint32_t (*vuf_error_class)(int rc);
+    const char *(*vuf_last_error)(void);
+    int (*vuf_last_error_info)(struct vuf_error_info *info);
+    const char *(*vuf_request_name)(uint32_t request);
+    const char *(*vuf_protocol_feature_name)(uint32_t bit);
+    uint64_t (*vuf_supported_protocol_features)(void);
+    int (*vuf_client_from_fd)(int fd,
+                              const struct vuf_client_options *options,
+                              struct vuf_client **out);
+    int (*vuf_client_connect)(const char *path,
+                              const struct vuf_client_options *options,
+                              struct vuf_client **out);
+    int (*vuf_client_accept)(int listen_fd,
+                             const struct vuf_client_options *options,
+                             struct vuf_client **out);
+    void (*vuf_client_free)(struct vuf_client *client);
+    int (*vuf_client_abort)(struct vuf_client *client);
+    int (*vuf_client_get_fd)(const struct vuf_client *client);
+    int (*vuf_client_get_features)(struct vuf_client *client, uint64_t *features);
+    int (*vuf_client_set_features)(struct vuf_client *client, uint64_t features);
+    int (*vuf_client_get_protocol_features)(struct vuf_client *client,
+                                            uint64_t *features);
+    int (*vuf_client_set_protocol_features)(struct vuf_client *client,
+                                            uint64_t features);
+    int (*vuf_client_set_owner)(struct vuf_client *client);
+    int (*vuf_client_reset_owner)(struct vuf_client *client);
+    int (*vuf_client_get_queue_num)(struct vuf_client *client, uint64_t *num);
+    int (*vuf_client_get_max_mem_slots)(struct vuf_client *client,
+                                        uint64_t *slots);
+    int (*vuf_client_set_mem_table)(struct vuf_client *client,
+                                    const struct vuf_mem_region *regions,
+                                    size_t n);
+    int (*vuf_client_add_mem_region)(struct vuf_client *client,
+                                     const struct vuf_mem_region *region);
+    int (*vuf_client_remove_mem_region)(struct vuf_client *client,
+                                        const struct vuf_mem_region *region);
+    int (*vuf_client_set_log_base)(struct vuf_client *client,
+                                   uint64_t mmap_size,
+                                   uint64_t mmap_offset,
+                                   int fd);
+    int (*vuf_client_set_log_fd)(struct vuf_client *client, int fd);
+    int (*vuf_client_set_vring_num)(struct vuf_client *client,
+                                    uint32_t index,
+                                    uint32_t num);
+    int (*vuf_client_set_vring_addr)(struct vuf_client *client,
+                                     uint32_t index,
+                                     const struct vuf_vring_addr *addr);
+    int (*vuf_client_set_vring_base)(struct vuf_client *client,
+                                     uint32_t index,
+                                     uint32_t base);
+    int (*vuf_client_get_vring_base)(struct vuf_client *client,
+                                     uint32_t index,
+                                     uint32_t timeout_ms,
+                                     uint32_t *base);
+    int (*vuf_client_set_vring_kick)(struct vuf_client *client,
+                                     uint32_t index,
+                                     int fd);
+    int (*vuf_client_set_vring_call)(struct vuf_client *client,
+                                     uint32_t index,
+                                     int fd);
+    int (*vuf_client_set_vring_err)(struct vuf_client *client,
+                                    uint32_t index,
+                                    int fd);
+    int (*vuf_client_set_vring_enable)(struct vuf_client *client,
+                                       uint32_t index,
+                                       bool enable);
+    int (*vuf_client_get_config)(struct vuf_client *client,
+                                 uint32_t offset,
+                                 uint32_t flags,
+                                 void *buf,
+                                 size_t len);
+    int (*vuf_client_set_config)(struct vuf_client *client,
+                                 uint32_t offset,
+                                 uint32_t flags,
+                                 const void *buf,
+                                 size_t len);
+    int (*vuf_client_set_backend_req_fd)(struct vuf_client *client, int fd);
+    int (*vuf_client_open_backend_channel)(struct vuf_client *client,
+                                           const struct vuf_backend_ops *ops,
+                                           void *user);
+    int (*vuf_client_backend_fd)(const struct vuf_client *client);
+    int (*vuf_client_process_backend_requests)(struct vuf_client *client);
+    int (*vuf_client_get_inflight_fd)(struct vuf_client *client,
+                                      uint16_t num_queues,
+                                      uint16_t queue_size,
+                                      struct vuf_inflight *inflight,
+                                      int *fd);
+    int (*vuf_client_set_inflight_fd)(struct vuf_client *client,
+                                      const struct vuf_inflight *inflight,
+                                      int fd);
+    int (*vuf_client_set_device_state_fd)(struct vuf_client *client,
+                                          uint32_t direction,
+                                          uint32_t phase,
+                                          int fd,
+                                          int *reply_fd);
+    int (*vuf_client_check_device_state)(struct vuf_client *client);
+    int (*vuf_client_get_shmem_config)(struct vuf_client *client,
+                                       struct vuf_shmem_config *config);
+    int (*vuf_client_get_vring_base_skip_drain)(struct vuf_client *client,
+                                                uint32_t index,
+                                                uint32_t *base);
+    int (*vuf_client_set_vring_endian)(struct vuf_client *client,
+                                       uint32_t index,
+                                       uint32_t endian);
+    int (*vuf_client_vring_kick)(struct vuf_client *client, uint32_t index);
+    int (*vuf_client_send_iotlb)(struct vuf_client *client,
+                                 const struct vuf_iotlb *iotlb);
+    int (*vuf_client_post_iotlb)(struct vuf_client *client,
+                                 const struct vuf_iotlb *iotlb);
+    int (*vuf_client_postcopy_advise)(struct vuf_client *client, int *fd);
+    int (*vuf_client_postcopy_listen)(struct vuf_client *client);
+    int (*vuf_client_postcopy_set_mem_table)(struct vuf_client *client,
+                                             const struct vuf_mem_region *regions,
+                                             size_t n,
+                                             uint64_t *bases);
+    int (*vuf_client_postcopy_ack_mem_table)(struct vuf_client *client);
+    int (*vuf_client_postcopy_end)(struct vuf_client *client);
+    int (*vuf_client_get_shared_object)(struct vuf_client *client,
+                                        const uint8_t *uuid,
+                                        int *fd);
+    int (*vuf_client_reset_device)(struct vuf_client *client);
+    int (*vuf_client_set_status)(struct vuf_client *client, uint32_t status);
+    int (*vuf_client_get_status)(struct vuf_client *client, uint32_t *status);
+    int (*vuf_client_send_rarp)(struct vuf_client *client, uint64_t mac);
+    int (*vuf_client_net_set_mtu)(struct vuf_client *client, uint32_t mtu);
+    int (*vuf_client_gpu_set_socket)(struct vuf_client *client, int fd);
+    int (*vuf_client_create_crypto_session)(struct vuf_client *client,
+                                            const struct vuf_crypto_session *session,
+                                            uint64_t *session_id);
+    int (*vuf_client_close_crypto_session)(struct vuf_client *client,
+                                           uint64_t session_id);
+    int (*vuf_client_set_trace)(struct vuf_client *client,
+                                void (*callback)(void *user,
+                                                 const struct vuf_trace_record *record),
+                                void *user);
+    int (*vuf_client_get_counters)(const struct vuf_client *client,
+                                   struct vuf_counters *counters);
+    int (*vuf_memfd_create)(const char *name,
+                            uint64_t size,
+                            uint64_t huge_page_size,
+                            uint32_t flags,
+                            int *fd);
+    int (*vuf_dirty_log_sync)(void *log,
+                              size_t log_size,
+                              uint64_t first_page,
+                              uint64_t pages,
+                              void *bitmap,
+                              uint64_t *new_pages);
+    int (*vuf_device_open)(const char *path,
+                           const struct vuf_device_options *options,
+                           struct vuf_device **out);
+    int (*vuf_device_listen)(const char *path,
+                             uint32_t mode,
+                             const struct vuf_device_options *options,
+                             struct vuf_device **out);
+    int (*vuf_device_open_fd)(int fd,
+                              const struct vuf_device_options *options,
+                              struct vuf_device **out);
+    void (*vuf_device_free)(struct vuf_device *device);
+    int (*vuf_device_get_fd)(const struct vuf_device *device);
+    int (*vuf_device_process)(struct vuf_device *device,
+                              struct vuf_device_event *event);
+    int (*vuf_device_wait)(struct vuf_device *device, uint32_t timeout_ms);
+    int (*vuf_device_get_info)(const struct vuf_device *device,
+                               struct vuf_device_info *info);
+    int (*vuf_device_get_counters)(const struct vuf_device *device,
+                                   struct vuf_counters *counters);
+    int (*vuf_device_set_trace)(struct vuf_device *device,
+                                void (*callback)(void *user,
+                                                 const struct vuf_trace_record *record),
+                                void *user);
+    int (*vuf_device_reconnect)(struct vuf_device *device);
+    int (*vuf_device_set_fd)(struct vuf_device *device, int fd);
+    int (*vuf_device_get_quiet)(const struct vuf_device *device,
+                                struct vuf_quiet *quiet);
+    int (*vuf_device_set_features)(struct vuf_device *device, uint64_t features);
+    int (*vuf_device_read_config)(const struct vuf_device *device,
+                                  uint32_t offset,
+                                  void *buffer,
+                                  size_t len,
+                                  uint32_t *generation);
+    int (*vuf_device_overlay_config)(struct vuf_device *device,
+                                     uint32_t offset,
+                                     const void *buffer,
+                                     size_t len);
+    int (*vuf_device_write_config)(struct vuf_device *device,
+                                   uint32_t offset,
+                                   const void *buffer,
+                                   size_t len);
+    int (*vuf_device_set_memory)(struct vuf_device *device,
+                                 const struct vuf_mem_region *regions,
+                                 size_t n,
+                                 uint32_t flags);
+    int (*vuf_device_add_memory)(struct vuf_device *device,
+                                 const struct vuf_mem_region *region);
+    int (*vuf_device_remove_memory)(struct vuf_device *device,
+                                    uint64_t guest_addr,
+                                    uint64_t size,
+                                    struct vuf_quiet *quiet);
+    int (*vuf_device_memory_fits)(const struct vuf_device *device,
+                                  const struct vuf_mem_region *regions,
+                                  size_t n);
+    int (*vuf_device_get_memory_state)(const struct vuf_device *device,
+                                       uint32_t *state);
+    int (*vuf_memory_group_new)(struct vuf_memory_group **out);
+    void (*vuf_memory_group_free)(struct vuf_memory_group *group);
+    int (*vuf_memory_group_join)(struct vuf_memory_group *group,
+                                 struct vuf_device *device);
+    int (*vuf_memory_group_leave)(struct vuf_memory_group *group,
+                                  struct vuf_device *device);
+    int (*vuf_memory_group_set_memory)(struct vuf_memory_group *group,
+                                       const struct vuf_mem_region *regions,
+                                       size_t n,
+                                       uint32_t flags);
+    int (*vuf_memory_group_add_memory)(struct vuf_memory_group *group,
+                                       const struct vuf_mem_region *region);
+    int (*vuf_memory_group_remove_memory)(struct vuf_memory_group *group,
+                                          uint64_t guest_addr,
+                                          uint64_t size);
+    int (*vuf_memory_group_memory_fits)(const struct vuf_memory_group *group,
+                                        const struct vuf_mem_region *regions,
+                                        size_t n);
+    int (*vuf_memory_group_wait)(struct vuf_memory_group *group,
+                                 uint32_t timeout_ms);
+    int (*vuf_device_post_iotlb)(struct vuf_device *device,
+                                 const struct vuf_iotlb *iotlb);
+    int (*vuf_device_start)(struct vuf_device *device,
+                            const struct vuf_ring *rings,
+                            size_t n);
+    int (*vuf_device_set_call)(struct vuf_device *device, uint32_t index, int fd);
+    int (*vuf_device_stop)(struct vuf_device *device,
+                           const uint32_t *rings,
+                           size_t n,
+                           uint32_t mode,
+                           uint32_t timeout_ms,
+                           struct vuf_quiet *quiet);
+    int (*vuf_device_reset)(struct vuf_device *device,
+                            uint32_t timeout_ms,
+                            struct vuf_quiet *quiet);
+    int (*vuf_device_get_vring_base)(const struct vuf_device *device,
+                                     uint32_t index,
+                                     uint32_t *base);
+    int (*vuf_client_submit)(struct vuf_client *client,
+                             const struct vuf_op *ops,
+                             size_t n,
+                             uint32_t flags,
+                             uint32_t timeout_ms,
+                             struct vuf_submit_result *result);
+    const struct vuf_api *(*vuf_get_api)(uint32_t version);
 };
 
 #ifdef __cplusplus
@@ -4101,6 +4381,26 @@ int vuf_device_reset(struct vuf_device *device,
 int vuf_device_get_vring_base(const struct vuf_device *device,
                               uint32_t index,
                               uint32_t *base);
+
+/**
+ * Gives all functions of the library in one table, to a program that loads it with
+ * dlopen() and then has no other name to look up:
+ *
+ *   void *library = dlopen(VUF_SONAME, RTLD_NOW | RTLD_LOCAL);
+ *   const struct vuf_api *(*get_api)(uint32_t);
+ *   *(void **)&get_api = dlsym(library, "vuf_get_api");
+ *   const struct vuf_api *vuf = get_api(VUF_API_VERSION);
+ *
+ * Functions that later releases bring stand behind those that there are. A library
+ * that is older than the header of the program has a shorter table: see
+ * VUF_API_HAS().
+ *
+ * version  VUF_API_VERSION
+ *
+ * Returns the table, which stays valid until the process ends, also after
+ * dlclose(); NULL if the library has none of this version.
+ */
+const struct vuf_api *vuf_get_api(uint32_t version);
 
 #ifdef __cplusplus
 }  // extern "C"

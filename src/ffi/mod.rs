@@ -9,6 +9,7 @@ mod args;
 mod boundary;
 mod handle;
 
+pub mod api;
 pub mod backend;
 pub mod client;
 pub mod device;
