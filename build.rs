@@ -53,6 +53,9 @@ fn generate(target: &str) -> Result<(), Box<dyn std::error::Error>> {
         "virtual_device/sharing",
         "virtual_device/group",
         "virtual_device/rings",
+        "programs/types",
+        "programs",
+        "programs/process",
     ];
     let builder =
         cbindgen::Builder::new().with_config(cbindgen::Config::from_file("cbindgen.toml")?);

@@ -34,6 +34,7 @@ use self::visitors::Visitors;
 use crate::connection::ThreadMark;
 use crate::error::{Error, Kind, Result};
 use crate::message::{Iotlb, virtio};
+use crate::programs::BackendProcess;
 use crate::socket::{Alarm, Bell, Pollable};
 use nix::errno::Errno;
 use std::collections::VecDeque;
@@ -107,6 +108,10 @@ impl Device {
     /// [`process`](Self::process) or [`wait`](Self::wait) is called.
     pub fn open(peer: Peer, options: DeviceOptions) -> Result<Self> {
         options.check()?;
+        if options.on_unfenced == OnUnfenced::Kill && !matches!(peer, Peer::Fd) {
+            let text = "only a process of which the connection is supplied can be killed";
+            return Err(Error::invalid(text));
+        }
         let mut link = link::Link::new(peer, options.reconnect)?;
         link.begin(Instant::now());
         let config = Arc::new(Config::new(options.config_size));
@@ -259,7 +264,21 @@ impl Device {
     /// A connected socket for a device whose sockets the caller supplies. Taken.
     pub fn set_fd(&self, fd: OwnedFd) -> Result<()> {
         let mut core = self.lock();
-        core.link.supply(fd, Instant::now())?;
+        core.link.supply(fd, None, Instant::now())?;
+        drop(core);
+        self.alarm.set(Some(Duration::ZERO));
+        self.wake();
+        Ok(())
+    }
+
+    /// The same with a back-end that was started here, and the connection to it, which
+    /// is taken. Until that is over it is also known whom to kill.
+    pub fn set_process(&self, process: &Arc<BackendProcess>) -> Result<()> {
+        let mut core = self.lock();
+        core.link.check_source()?;
+        let fd = process.take_socket()?;
+        core.link
+            .supply(fd, Some(Arc::clone(process)), Instant::now())?;
         drop(core);
         self.alarm.set(Some(Duration::ZERO));
         self.wake();

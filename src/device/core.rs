@@ -8,7 +8,7 @@ mod transport;
 use super::config::{Config, Write};
 use super::event::{Event, EventKind, Events, Recovery};
 use super::fence::Fence;
-use super::link::Link;
+use super::link::{Link, Process};
 use super::plan::{Actual, InflightKey, Step, Wanted};
 use super::ring::{Kept, Origin};
 use super::{DeviceOptions, MemoryState, memory};
@@ -63,6 +63,8 @@ enum What {
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) client: Arc<BackendClient>,
+    /// What is at the other end.
+    pub(super) process: Process,
     pub(super) actual: Actual,
     under_way: VecDeque<UnderWay>,
     pub(super) connected: bool,

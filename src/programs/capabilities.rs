@@ -116,14 +116,15 @@ fn understand(text: &[u8]) -> Result<Capabilities> {
     let wrong = |what: &str| Error::protocol(format!("it prints what is not understood: {what}"));
     let value = json::parse(text).map_err(|error| wrong(&error.to_string()))?;
     let device_type = match value.get("type").and_then(Json::as_str) {
-        Some("") | None => return Err(wrong("no type")),
-        Some(name) => name.to_owned(),
+        Some(name) if !name.is_empty() && !name.contains('\0') => name.to_owned(),
+        _ => return Err(wrong("no type")),
     };
     let features = match value.get("features") {
         None => Vec::new(),
         Some(Json::Array(features)) => features
             .iter()
-            .map(|feature| feature.as_str().map(str::to_owned))
+            .map(|feature| feature.as_str().filter(|name| !name.contains('\0')))
+            .map(|feature| feature.map(str::to_owned))
             .collect::<Option<_>>()
             .ok_or_else(|| wrong("a feature that is no text"))?,
         Some(_) => return Err(wrong("features that are no list")),

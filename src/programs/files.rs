@@ -6,7 +6,7 @@
 use super::capabilities::{self, Capabilities};
 use super::json::{self, Json};
 use crate::backend_client::Timeout;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::socket;
 use nix::fcntl::OFlag;
 use std::collections::BTreeMap;
@@ -59,7 +59,21 @@ impl BackendProgram {
 
     /// Runs it for what it says of itself, by default for at most 5 s.
     pub fn ask(&self, timeout: Timeout) -> Result<Capabilities> {
-        capabilities::ask(&self.binary, timeout)
+        if let Some(problem) = &self.problem {
+            let text = format!("{} is of no use: {problem}", self.file.display());
+            return Err(Error::new(Kind::State, text));
+        }
+        let said = capabilities::ask(&self.binary, timeout)?;
+        if said.device_type != self.device_type {
+            return Err(Error::protocol(format!(
+                "{} says that it is for {}, and {} that it is for {}",
+                self.binary.display(),
+                said.device_type,
+                self.file.display(),
+                self.device_type
+            )));
+        }
+        Ok(said)
     }
 }
 

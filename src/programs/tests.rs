@@ -283,18 +283,7 @@ fn the_directories_are_those_of_the_convention() {
 // ---- capabilities ----
 
 fn asked(binary: &Path) -> crate::error::Result<Capabilities> {
-    BackendProgram {
-        binary: binary.to_owned(),
-        ..find_one(&described("fs", "/a"))
-    }
-    .ask(Timeout::After(PATIENCE))
-}
-
-/// What a file with this text describes.
-fn find_one(text: &str) -> BackendProgram {
-    let place = Place::new(&format!("one-{:?}", std::thread::current().id()));
-    place.file("d/50.json", text);
-    find(&search(&place, &["d"])).remove(0)
+    super::capabilities::ask(binary, Timeout::After(PATIENCE))
 }
 
 #[test]
@@ -345,6 +334,25 @@ fn what_it_says_is_checked() {
 }
 
 #[test]
+fn it_is_what_its_file_says() {
+    let place = Place::new("same");
+    let binary = place.script("program", r#"echo '{"type": "fs"}'"#);
+    let binary = binary.to_str().unwrap();
+    place.file("d/1.json", &described("fs", binary));
+    place.file("d/2.json", &described("block", binary));
+    place.file("d/3.json", "{}");
+    let mut search = search(&place, &["d"]);
+    search.all = true;
+    let ask = |program: &BackendProgram| program.ask(Timeout::After(PATIENCE));
+    let found = find(&search);
+    assert_eq!(ask(&found[0]).unwrap().device_type, "fs");
+    let error = ask(&found[1]).unwrap_err();
+    assert_eq!(error.kind, Kind::Protocol, "{error}");
+    let error = ask(&found[2]).unwrap_err();
+    assert_eq!(error.kind, Kind::State, "{error}");
+}
+
+#[test]
 fn a_program_that_is_late_is_killed() {
     let place = Place::new("late");
     let pid = place.path("pid");
@@ -352,15 +360,12 @@ fn a_program_that_is_late_is_killed() {
         "echo $$ >{0}.new; mv {0}.new {0}; echo '{{'; exec sleep 1000",
         pid.display()
     );
-    let program = BackendProgram {
-        binary: place.script("program", &text),
-        ..find_one(&described("fs", "/a"))
-    };
+    let program = place.script("program", &text);
     // It has to have begun, or nothing is seen of its end.
     let mut limit = Duration::from_millis(200);
     while !pid.exists() {
         assert!(limit < PATIENCE, "it does not begin");
-        let error = program.ask(Timeout::After(limit)).unwrap_err();
+        let error = super::capabilities::ask(&program, Timeout::After(limit)).unwrap_err();
         assert_eq!(error.kind, Kind::TimedOut, "{error}");
         limit *= 2;
     }
