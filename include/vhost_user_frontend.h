@@ -836,6 +836,13 @@
 #define VUF_ON_UNFENCED_PROCEED 1
 
 /**
+ * If it is a process of vuf_device_set_process(), it is killed (SIGKILL), and
+ * VUF_DEVICE_EVENT_UNFENCED comes only if it is not gone 5 s later. Otherwise as
+ * VUF_ON_UNFENCED_WAIT. For vuf_device_open_fd() only.
+ */
+#define VUF_ON_UNFENCED_KILL 2
+
+/**
  * In struct vuf_device_options, for split rings with neither an in-flight buffer
  * nor VIRTIO_F_IN_ORDER: they wait for vuf_device_reset(). The default.
  */
@@ -1865,7 +1872,7 @@ struct vuf_device_options {
      */
     uint32_t fence_ms;
     /**
-     * VUF_ON_UNFENCED_WAIT or VUF_ON_UNFENCED_PROCEED.
+     * VUF_ON_UNFENCED_*: what happens then.
      */
     uint32_t on_unfenced;
     /**
@@ -3872,6 +3879,21 @@ int vuf_device_set_fd(struct vuf_device *device,
                       int fd);
 
 /**
+ * Supplies a device of vuf_device_open_fd() with the connection to a back-end that was
+ * started by vuf_backend_process_start(), as vuf_device_set_fd() does, and with the
+ * knowledge whom to kill (VUF_ON_UNFENCED_KILL). The process stays the caller's to
+ * free; freed, it is killed, and the connection lost.
+ *
+ * process  borrowed; the device takes its socket
+ *
+ * Returns 0, otherwise
+ *   -EINVAL      an argument is NULL
+ *   VUF_E_STATE  the device connects by itself, or the socket was taken before
+ */
+int vuf_device_set_process(struct vuf_device *device,
+                           struct vuf_backend_process *process);
+
+/**
  * Tells whether what was stopped or taken away is really out of use.
  *
  * quiet  set quiet->size before the call; the rest is filled in
@@ -4398,6 +4420,7 @@ int vuf_backend_programs_ask(struct vuf_backend_programs *programs,
  *            arguments are too long
  *   -ENOENT  the program is not there
  *   -EACCES  it may not be run
+ *   -ENOSYS  Linux is older than 5.4
  * or another negative errno from the system, as -EMFILE or -ENOEXEC.
  */
 int vuf_backend_process_start(const char *program,

@@ -27,7 +27,9 @@ pub(crate) use listen::{Listener, check_path, listener_with_connection, shown, t
 pub(crate) use sending::{MAX_PARCELS, Parcel, send, send_all};
 pub(crate) use signal::{Alarm, notify};
 pub use spawning::Exit;
-pub(crate) use spawning::{Child, PASSED_FD, Spawn, environment_is_trusted, spawn};
+pub(crate) use spawning::{
+    Child, PASSED_FD, Spawn, environment_is_trusted, spawn, standard_error, standard_output,
+};
 pub(crate) use wait::{Bell, Deadline, Pollable, Watch, peer_is_gone, reading_has_ended, wait};
 
 /// Most descriptors taken from one read; a peer that sends more has them closed

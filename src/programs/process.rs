@@ -73,11 +73,6 @@ fn text(text: &OsStr, name: &str) -> Result<CString> {
     CString::new(text.as_bytes()).map_err(no_text)
 }
 
-/// One of this process's standard descriptors; some programs run without.
-fn standard(fd: BorrowedFd<'_>) -> Option<BorrowedFd<'_>> {
-    Some(fd).filter(|fd| socket::is_open(*fd))
-}
-
 impl BackendProcess {
     /// Starts a back-end with one end of a connection.
     pub fn start(program: &Path, options: &ProcessOptions<'_>) -> Result<Self> {
@@ -108,11 +103,10 @@ impl BackendProcess {
             let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
             Error::os(errno, "cannot open /dev/null")
         })?;
-        let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
-        let output = |output, inherited| match output {
+        let output = |output, inherited: Option<BorrowedFd<'static>>| match output {
             Output::Fd(fd) => fd,
             Output::Null => null.as_fd(),
-            Output::Inherited => standard(inherited).unwrap_or(null.as_fd()),
+            Output::Inherited => inherited.unwrap_or(null.as_fd()),
         };
         let name = text(program.as_os_str(), "the program's path")?;
         let arguments = std::iter::once(program.as_os_str())
@@ -133,8 +127,8 @@ impl BackendProcess {
             environment: &environment,
             // It is no program that somebody speaks to.
             stdin: null.as_fd(),
-            stdout: output(options.stdout, stdout.as_fd()),
-            stderr: output(options.stderr, stderr.as_fd()),
+            stdout: output(options.stdout, socket::standard_output()),
+            stderr: output(options.stderr, socket::standard_error()),
             passed: theirs,
             new_group: options.new_group,
         })

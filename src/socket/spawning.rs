@@ -11,8 +11,8 @@
 //! else's once the child was waited for. No handler for SIGCHLD is needed, and only
 //! children of our own are waited for.
 
-use super::Deadline;
 use super::wait::pause;
+use super::{Deadline, is_open};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use std::ffi::{CStr, CString};
@@ -286,6 +286,23 @@ impl Child {
             (_, _) => Some(Exit::Signal(status)),
         })
     }
+}
+
+/// Where this process writes, if it has that. Not by way of std, which would make a
+/// buffer for it.
+pub(crate) fn standard_output() -> Option<BorrowedFd<'static>> {
+    standard(libc::STDOUT_FILENO)
+}
+
+/// Where it complains.
+pub(crate) fn standard_error() -> Option<BorrowedFd<'static>> {
+    standard(libc::STDERR_FILENO)
+}
+
+fn standard(number: RawFd) -> Option<BorrowedFd<'static>> {
+    // SAFETY: not -1, and nobody's in particular: used for a moment, and the kernel
+    // refuses a number that is not open.
+    Some(unsafe { BorrowedFd::borrow_raw(number) }).filter(|fd| is_open(*fd))
 }
 
 /// Whether what the environment says may be believed: this process has no rights that

@@ -72,6 +72,7 @@ unsafe fn options<'a>(
 ///            arguments are too long
 ///   -ENOENT  the program is not there
 ///   -EACCES  it may not be run
+///   -ENOSYS  Linux is older than 5.4
 /// or another negative errno from the system, as -EMFILE or -ENOEXEC.
 ///
 /// # Safety
