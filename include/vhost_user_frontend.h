@@ -40,6 +40,9 @@
  *   6. to pause, vuf_device_stop(); vuf_device_start() with VUF_RING_BASE_RESUME
  *   7. vuf_device_free()
  *
+ * Where the back-end is a program that is installed, vuf_backend_programs_find()
+ * finds it, and vuf_backend_process_start() starts it with a connection.
+ *
  * Errors. Functions return 0 for success and a negative code otherwise: -errno
  * (-1 to -4095), or a VUF_E_* code (below -4096). Results are written only on
  * success; descriptor results are set to -1 first. vuf_last_error() has the
