@@ -448,6 +448,36 @@ static void a_process_gets_what_it_is_given(void **state)
     close(err[0]);
 }
 
+/* A daemon may have closed these, and what it opens then gets their numbers. */
+static void a_process_has_what_its_parent_lacks(void **state)
+{
+    struct fixture *f = *state;
+    need_processes();
+    pid_t child = fork();
+    if (child == 0) {
+        struct vuf_backend_exit ended = {.size = sizeof ended, .value = 99};
+        struct vuf_backend_process_options options = {
+            .size = sizeof options,
+            .arguments = (const char *[]){"-c",
+                                          "for n in 0 1 2; do "
+                                          "[ \"$(readlink /proc/$$/fd/$n)\" = /dev/null ] || exit 1; "
+                                          "done; [ -S /proc/$$/fd/3 ]",
+                                          "sh", NULL}};
+        close(STDIN_FILENO);
+        close(STDOUT_FILENO);
+        close(STDERR_FILENO);
+        int rc = vuf_backend_process_start("/bin/sh", &options, &f->process);
+        if (rc == 0) {
+            rc = vuf_backend_process_wait(f->process, PEER_MS, &ended);
+        }
+        vuf_backend_process_free(f->process);
+        _exit(rc == 0 && ended.kind == VUF_BACKEND_EXIT_CODE ? ended.value : 98);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+}
+
 static void a_process_ends_as_it_is_told(void **state)
 {
     struct fixture *f = *state;
@@ -934,6 +964,7 @@ int main(void)
         PLACE_TEST(a_process_serves_a_client),
         PLACE_TEST(a_process_gets_a_socket_that_listens),
         PLACE_TEST(a_process_gets_what_it_is_given),
+        PLACE_TEST(a_process_has_what_its_parent_lacks),
         PLACE_TEST(a_process_ends_as_it_is_told),
         PLACE_TEST(a_process_that_ignores_sigterm_is_killed),
         PLACE_TEST(an_exit_that_somebody_else_took_is_unknown),

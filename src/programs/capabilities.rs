@@ -44,7 +44,9 @@ fn output(program: &Path, deadline: Deadline) -> Result<Vec<u8>> {
         stderr: Output::Null,
         ..ProcessOptions::default()
     };
-    let process = BackendProcess::run(program, &["--print-capabilities".into()], &options, None)?;
+    let process = BackendProcess::run(program, &["--print-capabilities".into()], &options, || {
+        Ok(None)
+    })?;
     drop(theirs);
     fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(failed)?;
     let mut text = Vec::new();

@@ -77,27 +77,31 @@ impl BackendProcess {
     /// Starts a back-end with one end of a connection.
     pub fn start(program: &Path, options: &ProcessOptions<'_>) -> Result<Self> {
         let failed = |errno| Error::os(errno, "cannot make a connection");
-        let (ours, theirs) = match options.passed {
-            Passed::Connected => socket::pair().map_err(failed)?,
+        let sockets = || match options.passed {
+            Passed::Connected => socket::pair().map(Some).map_err(failed),
             Passed::Listening => {
                 let (listener, connection) = socket::listener_with_connection()?;
-                (connection, listener)
+                Ok(Some((connection, listener)))
             }
         };
         let mut arguments = options.arguments.clone();
         if !options.own_arguments {
             arguments.push(format!("--fd={PASSED_FD}").into());
         }
-        Self::run(program, &arguments, options, Some((ours, theirs.as_fd())))
+        Self::run(program, &arguments, options, sockets)
     }
 
-    /// Starts a program, with the socket that is ours and the one that is its, if any.
+    /// Starts a program, with the socket that is ours and the one that is its, if any is
+    /// made.
     pub(super) fn run(
         program: &Path,
         arguments: &[OsString],
         options: &ProcessOptions<'_>,
-        sockets: Option<(OwnedFd, BorrowedFd<'_>)>,
+        sockets: impl FnOnce() -> Result<Option<(OwnedFd, OwnedFd)>>,
     ) -> Result<Self> {
+        // Before anything is opened: it would get their numbers where they are closed.
+        let inherited = (socket::standard_output(), socket::standard_error());
+        let (ours, theirs) = sockets()?.unzip();
         let null = File::options().read(true).write(true).open("/dev/null");
         let null = null.map_err(|error| {
             let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
@@ -120,16 +124,15 @@ impl BackendProcess {
                 .collect::<Result<Vec<_>>>()?,
             None => own_environment(),
         };
-        let (ours, theirs) = sockets.unzip();
         let child = socket::spawn(&Spawn {
             program: &name,
             arguments: &arguments,
             environment: &environment,
             // It is no program that somebody speaks to.
             stdin: null.as_fd(),
-            stdout: output(options.stdout, socket::standard_output()),
-            stderr: output(options.stderr, socket::standard_error()),
-            passed: theirs,
+            stdout: output(options.stdout, inherited.0),
+            stderr: output(options.stderr, inherited.1),
+            passed: theirs.as_ref().map(OwnedFd::as_fd),
             new_group: options.new_group,
         })
         .map_err(|errno| Error::os(errno, format_args!("cannot start {}", program.display())))?;
