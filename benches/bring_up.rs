@@ -33,6 +33,8 @@ use zerocopy::IntoBytes;
 
 const FEATURES: u64 = 1 << 32 | 1 << 30;
 const RING_SIZE: u16 = 64;
+/// Longer than most answers take.
+const SPIN: Duration = Duration::from_micros(100);
 
 fn protocol() -> ProtocolFeatures {
     ProtocolFeatures::MQ | ProtocolFeatures::REPLY_ACK
@@ -135,8 +137,12 @@ fn bare(path: &Path, guest: &Guest, spin: bool) -> Duration {
     timed(|| bare.pipeline(&messages, spin))
 }
 
-fn connected(path: &Path, guest: &Guest) -> BackendClient {
-    let client = BackendClient::connect(path, &Options::default()).unwrap();
+fn connected(path: &Path, guest: &Guest, spin: Duration) -> BackendClient {
+    let options = Options {
+        spin,
+        ..Options::default()
+    };
+    let client = BackendClient::connect(path, &options).unwrap();
     assert_eq!(client.get_features().unwrap() & FEATURES, FEATURES);
     client.get_protocol_features().unwrap();
     client.set_protocol_features(protocol().bits()).unwrap();
@@ -147,7 +153,7 @@ fn connected(path: &Path, guest: &Guest) -> BackendClient {
 }
 
 fn one_by_one(path: &Path, guest: &Guest) -> Duration {
-    let client = connected(path, guest);
+    let client = connected(path, guest, Duration::ZERO);
     timed(|| {
         for (index, wires) in guest.each() {
             client.set_vring_num(index, RING_SIZE.into()).unwrap();
@@ -161,8 +167,8 @@ fn one_by_one(path: &Path, guest: &Guest) -> Duration {
     })
 }
 
-fn submitted(path: &Path, guest: &Guest) -> Duration {
-    let client = connected(path, guest);
+fn submitted(path: &Path, guest: &Guest, spin: Duration) -> Duration {
+    let client = connected(path, guest, spin);
     let state = |index, num| VringState { index, num };
     let mut list = Vec::new();
     for (index, Wires { kick, call, err }) in guest.each() {
@@ -230,7 +236,12 @@ fn compare(kind: Kind, rings: u16, table: &mut Table) {
     let mut contenders = [
         Contender::new("bare, pipelined by sendmmsg", || bare(path, &guest, false)),
         Contender::new("bare, pipelined, spinning", || bare(path, &guest, true)),
-        Contender::new("this library, a list", || submitted(path, &guest)),
+        Contender::new("this library, a list", || {
+            submitted(path, &guest, Duration::ZERO)
+        }),
+        Contender::new("this library, a list, spinning", || {
+            submitted(path, &guest, SPIN)
+        }),
         Contender::new("this library, one by one", || one_by_one(path, &guest)),
         Contender::new("rust-vmm `vhost` 0.18", || rust_vmm(path, &guest)),
     ];

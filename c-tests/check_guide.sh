@@ -10,8 +10,11 @@ TARGET=${CARGO_TARGET_DIR:-target}
 
 back_end=
 program=
-# Short, because the path of a socket holds 107 bytes at most.
-dir=$(mktemp -d /tmp/vuf-guide.XXXXXX) || exit 1
+# The path of a socket holds 107 bytes at most, "$dir/socket" among them: where TMPDIR
+# is too long for that, it is /tmp.
+parent=${TMPDIR:-/tmp}
+[ "$(printf %s "$parent/vuf-guide.XXXXXX/socket" | wc -c)" -le 107 ] || parent=/tmp
+dir=$(mktemp -d "$parent/vuf-guide.XXXXXX") || exit 1
 # Ends the processes that were started here, by their numbers.
 clean_up() {
     code=$?

@@ -351,6 +351,63 @@ bool backend_ended(struct backend *backend, int timeout_ms, int *status)
     }
 }
 
+/* How often this thread has gone to sleep or lost the processor; -1 if it does not
+   sleep now. */
+static long long switches_if_asleep(const char *status)
+{
+    FILE *file = fopen(status, "re");
+    if (file == NULL) {
+        return -1; /* it has ended */
+    }
+    long long sum = -1, count;
+    for (char line[256], state; fgets(line, sizeof line, file) != NULL;) {
+        if (sscanf(line, "State: %c", &state) == 1) {
+            sum = state == 'S' ? 0 : -1;
+        } else if (sum >= 0 && (sscanf(line, "voluntary_ctxt_switches: %lld", &count) == 1 ||
+                                sscanf(line, "nonvoluntary_ctxt_switches: %lld", &count) == 1)) {
+            sum += count;
+        }
+    }
+    fclose(file);
+    return sum;
+}
+
+/* The sum of its threads; -1 if one of them does not sleep. */
+static long long switches_if_all_sleep(pid_t pid)
+{
+    char path[80];
+    snprintf(path, sizeof path, "/proc/%d/task", (int)pid);
+    DIR *threads = opendir(path);
+    if (threads == NULL) {
+        return -1;
+    }
+    long long sum = 0;
+    for (struct dirent *entry; sum >= 0 && (entry = readdir(threads)) != NULL;) {
+        if (entry->d_name[0] != '.') {
+            snprintf(path, sizeof path, "/proc/%d/task/%.20s/status", (int)pid, entry->d_name);
+            long long one = switches_if_asleep(path);
+            sum = one < 0 ? -1 : sum + one;
+        }
+    }
+    closedir(threads);
+    return sum;
+}
+
+bool backend_idle(const struct backend *backend, int timeout_ms)
+{
+    int64_t deadline = now_ms() + timeout_ms;
+    for (long long before = -1;; sleep_ms(1)) {
+        long long now = switches_if_all_sleep(backend->pid);
+        if (now >= 0 && now == before) {
+            return true;
+        }
+        if (now_ms() >= deadline) {
+            return false;
+        }
+        before = now;
+    }
+}
+
 static void end_process(pid_t pid)
 {
     kill(pid, SIGTERM);

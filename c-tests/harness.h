@@ -59,6 +59,10 @@ int backend_start_foreign(struct backend *backend, const char *const extra_args[
 int backend_prepare(struct backend *backend);
 int backend_start_program(struct backend *backend, const char *const args[]);
 
+/* Waits until all threads of the program sleep and nothing has woken one between two
+   looks: it has done all that it was given, and not only answered. */
+bool backend_idle(const struct backend *backend, int timeout_ms);
+
 /* Whether the program ends by itself in time; status is what waitpid() gives. */
 bool backend_ended(struct backend *backend, int timeout_ms, int *status);
 

@@ -84,4 +84,54 @@ void life_check_hangs_up(struct device *device, const struct life *life);
 /* A program that does not answer for a while, and one that does not for too long. */
 void life_check_freezes(struct device *device, const struct life *life);
 
+/* ---- as tests ---- */
+
+/* The checks above as tests of a back-end that has neither RESET_DEVICE nor a status:
+   prepare() gets the state and gives the device; VUF_OUT_OF_ORDER_mode and
+   VUF_RECOVERY_mode are how its rings go on after a kill. */
+#define LIFE_CHECKS(prepare, life, mode)                                                           \
+    static void device_is_stopped_and_resumed(void **state)                                        \
+    {                                                                                              \
+        life_check_stops(prepare(state), &(life));                                                 \
+        life_stop(*state, &(life));                                                                \
+    }                                                                                              \
+    static void device_is_reset(void **state)                                                      \
+    {                                                                                              \
+        life_check_resets(prepare(state), &(life), NO_REQUEST);                                    \
+        life_stop(*state, &(life));                                                                \
+    }                                                                                              \
+    static void device_gets_memory_while_it_runs(void **state)                                     \
+    {                                                                                              \
+        life_check_memory(prepare(state), &(life));                                                \
+        life_stop(*state, &(life));                                                                \
+    }                                                                                              \
+    static void device_waits_for_a_reset_after_a_kill(void **state)                                \
+    {                                                                                              \
+        life_check_kills(prepare(state), &(life), VUF_RECOVERY_NEEDS_RESET);                       \
+        life_stop(*state, &(life));                                                                \
+    }                                                                                              \
+    static void device_goes_on_after_a_kill(void **state)                                          \
+    {                                                                                              \
+        struct life again = (life);                                                                \
+        again.options.out_of_order = VUF_OUT_OF_ORDER_##mode;                                      \
+        life_check_kills(prepare(state), &again, VUF_RECOVERY_##mode);                             \
+        life_stop(*state, &again);                                                                 \
+    }                                                                                              \
+    static void device_connects_to_it_again(void **state)                                          \
+    {                                                                                              \
+        life_check_hangs_up(prepare(state), &(life));                                              \
+        life_stop(*state, &(life));                                                                \
+    }                                                                                              \
+    static void device_waits_for_it_to_answer(void **state)                                        \
+    {                                                                                              \
+        life_check_freezes(prepare(state), &(life));                                               \
+    }
+
+/* All of them for cmocka, each through this macro. */
+#define LIFE_CHECKS_WITH(test)                                                                     \
+    test(device_is_stopped_and_resumed), test(device_is_reset),                                    \
+        test(device_gets_memory_while_it_runs), test(device_waits_for_a_reset_after_a_kill),       \
+        test(device_goes_on_after_a_kill), test(device_connects_to_it_again),                      \
+        test(device_waits_for_it_to_answer)
+
 #endif

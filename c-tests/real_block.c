@@ -327,43 +327,7 @@ static struct device *prepare(void **state)
     return *state;
 }
 
-static void device_is_stopped_and_resumed(void **state)
-{
-    life_check_stops(prepare(state), &life);
-    life_stop(*state, &life);
-}
-
-static void device_is_reset(void **state)
-{
-    life_check_resets(prepare(state), &life, NO_REQUEST);
-    life_stop(*state, &life);
-}
-
-static void device_gets_memory_while_it_runs(void **state)
-{
-    life_check_memory(prepare(state), &life);
-    life_stop(*state, &life);
-}
-
-static void device_waits_for_a_reset_after_a_kill(void **state)
-{
-    life_check_kills(prepare(state), &life, VUF_RECOVERY_NEEDS_RESET);
-    life_stop(*state, &life);
-}
-
-static void device_goes_on_after_a_kill(void **state)
-{
-    struct life again = life;
-    again.options.out_of_order = VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE;
-    life_check_kills(prepare(state), &again, VUF_RECOVERY_RESUME_FROM_AVAILABLE);
-    life_stop(*state, &again);
-}
-
-static void device_connects_to_it_again(void **state)
-{
-    life_check_hangs_up(prepare(state), &life);
-    life_stop(*state, &life);
-}
+LIFE_CHECKS(prepare, life, RESUME_FROM_AVAILABLE)
 
 static void assert_capacity(struct device *device, unsigned size)
 {
@@ -418,23 +382,12 @@ static void device_waits_for_its_turn(void **state)
     work(device, DEVICE_BUFFERS);
 }
 
-static void device_waits_for_it_to_answer(void **state)
-{
-    life_check_freezes(prepare(state), &life);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         DEVICE_TEST(test_resize),
-        DEVICE_TEST(device_is_stopped_and_resumed),
-        DEVICE_TEST(device_is_reset),
-        DEVICE_TEST(device_gets_memory_while_it_runs),
-        DEVICE_TEST(device_waits_for_a_reset_after_a_kill),
-        DEVICE_TEST(device_goes_on_after_a_kill),
-        DEVICE_TEST(device_connects_to_it_again),
+        LIFE_CHECKS_WITH(DEVICE_TEST),
         DEVICE_TEST(device_hears_of_the_disk),
-        DEVICE_TEST(device_waits_for_it_to_answer),
         DEVICE_TEST(device_waits_for_its_turn),
         cmocka_unit_test_setup_teardown(test_postcopy, device_set_up, drop_faults),
     };

@@ -271,43 +271,7 @@ static const struct life life = {
     .options.config_size = sizeof(struct virtio_console_config),
 };
 
-static void device_is_stopped_and_resumed(void **state)
-{
-    life_check_stops(prepare(state), &life);
-    life_stop(*state, &life);
-}
-
-static void device_is_reset(void **state)
-{
-    life_check_resets(prepare(state), &life, NO_REQUEST);
-    life_stop(*state, &life);
-}
-
-static void device_gets_memory_while_it_runs(void **state)
-{
-    life_check_memory(prepare(state), &life);
-    life_stop(*state, &life);
-}
-
-static void device_waits_for_a_reset_after_a_kill(void **state)
-{
-    life_check_kills(prepare(state), &life, VUF_RECOVERY_NEEDS_RESET);
-    life_stop(*state, &life);
-}
-
-static void device_goes_on_after_a_kill(void **state)
-{
-    struct life again = life;
-    again.options.out_of_order = VUF_OUT_OF_ORDER_REPLAY_FROM_USED;
-    life_check_kills(prepare(state), &again, VUF_RECOVERY_REPLAY_FROM_USED);
-    life_stop(*state, &again);
-}
-
-static void device_connects_to_it_again(void **state)
-{
-    life_check_hangs_up(prepare(state), &life);
-    life_stop(*state, &life);
-}
+LIFE_CHECKS(prepare, life, REPLAY_FROM_USED)
 
 static void device_has_its_configuration(void **state)
 {
@@ -321,11 +285,6 @@ static void device_has_its_configuration(void **state)
     assert_int_equal(life_info(device).queue_num, QUEUES);
 }
 
-static void device_waits_for_it_to_answer(void **state)
-{
-    life_check_freezes(prepare(state), &life);
-}
-
 #define LIFE_TEST(name) cmocka_unit_test_setup_teardown(name, device_set_up, close_terminal)
 
 int main(void)
@@ -334,14 +293,8 @@ int main(void)
         DEVICE_TEST(test_config),  DEVICE_TEST(test_control),
         DEVICE_TEST(test_text),    DEVICE_TEST(test_restart),
         DEVICE_TEST(test_a_second_connection),
-        LIFE_TEST(device_is_stopped_and_resumed),
-        LIFE_TEST(device_is_reset),
-        LIFE_TEST(device_gets_memory_while_it_runs),
-        LIFE_TEST(device_waits_for_a_reset_after_a_kill),
-        LIFE_TEST(device_goes_on_after_a_kill),
-        LIFE_TEST(device_connects_to_it_again),
+        LIFE_CHECKS_WITH(LIFE_TEST),
         LIFE_TEST(device_has_its_configuration),
-        LIFE_TEST(device_waits_for_it_to_answer),
     };
     return cmocka_run_group_tests_name("vhost-device-console", tests, NULL, NULL);
 }

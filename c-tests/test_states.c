@@ -524,7 +524,7 @@ static const struct row {
     ROW(resume,                     S,  S,  S,  S,  S,  S,  S,  B,  0,  B,  B,  B,  S,  C),
     ROW(set_call,                   S,  S,  S,  S,  S,  S,  S,  0,  S,  0,  0,  0,  0,  C),
     ROW(get_vring_base,             S,  S,  S,  S,  S,  S,  S,  S,  0,  S,  S,  S,  S,  C),
-    ROW(stop,                      11, 11, 11, 11, 11, 11, 11, 11, 11,  0,  0, 10, 10,  C),
+    ROW(stop,                      11, 11, 11, 11, 11, 11, 11, 11, 11,  0,  0, 11, 10,  C),
     ROW(stop_without_waiting,       0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  C),
     ROW(abandon,                    0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  C),
     ROW(reset,                     11, 11, 11, 11, 11, 11, 11, 11, 11,  1,  1, 11, 11,  C),

@@ -1114,10 +1114,10 @@ struct vuf_client_options {
     uint32_t flags;
     /**
      * How long, in microseconds, a function looks for its answer again and again
-     * before it sleeps: 0, the default, to VUF_MAX_SPIN_US. What answers within
-     * that time is seen several times sooner, as no thread has to be woken; what
-     * does not costs a processor that much more. Only with a processor to spare
-     * for the back-end.
+     * before it sleeps: 0, the default, to VUF_MAX_SPIN_US. vuf_client_submit()
+     * does so for each of its answers. What answers within that time is seen
+     * several times sooner, as no thread has to be woken; what does not costs a
+     * processor that much more. Only with a processor to spare for the back-end.
      */
     uint32_t spin_us;
     /**
@@ -2090,7 +2090,9 @@ struct vuf_quiet {
     uint32_t quiesced;
     /**
      * 1: where each of the stopped rings stood is known, for
-     * VUF_RING_BASE_RESUME and vuf_device_get_vring_base().
+     * VUF_RING_BASE_RESUME and vuf_device_get_vring_base(). Also where there was no
+     * back-end, if the next would have gone on by itself. 0: a back-end was lost
+     * before it told, or may still write, or the ring waits for vuf_device_reset().
      */
     uint32_t bases_valid;
 };

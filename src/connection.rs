@@ -368,10 +368,9 @@ impl Connection {
                 "the back-end did not answer before the deadline",
             ),
         };
-        let error = Error {
-            request,
-            ..Error::new(Kind::TimedOut, text).during(phase)
-        };
+        let error = Error::new(Kind::TimedOut, text)
+            .during(phase)
+            .about(request);
         match (left, self.on_timeout) {
             (Abandoned::CutShort, _) => state.machine.fail_all(&error),
             (Abandoned::Unanswered, OnTimeout::Poison) => state.machine.latch(&error),

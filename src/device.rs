@@ -41,7 +41,7 @@ use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub use event::{Event, EventKind, Recovery};
 pub use group::{MemoryGroup, MemoryState};
@@ -68,6 +68,9 @@ pub struct Device {
     read: Condvar,
     /// Threads that ask the caller where a ring stands that is to be started.
     asking: Mutex<Vec<ThreadMark>>,
+    /// Held by who sets the trace, also while it waits: of two that do, the later one
+    /// is told everywhere.
+    tracing: Mutex<()>,
     /// Threads in [`wait`](Self::wait).
     waiting: Mutex<Vec<Arc<Bell>>>,
     /// Ready when there is something to do on a socket.
@@ -149,7 +152,7 @@ impl Device {
             buffer: None,
             lives: 0,
             recovering: false,
-            reading: false,
+            reading: Vec::new(),
             memory_refused: false,
             unfit: None,
             ghosts: Vec::new(),
@@ -166,6 +169,7 @@ impl Device {
             missed: AtomicBool::new(false),
             read: Condvar::new(),
             asking: Mutex::new(Vec::new()),
+            tracing: Mutex::new(()),
             waiting: Mutex::new(Vec::new()),
             traffic: Pollable::new().map_err(made)?,
             alarm: Alarm::new().map_err(made)?,
@@ -257,8 +261,7 @@ impl Device {
             core.link.begin(Instant::now());
         }
         drop(core);
-        self.alarm.set(Some(Duration::ZERO));
-        self.wake();
+        self.rouse();
     }
 
     /// A connected socket for a device whose sockets the caller supplies. Taken.
@@ -266,8 +269,7 @@ impl Device {
         let mut core = self.lock();
         core.link.supply(fd, None, Instant::now())?;
         drop(core);
-        self.alarm.set(Some(Duration::ZERO));
-        self.wake();
+        self.rouse();
         Ok(())
     }
 
@@ -280,8 +282,7 @@ impl Device {
         core.link
             .supply(fd, Some(Arc::clone(process)), Instant::now())?;
         drop(core);
-        self.alarm.set(Some(Duration::ZERO));
-        self.wake();
+        self.rouse();
         Ok(())
     }
 

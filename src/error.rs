@@ -7,6 +7,7 @@
 use crate::message::Request;
 use nix::errno::Errno;
 use std::borrow::Cow;
+use std::ops::{Deref, DerefMut};
 
 /// The result of everything fallible in this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -85,10 +86,15 @@ pub mod code {
     pub const PANIC: i32 = -4103;
 }
 
-/// A failure: what happened, to which request, and what the back-end said.
+/// A failure: what happened, to which request, and what the back-end said. As big as
+/// a pointer, because every result has room for one.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{}{message}", Prefix(self))]
-pub struct Error {
+#[error("{}{}", Prefix(.0), .0.message)]
+pub struct Error(Box<Details>);
+
+/// What an [`Error`] says: it derefs to this.
+#[derive(Debug, Clone)]
+pub struct Details {
     /// What kind of failure.
     pub kind: Kind,
     /// How far the request had got.
@@ -105,8 +111,22 @@ pub struct Error {
     pub message: Cow<'static, str>,
 }
 
+impl Deref for Error {
+    type Target = Details;
+
+    fn deref(&self) -> &Details {
+        &self.0
+    }
+}
+
+impl DerefMut for Error {
+    fn deref_mut(&mut self) -> &mut Details {
+        &mut self.0
+    }
+}
+
 /// "SET_VRING_ADDR, ring 3: " as far as that is known.
-struct Prefix<'a>(&'a Error);
+struct Prefix<'a>(&'a Details);
 
 impl std::fmt::Display for Prefix<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -123,8 +143,10 @@ impl std::fmt::Display for Prefix<'_> {
 
 impl Error {
     /// A failure without context; the layers add what they know.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn new(kind: Kind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self {
+        Self(Box::new(Details {
             kind,
             phase: Phase::default(),
             request: None,
@@ -132,35 +154,41 @@ impl Error {
             region: None,
             value: None,
             message: message.into(),
-        }
+        }))
     }
 
     /// The caller passed something wrong; the message names the argument.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn invalid(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Kind::Argument(Errno::EINVAL), message)
     }
 
     /// A file descriptor that cannot be one.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn bad_fd(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Kind::Argument(Errno::EBADF), message)
     }
 
     /// The back-end broke the protocol.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn protocol(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Kind::Protocol, message).during(Phase::Reply)
     }
 
     /// The back-end said no, and nothing else.
+    #[cold]
     pub(crate) fn refused() -> Self {
         Self::new(Kind::Nack, "the back-end refused the request").during(Phase::Reply)
     }
 
     /// The back-end said no with a value.
+    #[cold]
     pub(crate) fn nack(value: u64) -> Self {
-        Self {
-            message: format!("the back-end refused the request (value {value:#x})").into(),
-            ..Self::refused().value(value)
-        }
+        let text = format!("the back-end refused the request (value {value:#x})");
+        Self::refused().saying(text).value(value)
     }
 
     /// A system call failed. Errors that mean "the peer is gone" become
@@ -196,6 +224,18 @@ impl Error {
 
     pub(crate) fn region(mut self, index: usize) -> Self {
         self.region = u32::try_from(index).ok();
+        self
+    }
+
+    /// The same about this request, whatever a deeper layer has named.
+    pub(crate) fn about(mut self, request: Option<Request>) -> Self {
+        self.request = request;
+        self
+    }
+
+    /// The same in other words.
+    pub(crate) fn saying(mut self, message: impl Into<Cow<'static, str>>) -> Self {
+        self.message = message.into();
         self
     }
 

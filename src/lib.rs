@@ -26,7 +26,7 @@ pub use device::{
     Base, Device, DeviceInfo, DeviceOptions, Event, EventKind, MemoryGroup, MemoryState,
     OnUnfenced, OutOfOrder, Peer, Policy, Quiet, Recovery, Region, Ring, RingIndices, StopMode,
 };
-pub use error::{Class, Error, Kind, Phase, Result, class_of, code};
+pub use error::{Class, Details, Error, Kind, Phase, Result, class_of, code};
 pub use programs::{
     BackendProcess, BackendProgram, Capabilities, Output, Passed, ProcessOptions, Search,
     find as find_backend_programs,

@@ -18,11 +18,13 @@ use common::{
 };
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread;
 use std::thread::LocalKey;
+use std::time::Duration;
 use vhost_user_frontend::message::{BackendRequest, Barrier, Request, VringState};
-use vhost_user_frontend::{BackendClient, BackendHandler, Op, Timeout};
+use vhost_user_frontend::{BackendClient, BackendHandler, Op, Options, Timeout};
 
 type Counter = Cell<usize>;
 
@@ -31,10 +33,20 @@ thread_local! {
     static SENDS: Counter = const { Cell::new(0) };
     static RECEIVES: Counter = const { Cell::new(0) };
     static POLLS: Counter = const { Cell::new(0) };
+    /// Calls that may have put this thread to sleep.
+    static WAITS: Counter = const { Cell::new(0) };
+    /// The time that this thread is told, while it stands still.
+    static STOPPED: Cell<Option<(i64, i64)>> = const { Cell::new(None) };
 }
 
 fn count(counter: &'static LocalKey<Counter>) {
     counter.set(counter.get() + 1);
+}
+
+fn counted(counter: &'static LocalKey<Counter>, call: impl FnOnce()) -> usize {
+    let before = counter.get();
+    call();
+    counter.get() - before
 }
 
 /// Costs of this thread so far.
@@ -88,8 +100,12 @@ static ALLOCATOR: Counting = Counting;
 /// Functions of the C library, as this program's own: the linker takes them for
 /// every call in it. Each counts, and makes the system call.
 mod system_calls {
-    use super::{POLLS, RECEIVES, SENDS, count};
-    use libc::{c_int, c_long, c_uint, mmsghdr, msghdr, nfds_t, pollfd, ssize_t, timespec};
+    use super::{POLLS, RECEIVES, SENDS, STOPPED, WAITS, count};
+    use libc::{
+        c_int, c_long, c_uint, c_void, clockid_t, mmsghdr, msghdr, nfds_t, pollfd, ssize_t,
+        timespec,
+    };
+    use std::sync::atomic::{AtomicPtr, Ordering};
 
     fn length(result: c_long) -> ssize_t {
         ssize_t::try_from(result).unwrap()
@@ -118,6 +134,9 @@ mod system_calls {
     #[unsafe(no_mangle)]
     unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
         count(&RECEIVES);
+        if flags & libc::MSG_DONTWAIT == 0 {
+            count(&WAITS);
+        }
         // SAFETY: the caller's promise is passed on.
         length(unsafe { libc::syscall(libc::SYS_recvmsg, fd, message, flags) })
     }
@@ -125,6 +144,9 @@ mod system_calls {
     #[unsafe(no_mangle)]
     unsafe extern "C" fn poll(fds: *mut pollfd, number: nfds_t, milliseconds: c_int) -> c_int {
         count(&POLLS);
+        if milliseconds != 0 {
+            count(&WAITS);
+        }
         let timeout = timespec {
             tv_sec: (milliseconds / 1000).into(),
             tv_nsec: (milliseconds % 1000 * 1_000_000).into(),
@@ -138,6 +160,44 @@ mod system_calls {
         // SAFETY: the caller's promise is passed on; `timeout` outlives the call.
         unsafe { libc::ppoll(fds, number, timeout, std::ptr::null()) }
     }
+
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn clock_gettime(clock: clockid_t, time: *mut timespec) -> c_int {
+        static REAL: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
+        let mut real = REAL.load(Ordering::Relaxed);
+        if real.is_null() {
+            // Of the C library, which makes no system call.
+            // SAFETY: the name ends with a zero.
+            real = unsafe { libc::dlsym(libc::RTLD_NEXT, c"clock_gettime".as_ptr()) };
+            assert!(!real.is_null());
+            REAL.store(real, Ordering::Relaxed);
+        }
+        // SAFETY: it is a function of this type.
+        let real: unsafe extern "C" fn(clockid_t, *mut timespec) -> c_int =
+            unsafe { std::mem::transmute(real) };
+        // SAFETY: the caller's promise is passed on.
+        let result = unsafe { real(clock, time) };
+        if let Some((tv_sec, tv_nsec)) = STOPPED.get() {
+            // SAFETY: the caller has room for one.
+            unsafe { time.write(timespec { tv_sec, tv_nsec }) };
+        }
+        result
+    }
+}
+
+/// Makes a call for which no time passes: what is looked for until some time has
+/// passed is then looked for until it is there.
+fn while_time_stands_still(call: impl FnOnce()) {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` outlives the call.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    assert_eq!(result, 0);
+    STOPPED.set(Some((now.tv_sec, now.tv_nsec)));
+    call();
+    STOPPED.set(None);
 }
 
 /// Makes the call of a case on this thread, answered on another.
@@ -320,6 +380,71 @@ fn a_list_is_one_send_for_as_much_as_the_window_takes() {
             "{number} requests, REPLY_ACK {reply_ack}"
         );
     }
+}
+
+/// Whoever spins sleeps in no wait, also where answers come in pieces, each of which
+/// is sent when all before it has been taken.
+#[test]
+fn who_spins_never_sleeps_while_the_time_for_it_lasts() {
+    let _leak = no_fd_leak();
+    for spins in [true, false] {
+        let options = Options {
+            spin: Duration::from_millis(u64::from(spins)),
+            ..patient()
+        };
+        let list: Vec<_> = (0..160)
+            .map(|index| Op::SetVringNum(VringState { index, num: 8 }))
+            .collect();
+        let (client, peer) = adopted(FEATURES, protocol(true), options);
+        let mut waits = [0; 2];
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                answer_in_pieces(&peer, Request::GetFeatures, FEATURES);
+                for _ in &list {
+                    answer_in_pieces(&peer, Request::SetVringNum, 0);
+                }
+            });
+            while_time_stands_still(|| {
+                waits = [
+                    counted(&WAITS, || {
+                        assert_eq!(client.get_features().unwrap(), FEATURES)
+                    }),
+                    counted(&WAITS, || {
+                        let submitted = client.submit(&list, Timeout::Default);
+                        assert_eq!(submitted.applied, list.len());
+                    }),
+                ];
+            });
+        });
+        match spins {
+            true => assert_eq!(waits, [0, 0]),
+            // Each piece, at least.
+            false => assert!(waits[0] >= 1 && waits[1] >= list.len(), "{waits:?}"),
+        }
+    }
+}
+
+/// Answers as libvhost-user does, header and payload apart, the latter when the
+/// former has been read.
+fn answer_in_pieces(peer: &Peer, request: Request, value: u64) {
+    peer.expect(request);
+    let answer = common::message(request.id(), common::REPLY, &value.to_ne_bytes());
+    let (header, payload) = answer.split_at(12);
+    for piece in [header, payload] {
+        peer.send(piece, &[]);
+        while untaken(peer) > 0 {
+            thread::yield_now();
+        }
+    }
+}
+
+/// How much memory is taken by what was sent and not received.
+fn untaken(peer: &Peer) -> libc::c_int {
+    let mut bytes = 0;
+    // SAFETY: it writes one int to its argument, which outlives the call.
+    let result = unsafe { libc::ioctl(peer.0.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    assert_eq!(result, 0);
+    bytes
 }
 
 /// Takes as many requests as are unanswered at most, answers the older half of them

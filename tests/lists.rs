@@ -498,3 +498,14 @@ fn an_abort_ends_a_list() {
         (Some(10), Kind::Canceled)
     );
 }
+
+#[test]
+fn an_empty_list_says_that_the_connection_has_ended() {
+    let _leak = no_fd_leak();
+    for acks in [true, false] {
+        let (client, _peer) = ready(acks, patient());
+        client.abort();
+        let failure = client.submit(&[], Timeout::Default).failure.unwrap();
+        assert_eq!((failure.index, failure.error.kind), (None, Kind::Canceled));
+    }
+}

@@ -3,6 +3,8 @@
 //! which is what the caller promises.
 
 mod devices;
+mod dirty_log;
+mod list;
 
 use super::input::Input;
 use super::peer::Manners;
@@ -121,13 +123,15 @@ impl Drop for Block {
 struct About {
     request: Option<Request>,
     ring: Option<u32>,
+    /// Which request of a list failed is known after the call; who made it looks.
+    any: bool,
 }
 
 impl From<Request> for About {
     fn from(request: Request) -> Self {
         Self {
             request: Some(request),
-            ring: None,
+            ..Self::default()
         }
     }
 }
@@ -171,6 +175,15 @@ fn text<'a>(pointer: *const std::os::raw::c_char) -> &'a str {
     // SAFETY: the library promises a text; it is used before the next failure.
     let text = unsafe { CStr::from_ptr(pointer) };
     text.to_str().unwrap()
+}
+
+fn last_error() -> vuf_error_info {
+    let info = Block::new(size_of::<vuf_error_info>(), Place::Good);
+    // SAFETY: there is room for the size.
+    unsafe { info.at::<usize>().write(size_of::<vuf_error_info>()) };
+    // SAFETY: there is room for as many bytes as it says.
+    assert_eq!(unsafe { vuf_last_error_info(info.at()) }, 0);
+    info.read()
 }
 
 impl Calls<'_> {
@@ -396,12 +409,7 @@ impl Calls<'_> {
         let short = text(vuf_strerror(rc));
         assert!(!short.is_empty() && short != "unknown code", "{rc}");
 
-        let info = Block::new(size_of::<vuf_error_info>(), Place::Good);
-        // SAFETY: there is room for the size.
-        unsafe { info.at::<usize>().write(size_of::<vuf_error_info>()) };
-        // SAFETY: there is room for as many bytes as it says.
-        assert_eq!(unsafe { vuf_last_error_info(info.at()) }, 0);
-        let info: vuf_error_info = info.read();
+        let info = last_error();
         assert_eq!(info.size, size_of::<vuf_error_info>());
         assert_eq!(info.code, rc, "{said}");
         assert_eq!(info.errno_value, if rc > -4096 { -rc } else { 0 });
@@ -410,7 +418,7 @@ impl Calls<'_> {
         assert!(info.phase <= VUF_PHASE_BARRIER);
         assert!(info.has_value <= 1 && (info.has_value == 1 || info.value == 0));
         let request = about.request.map_or(0, Request::id);
-        if info.request != 0 {
+        if info.request != 0 && !about.any {
             assert_eq!(info.request, request, "{said}");
             let ring = about.ring.map_or(-1, |ring| ring.try_into().unwrap_or(-1));
             assert_eq!(info.ring, ring, "{said}");
@@ -427,6 +435,7 @@ impl Calls<'_> {
         let about = About {
             request: Some(request),
             ring: Some(index),
+            any: false,
         };
         self.call(about, |client| call(client, index))
     }
@@ -909,6 +918,8 @@ impl Calls<'_> {
             }
             39 => assert_eq!(vuf_version(), 0x100),
             40 | 41 => self.device_step(),
+            42 => self.submit(),
+            43 => self.sync_dirty_log(),
             44 => {
                 let mac = self.long();
                 // SAFETY: as above.

@@ -225,6 +225,13 @@ impl BackendClient {
                 return submitted;
             }
         }
+        if list.number == 0 {
+            // Nothing to send; the connection may have ended all the same.
+            if let Err(error) = self.connection.begin_all(&[], |_| ()) {
+                submitted.fail(None, error);
+            }
+            return submitted;
+        }
         let whole = match timeout {
             Timeout::Default => None,
             given => Some(Deadline::after(given.or(None))),

@@ -57,7 +57,8 @@ pub struct Options {
     /// What a passed deadline does to the connection.
     pub on_timeout: OnTimeout,
     /// How long a call looks for its answer again and again before it sleeps; up to
-    /// [`MAX_SPIN`], and not at all by default.
+    /// [`MAX_SPIN`], and not at all by default. A list
+    /// ([`submit`](super::BackendClient::submit)) does so for each of its answers.
     pub spin: Duration,
     /// How many rings the device has; 0 for as many as the protocol allows.
     pub max_rings: u32,

@@ -89,10 +89,7 @@ impl Connection {
             result.and(Err(error))
         };
         drop(self.emit(state));
-        result.map_err(|error| Error {
-            request: Some(out.request),
-            ..error
-        })
+        result.map_err(|error| error.about(Some(out.request)))
     }
 
     /// What became of a request that went out, when its barrier failed.
@@ -163,8 +160,7 @@ impl Connection {
                 // Nobody waits anew for what others have to hear first.
                 state = self.sleep(state, deadline.remaining());
             } else if read && !write && spins {
-                spins = false;
-                state = self.spin(state, deadline);
+                (state, spins) = self.spin(state, deadline);
             } else if read && !write && quick && state.channel.is_none() && self.may_block(deadline)
             {
                 quick = false;
@@ -218,14 +214,15 @@ impl Connection {
     }
 
     /// Looks again and again, for a while, whether something has come: an answer that
-    /// comes soon is there sooner than a thread that sleeps could be woken.
+    /// comes soon is there sooner than a thread that sleeps could be woken. Whether
+    /// something did: an answer may come in pieces, and others before it.
     fn spin<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
         deadline: Deadline,
-    ) -> MutexGuard<'a, State> {
+    ) -> (MutexGuard<'a, State>, bool) {
         let Some(mut inbox) = state.machine.lend_inbox() else {
-            return state;
+            return (state, false);
         };
         state.reading = true;
         drop(state);
@@ -240,7 +237,7 @@ impl Connection {
         state.reading = false;
         state.machine.received(inbox, filled);
         self.wake(&mut state);
-        state
+        (state, filled == Ok(Filled::Bytes))
     }
 
     /// The quick path: one system call waits and reads. The inbox leaves the

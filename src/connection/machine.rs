@@ -669,10 +669,7 @@ impl Machine {
             let done = slot.done();
             slot.queued = false;
             if !done {
-                slot.failed = Some(Error {
-                    request: Some(slot.request),
-                    ..cause.clone()
-                });
+                slot.failed = Some(cause.clone().about(Some(slot.request)));
             }
             if slot.failed.is_some() {
                 slot.fd = None;

@@ -44,15 +44,8 @@ impl Pending {
     fn behind(&self, error: Error) -> Error {
         match (self.first, error.phase) {
             (None, _) => error,
-            (Some(_), phase) => Error {
-                request: None,
-                phase: if phase == Phase::Reply {
-                    Phase::Barrier
-                } else {
-                    phase
-                },
-                ..error
-            },
+            (Some(_), Phase::Reply) => error.about(None).during(Phase::Barrier),
+            (Some(_), _) => error.about(None),
         }
     }
 }

@@ -5,15 +5,18 @@
 mod requests;
 mod transport;
 
+pub(super) use requests::{Placed, Unplaced};
+
 use super::config::{Config, Write};
 use super::event::{Event, EventKind, Events, Recovery};
 use super::fence::Fence;
 use super::link::{Link, Process};
+use super::memory::{self, MemoryList};
 use super::plan::{Actual, InflightKey, Step, Wanted};
 use super::ring::{Kept, Origin};
-use super::{DeviceOptions, MemoryState, memory};
+use super::{DeviceOptions, MemoryState};
 use crate::backend_client::{BackendClient, BackendHandler, Begun, FD_WINDOW, WINDOW};
-use crate::connection::TraceSink;
+use crate::connection::{ThreadMark, TraceSink};
 use crate::error::Error;
 use crate::message::{Inflight, SHMEM_REGIONS};
 use crate::socket::{Pollable, Watch};
@@ -106,6 +109,9 @@ pub(super) enum Stood {
     #[default]
     Nowhere,
     At(u32),
+    /// Its back-end was lost: from there the next would have gone on, with the rest in
+    /// the in-flight buffer.
+    Buffered(u32),
     /// It is being stopped, or was lost while it ran.
     Unknown,
 }
@@ -138,8 +144,8 @@ pub(super) struct Core {
     /// What is offered, as the back-end told last.
     pub(super) offered: Option<u64>,
     pub(super) recovering: bool,
-    /// Functions of the caller's read where rings stand.
-    pub(super) reading: bool,
+    /// Threads in functions of the caller's that read where rings stand.
+    pub(super) reading: Vec<ThreadMark>,
     /// A back-end refused the memory that is wanted.
     pub(super) memory_refused: bool,
     /// What this back-end lacks: another connection will hardly help.
@@ -198,23 +204,37 @@ impl Core {
         self.unseen = true;
     }
 
-    /// A ring is no longer wanted.
-    pub(super) fn unwant(&mut self, index: usize) {
+    /// This memory, which was checked, is wanted from now on.
+    pub(super) fn share(&mut self, memory: MemoryList) {
+        self.wanted.memory = memory;
+        self.memory_refused = false;
+        self.moved();
+    }
+
+    /// A ring is no longer wanted. `lost_at`: where it stands, if its back-end was lost
+    /// and that is known.
+    pub(super) fn unwant(&mut self, index: usize, lost_at: Option<u32>) {
         let kept = self.kept.get_mut(index).and_then(Option::take);
-        if let Some(want) = self.wanted.rings.get_mut(index) {
-            *want = None;
-        }
+        let wanted = self.wanted.rings.get_mut(index).and_then(Option::take);
         let ran = self.live().is_some_and(|live| {
             let ring = live.actual.rings.get(index);
-            ring.is_some_and(|ring| ring.kick)
+            // What runs may still be the start before this one.
+            ring.is_some_and(|ring| ring.kick && ring.start == wanted.map(|it| it.start))
         });
-        if let (Some(kept), Some(stood)) = (kept, self.stood.get_mut(index)) {
-            *stood = match kept.origin {
-                // It never got to run.
-                Origin::At(base) if !ran => Stood::At(base),
-                _ => Stood::Unknown,
-            };
-        }
+        let (Some(kept), Some(stood)) = (kept, self.stood.get_mut(index)) else {
+            return;
+        };
+        let base = match kept.origin {
+            // It never got to run, or not again.
+            Origin::At(base) if !ran => Some(base),
+            Origin::Used | Origin::Available => lost_at,
+            _ => None,
+        };
+        *stood = match base {
+            Some(base) if kept.buffered => Stood::Buffered(base),
+            Some(base) => Stood::At(base),
+            None => Stood::Unknown,
+        };
     }
 
     /// How far the back-end has got with the memory that is wanted.
@@ -249,9 +269,13 @@ impl Core {
     /// Rings begin anew: what others were at that were lost, and are not to run any
     /// more, is in the in-flight buffer still, and nothing of these.
     pub(super) fn drop_stale_buffer(&mut self) {
-        let lost = self.stood.contains(&Stood::Unknown);
-        if lost && self.kept.iter().all(Option::is_none) {
+        let lost = |stood: &Stood| matches!(stood, Stood::Unknown | Stood::Buffered(_));
+        if self.stood.iter().any(lost) && self.kept.iter().all(Option::is_none) {
             self.buffer = None;
+            // Without the rest they cannot go on.
+            for stood in self.stood.iter_mut().filter(|stood| lost(stood)) {
+                *stood = Stood::Unknown;
+            }
             if let Mode::Up(live) = &mut self.mode {
                 live.actual.drop_buffer();
             }
@@ -264,7 +288,8 @@ impl Core {
         let Some(buffer) = &self.buffer else {
             return true;
         };
-        let depends = self.kept.iter().any(Option::is_some);
+        let mut resumed = starts.iter().map(|(_, kept)| kept);
+        let depends = self.kept.iter().any(Option::is_some) || resumed.any(|kept| kept.buffered);
         !depends
             || starts.iter().all(|(index, kept)| {
                 usize::from(buffer.key.num_queues) > *index

@@ -1,8 +1,8 @@
 //! Making a device as it is wanted: from an event loop, or waiting for it.
 
-use super::core::{Core, Mode, readable};
+use super::core::{Core, Mode, Placed, Unplaced, readable};
 use super::event::Event;
-use super::ring::{Origin, RingIndices};
+use super::ring::Origin;
 use super::{Device, held, made};
 use crate::backend_client::Timeout;
 use crate::connection::ThreadMark;
@@ -29,13 +29,17 @@ impl Drop for Driving<'_> {
     }
 }
 
-/// Functions of the caller's read where rings stand; no longer, whatever happens to
-/// them.
-struct Reading<'a>(&'a Device);
+/// Functions of the caller's read on this thread where rings stand; no longer,
+/// whatever happens to them.
+struct Reading<'a>(&'a Device, ThreadMark);
 
 impl Drop for Reading<'_> {
     fn drop(&mut self) {
-        self.0.lock().reading = false;
+        let mut core = self.0.lock();
+        if let Some(at) = core.reading.iter().position(|mark| *mark == self.1) {
+            core.reading.swap_remove(at);
+        }
+        drop(core);
         self.0.read.notify_all();
     }
 }
@@ -168,6 +172,7 @@ impl Device {
         let client = self.lock().live().map(|live| Arc::clone(&live.client));
         let inside = self.drives_here()
             || self.askers().contains(&here)
+            || self.lock().reading.contains(&here)
             || client.is_some_and(|client| client.called_back_here());
         match inside {
             true => Err(called_back()),
@@ -182,18 +187,7 @@ impl Device {
         core.transport(&self.traffic, Instant::now());
         if core.live().is_some_and(|live| !live.placed) {
             let unplaced = core.unplaced();
-            core.reading = true;
-            drop(core);
-            let reading = Reading(self);
-            let read = |(index, origin, indices): (usize, Origin, Arc<dyn RingIndices>)| {
-                let place = match origin {
-                    Origin::Available => indices.available(),
-                    _ => indices.used(),
-                };
-                (index, origin, place)
-            };
-            let places: Vec<_> = unplaced.into_iter().map(read).collect();
-            drop(reading);
+            let places = self.read_places(core, unplaced);
             core = self.lock();
             core.place(&places);
         }
@@ -231,11 +225,32 @@ impl Device {
         }
     }
 
+    /// Has the caller's functions read where rings stand, without the lock.
+    pub(super) fn read_places(
+        &self,
+        mut core: MutexGuard<'_, Core>,
+        unplaced: Vec<Unplaced>,
+    ) -> Vec<Placed> {
+        let here = ThreadMark::here();
+        core.reading.push(here);
+        drop(core);
+        let _reading = Reading(self, here);
+        let read = |(index, origin, indices): Unplaced| {
+            let place = match origin {
+                Origin::Available => indices.available(),
+                _ => indices.used(),
+            };
+            (index, origin, place)
+        };
+        unplaced.into_iter().map(read).collect()
+    }
+
     /// Waits until no function of the caller's reads where a ring stands: then
     /// memory of rings that are stopped may go.
     pub(super) fn unread<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
+        let here = ThreadMark::here();
         // It may be such a function that stops a ring.
-        while core.reading && !self.drives_here() {
+        while core.reading.iter().any(|mark| *mark != here) {
             core = self.read.wait(core).unwrap_or_else(PoisonError::into_inner);
         }
         core
@@ -269,6 +284,11 @@ impl Device {
     pub(super) fn moved(&self, mut core: MutexGuard<'_, Core>) {
         core.moved();
         drop(core);
+        self.rouse();
+    }
+
+    /// Whoever drives the device looks at it again.
+    pub(super) fn rouse(&self) {
         self.alarm.set(Some(Duration::ZERO));
         self.wake();
     }

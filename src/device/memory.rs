@@ -51,9 +51,9 @@ impl GuestRegion {
             let fd = socket::keep(fd, "fd")?;
             Ok((check_file(&fd, size, offset)?, fd))
         };
-        let (file, fd) = checked().map_err(|error: Error| Error {
-            message: format!("region at guest_addr {guest_addr:#x}: {}", error.message).into(),
-            ..error
+        let (file, fd) = checked().map_err(|error: Error| {
+            let text = format!("region at guest_addr {guest_addr:#x}: {}", error.message);
+            error.saying(text)
         })?;
         Ok(Self {
             guest_addr,

@@ -1,6 +1,6 @@
 //! Rings: started, stopped, reset.
 
-use super::core::{Core, Mode, Stood};
+use super::core::{Core, Mode, Placed, Stood};
 use super::plan::{Drain, RingWanted};
 use super::ring::{self, Base, CanTell, Kept, Origin, Ring};
 use super::{Device, busy, held};
@@ -10,8 +10,8 @@ use crate::error::{Error, Kind, Result};
 use crate::message::virtio;
 use crate::socket;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
 /// How rings are stopped.
@@ -142,14 +142,15 @@ impl Device {
             Base::Resume => Origin::Stopped,
         };
         let stops = core.live().and_then(|live| live.actual.rings.get(index));
-        let origin = match (origin, core.stood.get(index)) {
-            (Origin::Stopped, Some(Stood::At(base))) => Origin::At(*base),
-            (Origin::Stopped, _) if stops.is_some_and(|ring| ring.kick) => Origin::Stopped,
+        let (origin, buffered) = match (origin, core.stood.get(index)) {
+            (Origin::Stopped, Some(Stood::At(base))) => (Origin::At(*base), false),
+            (Origin::Stopped, Some(Stood::Buffered(base))) => (Origin::At(*base), true),
+            (Origin::Stopped, _) if stops.is_some_and(|ring| ring.kick) => (Origin::Stopped, false),
             (Origin::Stopped, _) => {
                 let text = "where the ring was stopped is not known";
                 return Err(Error::new(Kind::State, text));
             }
-            (origin, _) => origin,
+            (origin, _) => (origin, false),
         };
         let keep = |fd: BorrowedFd<'_>| socket::keep(fd, "a descriptor of the ring").map(Arc::new);
         Ok(Kept {
@@ -161,7 +162,7 @@ impl Device {
             err: ring.err.map(keep).transpose()?,
             indices: ring.indices.clone(),
             can_tell,
-            buffered: false,
+            buffered,
         })
     }
 
@@ -190,19 +191,41 @@ impl Device {
         Ok(())
     }
 
+    /// Where rings stand that were lost, and are not to go on: read now, as they cannot
+    /// be any more once they are stopped. The lock, and what was read.
+    fn left_behind(&self, named: impl Fn(usize) -> bool) -> (MutexGuard<'_, Core>, Vec<Placed>) {
+        let mut core = self.unread(self.lock());
+        loop {
+            let mut left = core.left_behind();
+            left.retain(|(index, ..)| named(*index));
+            if left.is_empty() {
+                return (core, Vec::new());
+            }
+            let lives = core.lives;
+            let places = self.read_places(core, left);
+            core = self.unread(self.lock());
+            // Another back-end may have moved them.
+            if core.lives == lives {
+                return (core, places);
+            }
+        }
+    }
+
     /// Stops rings; `None` for all. Never fails: what is left is in the result, and
     /// later in [`quiet`](Self::quiet).
     pub fn stop(&self, rings: Option<&[u32]>, mode: StopMode) -> Quiet {
-        let mut core = self.unread(self.lock());
+        let named = |index: usize| {
+            let number = u32::try_from(index).unwrap_or(u32::MAX);
+            rings.is_none_or(|rings| rings.contains(&number))
+        };
+        let (mut core, places) = self.left_behind(named);
         core.wanted.drain = match mode {
             StopMode::SkipDrain => Drain::Skip,
             StopMode::Drain | StopMode::Abandon => Drain::Finish,
         };
-        for index in 0..core.kept.len() {
-            let number = u32::try_from(index).unwrap_or(u32::MAX);
-            if rings.is_none_or(|rings| rings.contains(&number)) {
-                core.unwant(index);
-            }
+        for index in (0..core.kept.len()).filter(|index| named(*index)) {
+            let lost_at = core.base_of(index, &places);
+            core.unwant(index, lost_at);
         }
         if mode == StopMode::Abandon {
             let error = Error::new(Kind::Canceled, "the caller abandoned the connection");
@@ -252,7 +275,7 @@ impl Device {
         let core = self.lock();
         let at = usize::try_from(index).unwrap_or(usize::MAX);
         match (core.stood.get(at), core.kept.get(at)) {
-            (Some(Stood::At(base)), Some(None)) => Ok(*base),
+            (Some(Stood::At(base) | Stood::Buffered(base)), Some(None)) => Ok(*base),
             _ => {
                 let text = "where the ring was stopped is not known";
                 Err(Error::new(Kind::State, text).ring(index))

@@ -16,14 +16,29 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 /// Largest struct with a size that makes sense to look at.
 const MAX_STRUCT_SIZE: usize = 1 << 16;
 
+#[cold]
+#[inline(never)]
 fn null(name: &str) -> Error {
     Error::invalid(format!("{name} is NULL"))
+}
+
+/// Not once more for each type.
+#[cold]
+#[inline(never)]
+fn not_aligned(name: &str) -> Error {
+    Error::invalid(format!("{name} is not aligned"))
+}
+
+#[cold]
+#[inline(never)]
+fn too_long(name: &str) -> Error {
+    Error::invalid(format!("{name} is longer than memory"))
 }
 
 fn aligned<T>(pointer: *const T, name: &str) -> Result<()> {
     match pointer.is_aligned() {
         true => Ok(()),
-        false => Err(Error::invalid(format!("{name} is not aligned"))),
+        false => Err(not_aligned(name)),
     }
 }
 
@@ -37,7 +52,7 @@ fn length<T>(pointer: *const T, n: usize, name: &str) -> Result<usize> {
     aligned(pointer, name)?;
     match n.checked_mul(size_of::<T>()) {
         Some(bytes) if isize::try_from(bytes).is_ok() => Ok(n),
-        _ => Err(Error::invalid(format!("{name} is longer than memory"))),
+        _ => Err(too_long(name)),
     }
 }
 

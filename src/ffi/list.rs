@@ -243,10 +243,9 @@ pub unsafe extern "C" fn vuf_client_submit(
         // SAFETY: any numbers will do, and pointers are the caller's promise.
         let ops = unsafe { c.array_pointers(ops, n, "ops") }?;
         let make = |index: usize| match ops.get(index) {
-            Some(given) => op(c, given).map_err(|error| Error {
-                request: Request::from_id(given.request),
-                ..error
-            }),
+            Some(given) => {
+                op(c, given).map_err(|error| error.about(Request::from_id(given.request)))
+            }
             None => Err(Error::invalid("ops has become shorter")),
         };
         let list = List {

@@ -230,10 +230,10 @@ pub struct vuf_client_options {
     /// VUF_CLIENT_ADOPT, VUF_CLIENT_WAIT_FOR_SOCKET, both or zero.
     pub flags: u32,
     /// How long, in microseconds, a function looks for its answer again and again
-    /// before it sleeps: 0, the default, to VUF_MAX_SPIN_US. What answers within
-    /// that time is seen several times sooner, as no thread has to be woken; what
-    /// does not costs a processor that much more. Only with a processor to spare
-    /// for the back-end.
+    /// before it sleeps: 0, the default, to VUF_MAX_SPIN_US. vuf_client_submit()
+    /// does so for each of its answers. What answers within that time is seen
+    /// several times sooner, as no thread has to be woken; what does not costs a
+    /// processor that much more. Only with a processor to spare for the back-end.
     pub spin_us: u32,
     /// With VUF_CLIENT_ADOPT: the virtio features that were acknowledged on
     /// this connection by the process that it was inherited from. SET_OWNER

@@ -212,7 +212,7 @@ pub const REPLY: u32 = 0x5;
 
 /// The back-end's end of the connection.
 #[derive(Debug)]
-pub struct Peer(UnixStream);
+pub struct Peer(pub UnixStream);
 
 /// A message as the back-end got it.
 #[derive(Debug)]

@@ -333,6 +333,13 @@ impl Stepper {
         }
     }
 
+    /// Sends what it was not asked for.
+    pub fn babble(&self) {
+        let header = [Request::GetFeatures.id(), 0x5, 0].map(u32::to_ne_bytes);
+        let socket = self.socket.as_ref().unwrap();
+        send(socket.as_raw_fd(), &header.concat(), MsgFlags::MSG_NOSIGNAL).unwrap();
+    }
+
     /// Says on the back-end's channel that the configuration space has changed.
     pub fn config_changed(&self) {
         let channel = self.told.channel.as_ref().unwrap();

@@ -286,6 +286,9 @@ fn c_api(write: &dyn Fn(&str, &[Vec<u8>])) {
         "all-on-null",
         &[begin(WITHOUT_CLIENT), several(&mut all.clone())],
     );
+    c_lists(&|name, parts| {
+        write(name, &[&[begin(HELPFUL), CLIENT.to_vec()], parts].concat());
+    });
     let postcopy = [
         c_call(Request::PostcopyAdvise),
         c_call(Request::PostcopyListen),
@@ -303,7 +306,7 @@ fn c_api(write: &dyn Fn(&str, &[Vec<u8>])) {
         &[
             begin(HELPFUL),
             fresh.to_vec(),
-            vec![43],
+            vec![63],
             several(&mut all.clone().skip(4)),
         ],
     );
@@ -324,6 +327,71 @@ fn c_api(write: &dyn Fn(&str, &[Vec<u8>])) {
                 35, 0, 0, 35, 0, 200, 60, 36, 5, 37, 3, 38, 0xea, 0xff, 0xff, 0xff, 39,
             ],
         ],
+    );
+}
+
+/// Lists of requests, and dirty logs.
+fn c_lists(write: &dyn Fn(&str, &[Vec<u8>])) {
+    // Which request and ring; nothing odd; its fields.
+    let num = [0x10, 0, 0x48];
+    let addr = [0x11, 0, 0, 0x21, 0x22, 0x23, 0x24, 0];
+    let kick = [0x13, 0, 0];
+    let call = [0x14, 0, 0];
+    let enable = [0x16, 1];
+    let inflight = [9, 0, 12, 0, 0];
+    let log = [10, 0, 0];
+    let status = [11, 0, 15];
+    let mtu = [12, 0, 0x48];
+    let rarp = [13, 0, 7];
+    // The list is good, and there is a result.
+    let rest = [0, 0, 0, 0, 0, 0];
+    let one_ring = [&num[..], &addr, &kick, &call, &enable].concat();
+    let others = [&inflight[..], &log, &status, &mtu, &rarp].concat();
+    write("submit", &[[&[42, 5], &one_ring[..], &rest].concat()]);
+    write("submit-others", &[[&[42, 5], &others[..], &rest].concat()]);
+    write(
+        "submit-many",
+        &[[&[42, 0xf5], &one_ring[..], &rest].concat()],
+    );
+    write("submit-nothing", &[[&[42, 0], &rest[..]].concat()]);
+    write(
+        "submit-nothing-aborted",
+        &[[&[4, 42, 0], &rest[..]].concat()],
+    );
+    write("submit-null", &[vec![42, 0, 15, 3, 0, 0, 15, 0, 0, 0]]);
+    write(
+        "submit-get",
+        &[[&[42, 2], &num[..], &[14, 0, 0], &rest].concat()],
+    );
+    for odd in 240..=248 {
+        let wrong = [&[0x10, odd, 0x48, 3, 5, 0, 0, 0][..], &kick].concat();
+        let name = format!("submit-odd-{odd}");
+        write(&name, &[[&[42, 2], &wrong[..], &rest].concat()]);
+    }
+
+    let whole = [0, 0, 0, 14];
+    write(
+        "dirty-log",
+        &[[&[43, 0, 0, 2, 1, 2, 5, 0, 1, 9, 0, 0x80, 0], &whole[..]].concat()],
+    );
+    write(
+        "dirty-log-dense",
+        &[[&[43, 0, 0, 8, 0, 0, 0], &whole[..]].concat()],
+    );
+    write(
+        "dirty-log-odd",
+        &[vec![
+            43, 3, 77, 0, 0, 1, 9, 0, 0x55, 0, 0, 5, 0, 0, 90, 1, 0, 0,
+        ]],
+    );
+    write(
+        "dirty-log-beyond",
+        &[vec![43, 0, 64, 0, 0, 0, 0, 0, 1, 0, 14, 0, 0]],
+    );
+    write("dirty-log-of-nothing", &[vec![43, 0, 0, 0, 0, 0, 15, 0]]);
+    write(
+        "dirty-log-huge",
+        &[vec![43, 0, 64, 0, 0, 0, 0, 15, 0x80, 15, 0x80, 0]],
     );
 }
 

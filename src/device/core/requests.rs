@@ -15,10 +15,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+/// A ring, what has to be read of it, and who knows it.
+pub(in crate::device) type Unplaced = (usize, Origin, Arc<dyn RingIndices>);
+
+/// What was read.
+pub(in crate::device) type Placed = (usize, Origin, Option<u16>);
+
 impl Core {
     /// The rings whose place has to be read, now that nobody moves it any more; and
     /// who knows it.
-    pub(in crate::device) fn unplaced(&self) -> Vec<(usize, Origin, Arc<dyn RingIndices>)> {
+    pub(in crate::device) fn unplaced(&self) -> Vec<Unplaced> {
         let kept = self.kept.iter().enumerate();
         kept.filter_map(|(index, kept)| {
             let kept = kept.as_ref().filter(|kept| kept.unplaced())?;
@@ -27,11 +33,30 @@ impl Core {
         .collect()
     }
 
+    /// As [`unplaced`](Self::unplaced), while there is no back-end, and where none that
+    /// was lost moves them any more. Not where rings wait for a reset: they stand
+    /// nowhere that is known.
+    pub(in crate::device) fn left_behind(&self) -> Vec<Unplaced> {
+        match self.mode {
+            Mode::Down if !self.unfenced && !self.wanted.held => self.unplaced(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn packed(&self) -> bool {
+        let features = self.wanted.features.unwrap_or_default();
+        features & 1_u64.wrapping_shl(virtio::F_RING_PACKED) != 0
+    }
+
+    /// Where this ring stands, according to what was read.
+    pub(in crate::device) fn base_of(&self, ring: usize, places: &[Placed]) -> Option<u32> {
+        let (_, _, place) = places.iter().find(|(index, ..)| *index == ring)?;
+        place.map(|place| ring::base_at(place, self.packed()))
+    }
+
     /// Here they are.
-    pub(in crate::device) fn place(&mut self, places: &[(usize, Origin, Option<u16>)]) {
-        let packed = self.wanted.features.unwrap_or_default()
-            & 1_u64.wrapping_shl(virtio::F_RING_PACKED)
-            != 0;
+    pub(in crate::device) fn place(&mut self, places: &[Placed]) {
+        let packed = self.packed();
         for (index, origin, place) in places {
             // It may have been stopped and started meanwhile.
             let kept = self.kept.get_mut(*index).and_then(Option::as_mut);

@@ -1,6 +1,6 @@
 //! Getting a connection, losing it, and shutting out who was at the other end.
 
-use super::{Core, Live, Mode, Refused, Stood, forget};
+use super::{Core, Live, Mode, Refused, forget};
 use crate::backend_client::BackendClient;
 use crate::device::event::{Event, EventKind, Recovery};
 use crate::device::fence::{Fence, Fenced};
@@ -162,13 +162,7 @@ impl Core {
         };
         let recovery = self.recovery(&live.actual);
         for (index, actual) in live.actual.rings.iter().enumerate() {
-            if !actual.kick {
-                continue;
-            }
-            if let Some(stood) = self.stood.get_mut(index) {
-                *stood = Stood::Unknown;
-            }
-            // What begins elsewhere still does.
+            // What begins elsewhere still does. What was being stopped stays unknown.
             if !self.goes_on(index, actual) {
                 continue;
             }

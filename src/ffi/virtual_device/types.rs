@@ -267,7 +267,9 @@ pub struct vuf_quiet {
     /// what was taken away must not be unmapped.
     pub quiesced: u32,
     /// 1: where each of the stopped rings stood is known, for
-    /// VUF_RING_BASE_RESUME and vuf_device_get_vring_base().
+    /// VUF_RING_BASE_RESUME and vuf_device_get_vring_base(). Also where there was no
+    /// back-end, if the next would have gone on by itself. 0: a back-end was lost
+    /// before it told, or may still write, or the ring waits for vuf_device_reset().
     pub bases_valid: u32,
 }
 

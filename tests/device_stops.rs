@@ -1,0 +1,321 @@
+//! Rings that are stopped while there is no back-end, or before it has answered: where
+//! they stood is known wherever the next back-end would have known from where to go on.
+
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "common/blk_peer.rs"]
+mod blk_peer;
+#[path = "common/blk_ring.rs"]
+mod blk_ring;
+#[path = "common/stepper.rs"]
+mod stepper;
+#[path = "common/vmm.rs"]
+mod vmm;
+
+use blk_peer::{PATIENCE, Peer, deadline};
+use blk_ring::Layout;
+use nix::errno::Errno;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+use stepper::{Manners, OFFERED, Stepper, everything};
+use vhost_user_frontend::message::{ProtocolFeatures, Request};
+use vhost_user_frontend::{
+    Base, Device, DeviceOptions, Event, EventKind, Kind, OutOfOrder, Recovery, Ring, RingIndices,
+    StopMode, Timeout,
+};
+use vmm::{IN_ORDER, Vmm};
+
+const INFLIGHT: ProtocolFeatures = ProtocolFeatures::INFLIGHT_SHMFD;
+
+fn without(feature: ProtocolFeatures) -> Manners {
+    Manners {
+        protocol: everything() - feature,
+        features: OFFERED | IN_ORDER,
+        ..Manners::default()
+    }
+}
+
+/// Two rings that run, and this policy. `more` features are acknowledged.
+fn runs(manners: Manners, policy: OutOfOrder, more: u64) -> (Vmm, Stepper) {
+    let mut vmm = Vmm::new(Layout::Split, 2, |options| {
+        options.out_of_order = policy;
+        options.reconnect.first_delay = Duration::from_micros(10);
+        options.reconnect.max_delay = Duration::from_millis(1);
+    });
+    let mut peer = Stepper::at(&vmm.place.file("sock"), manners);
+    vmm.until_beside(EventKind::Connected, &mut peer);
+    vmm.device.set_features(vmm.features() | more).unwrap();
+    let region = vmm.region();
+    vmm.device.set_memory(vec![region], false).unwrap();
+    vmm.start(Base::New);
+    vmm.until_applied_beside(&mut peer);
+    (vmm, peer)
+}
+
+/// They have come so far when they are lost, and nobody has seen the next back-end.
+fn lose(vmm: &mut Vmm, peer: &mut Stepper, used: u16) -> Recovery {
+    for ring in &vmm.rings {
+        ring.pretend_used(used);
+    }
+    peer.hang_up();
+    until_lost(vmm).recovery
+}
+
+/// Nobody is served meanwhile, and no guest looks at its rings.
+fn until_lost(vmm: &mut Vmm) -> Event {
+    let patience = deadline();
+    loop {
+        assert!(Instant::now() < patience);
+        vmm.process();
+        let events = std::mem::take(&mut vmm.events).into_iter();
+        if let Some(event) = events.rev().find(|event| event.kind == EventKind::Lost) {
+            return event;
+        }
+    }
+}
+
+/// Stopped while away, and resumed on the next back-end.
+fn goes_on_from(vmm: &mut Vmm, peer: &mut Stepper, base: u32) {
+    let quiet = vmm.device.stop(None, StopMode::Drain);
+    assert!(quiet.quiesced && quiet.bases_valid, "{quiet:?}");
+    for ring in [0, 1] {
+        assert_eq!(vmm.device.vring_base(ring).unwrap(), base);
+    }
+    // Nobody asks the caller any more: rings may move on as they like.
+    for ring in &vmm.rings {
+        ring.pretend_used(99);
+    }
+    vmm.start(Base::Resume);
+    vmm.until_applied_beside(peer);
+    assert_eq!(peer.told.running(), [0, 1]);
+    for ring in peer.told.rings.values() {
+        assert_eq!(ring.base, base);
+    }
+    assert_eq!(peer.wrong, Vec::<String>::new());
+    assert_eq!(vmm.count(EventKind::NeedsReset), 0);
+}
+
+#[test]
+fn with_a_buffer_it_stood_at_the_used_index() {
+    let (mut vmm, mut peer) = runs(Manners::default(), OutOfOrder::NeedsReset, 0);
+    assert_eq!(lose(&mut vmm, &mut peer, 5), Recovery::Inflight);
+    goes_on_from(&mut vmm, &mut peer, 5);
+    // With the rest.
+    assert_eq!(peer.told.inflight, Some((2, 64)));
+    assert_eq!(peer.count(Request::GetInflightFd), 1);
+}
+
+#[test]
+fn in_order_it_stood_at_the_used_index() {
+    let (mut vmm, mut peer) = runs(without(INFLIGHT), OutOfOrder::NeedsReset, IN_ORDER);
+    assert_eq!(lose(&mut vmm, &mut peer, 6), Recovery::InOrder);
+    goes_on_from(&mut vmm, &mut peer, 6);
+}
+
+#[test]
+fn it_stood_where_the_caller_chose_to_go_on() {
+    let (mut vmm, mut peer) = runs(without(INFLIGHT), OutOfOrder::ReplayFromUsed, 0);
+    assert_eq!(lose(&mut vmm, &mut peer, 7), Recovery::ReplayFromUsed);
+    goes_on_from(&mut vmm, &mut peer, 7);
+
+    let available = OutOfOrder::ResumeFromAvailable;
+    let (mut vmm, mut peer) = runs(without(INFLIGHT), available, 0);
+    for _ in 0..3 {
+        vmm.write(0, 1);
+        vmm.write(1, 17);
+    }
+    let recovery = lose(&mut vmm, &mut peer, 0);
+    assert_eq!(recovery, Recovery::ResumeFromAvailable);
+    goes_on_from(&mut vmm, &mut peer, 3);
+}
+
+/// Some of what was made available was completed, and nobody knows which.
+#[test]
+fn where_a_reset_is_needed_nothing_is_known() {
+    let (mut vmm, mut peer) = runs(without(INFLIGHT), OutOfOrder::NeedsReset, 0);
+    assert_eq!(lose(&mut vmm, &mut peer, 5), Recovery::NeedsReset);
+    let quiet = vmm.device.stop(None, StopMode::Drain);
+    assert!(quiet.quiesced && !quiet.bases_valid, "{quiet:?}");
+    let error = vmm.device.vring_base(0).unwrap_err();
+    assert_eq!(error.kind, Kind::State, "{error}");
+}
+
+/// It may still move the index, and the index cannot be read later.
+#[test]
+fn while_the_back_end_may_still_write_nothing_is_known() {
+    let (mut vmm, mut peer) = runs(Manners::default(), OutOfOrder::NeedsReset, 0);
+    vmm.device.stop(Some(&[1]), StopMode::Drain);
+    vmm.until_applied_beside(&mut peer);
+    // What has no right to come ends the connection, and not the back-end.
+    peer.babble();
+    until_lost(&mut vmm);
+    assert!(!vmm.device.quiet().quiesced);
+    let quiet = vmm.device.stop(None, StopMode::Drain);
+    assert!(!quiet.quiesced && !quiet.bases_valid, "{quiet:?}");
+    assert_eq!(vmm.device.vring_base(1).unwrap(), 0);
+    let error = vmm.device.vring_base(0).unwrap_err();
+    assert_eq!(error.kind, Kind::State, "{error}");
+}
+
+/// What is in it belongs to rings that go on. Begun anew, they have nothing of it; and
+/// a ring that was to go on with it cannot any more.
+#[test]
+fn rings_begun_anew_leave_the_buffer_behind() {
+    let (mut vmm, mut peer) = runs(Manners::default(), OutOfOrder::NeedsReset, 0);
+    lose(&mut vmm, &mut peer, 5);
+    assert!(vmm.device.stop(None, StopMode::Drain).bases_valid);
+    let first = vmm.ring(0, Base::New);
+    vmm.device.start(&[first]).unwrap();
+    let second = vmm.ring(1, Base::Resume);
+    let error = vmm.device.start(&[second]).unwrap_err();
+    assert_eq!(error.kind, Kind::State, "{error}");
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(peer.told.running(), [0]);
+    assert_eq!(peer.count(Request::GetInflightFd), 2);
+}
+
+/// Neither a larger ring nor a back-end without a buffer forgets what is in it.
+#[test]
+fn what_goes_on_with_the_buffer_needs_it() {
+    let (mut vmm, mut peer) = runs(Manners::default(), OutOfOrder::NeedsReset, 0);
+    lose(&mut vmm, &mut peer, 5);
+    assert!(vmm.device.stop(None, StopMode::Drain).bases_valid);
+    let larger = Ring {
+        size: 128,
+        ..vmm.ring(0, Base::Resume)
+    };
+    let error = vmm.device.start(&[larger]).unwrap_err();
+    assert_eq!(error.kind, Kind::Argument(Errno::EBUSY), "{error}");
+    vmm.start(Base::Resume);
+    peer.manners = without(INFLIGHT);
+    let error = vmm.until_beside(EventKind::Lost, &mut peer).error.unwrap();
+    assert!(error.message.contains("INFLIGHT_SHMFD"), "{error}");
+    assert_eq!(peer.told.running(), [0_u32; 0]);
+}
+
+/// With data: the rest of the requests is completed, each once, by the next life of
+/// a back-end that finishes them in any order.
+#[test]
+fn paused_without_a_back_end_and_resumed() {
+    for layout in [Layout::Split, Layout::Packed] {
+        let mut vmm = Vmm::new(layout, 1, |_| {});
+        let mut peer = Peer::start(&vmm.place, &["--out-of-order"]);
+        vmm.bring_up();
+        for _ in 0..10 {
+            vmm.fill(0);
+            peer.kill();
+            vmm.until(EventKind::Lost);
+            vmm.collect();
+            let quiet = vmm.device.stop(None, StopMode::Drain);
+            assert!(quiet.quiesced && quiet.bases_valid, "{quiet:?}");
+            peer = Peer::start(&vmm.place, &["--out-of-order"]);
+            vmm.until(EventKind::Connected);
+            vmm.start(Base::Resume);
+            vmm.until_applied();
+            vmm.until_done();
+        }
+        vmm.check();
+    }
+}
+
+/// Stops the device that asks it.
+struct Stopping {
+    device: Weak<Device>,
+    asked: Arc<AtomicI32>,
+}
+
+impl RingIndices for Stopping {
+    fn used(&self) -> Option<u16> {
+        let asked = self.asked.fetch_add(1, Ordering::SeqCst);
+        if let Some(device) = self.device.upgrade().filter(|_| asked > 0) {
+            // Neither may it wait, nor is it waited for.
+            let error = device.wait(Timeout::After(PATIENCE)).unwrap_err();
+            assert_eq!(error.kind, Kind::State, "{error}");
+            assert_eq!(device.process().unwrap_err().kind, Kind::State);
+            if asked == 1 {
+                device.stop(Some(&[1]), StopMode::Drain);
+            }
+        }
+        Some(4)
+    }
+}
+
+#[test]
+fn who_is_asked_by_a_stop_may_stop() {
+    fn policy(options: &mut DeviceOptions) {
+        options.assume_features = Some(OFFERED);
+        options.out_of_order = OutOfOrder::ReplayFromUsed;
+    }
+    let mut vmm = Vmm::new(Layout::Split, 2, policy);
+    let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+    vmm.device.set_features(vmm.features()).unwrap();
+    let region = vmm.region();
+    vmm.device.set_memory(vec![region], false).unwrap();
+    let asked = Arc::new(AtomicI32::new(0));
+    let stopping = Arc::new(Stopping {
+        device: Arc::downgrade(&vmm.device),
+        asked: Arc::clone(&asked),
+    });
+    let first = Ring {
+        indices: Some(stopping),
+        ..vmm.ring(0, Base::New)
+    };
+    vmm.device.start(&[first]).unwrap();
+    let second = vmm.ring(1, Base::New);
+    vmm.device.start(&[second]).unwrap();
+    vmm.until_applied_beside(&mut peer);
+    lose(&mut vmm, &mut peer, 3);
+    assert!(vmm.device.stop(Some(&[0]), StopMode::Drain).bases_valid);
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+    assert_eq!(vmm.device.vring_base(0).unwrap(), 4);
+    assert_eq!(vmm.device.vring_base(1).unwrap(), 3);
+}
+
+/// The answer to the stop before it says where the ring of before stood, and not this
+/// one.
+#[test]
+fn a_ring_that_never_ran_stands_where_it_began() {
+    for reset in [true, false] {
+        let (mut vmm, mut peer) = runs(Manners::default(), OutOfOrder::NeedsReset, 0);
+        // Where it stood is what the back-end was told.
+        vmm.device.stop(None, StopMode::Drain);
+        vmm.until_applied_beside(&mut peer);
+        vmm.start(Base::At(8));
+        vmm.until_applied_beside(&mut peer);
+        match reset {
+            true => _ = vmm.device.reset(),
+            false => _ = vmm.device.stop(None, StopMode::Drain),
+        }
+        vmm.device.set_features(vmm.features()).unwrap();
+        let [first, second] = [vmm.ring(0, Base::New), vmm.ring(1, Base::At(3))];
+        vmm.device.start(&[first, second]).unwrap();
+        let quiet = vmm.device.stop(None, StopMode::Drain);
+        assert!(!quiet.quiesced && quiet.bases_valid, "{quiet:?}");
+        vmm.until_applied_beside(&mut peer);
+        assert_eq!(vmm.device.vring_base(0).unwrap(), 0);
+        assert_eq!(vmm.device.vring_base(1).unwrap(), 3);
+        assert!(vmm.device.quiet().bases_valid);
+    }
+}
+
+/// Nor does the loss of that one change it.
+#[test]
+fn a_ring_that_never_ran_is_not_lost() {
+    let (mut vmm, mut peer) = runs(Manners::default(), OutOfOrder::NeedsReset, 0);
+    vmm.device.reset();
+    vmm.device.set_features(vmm.features()).unwrap();
+    vmm.start(Base::At(3));
+    vmm.device.stop(None, StopMode::Drain);
+    lose(&mut vmm, &mut peer, 5);
+    let quiet = vmm.device.quiet();
+    assert!(quiet.quiesced && quiet.bases_valid, "{quiet:?}");
+    assert_eq!(vmm.device.vring_base(0).unwrap(), 3);
+}
