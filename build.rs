@@ -65,6 +65,9 @@ fn generate(table: &str, target: &str) -> Result<(), Box<dyn std::error::Error>>
         "virtual_device/group",
         "virtual_device/rings",
         "api",
+        "programs/types",
+        "programs",
+        "programs/process",
     ];
     let builder =
         cbindgen::Builder::new().with_config(cbindgen::Config::from_file("cbindgen.toml")?);

@@ -195,6 +195,85 @@ start "$BACK_ENDS/foreign_backend" --socket "$socket" --log "$dir/requests" --re
 probe 1 GET_FEATURES -- "$socket"
 end_back_end
 
+# What is installed, by the files of this test and perhaps others that are there.
+# describe FILE TYPE BINARY
+describe() {
+    mkdir -p "$(dirname "$dir/$1")"
+    printf '{"description": "the %s of a test", "type": "%s", "binary": "%s"}' "$2" "$2" "$3" >"$dir/$1"
+}
+back_ends=$(cd "$BACK_ENDS" && pwd)
+describe data/qemu/vhost-user/50-block.json test-block /hidden
+describe data/qemu/vhost-user/60-gone.json test-gone /gone
+describe conf/qemu/vhost-user/50-block.json test-block "$dir/block"
+describe conf/qemu/vhost-user/70-nothing.json test-nothing /nothing
+: >"$dir/conf/qemu/vhost-user/60-gone.json"
+echo '[]' >"$dir/conf/qemu/vhost-user/80-wrong.json"
+# It is what its file says, and otherwise that of the embedded back-end.
+printf '#!/bin/sh\n[ "$*" != --print-capabilities ] || {\n%s\n}\nexec "%s" "$@"\n' \
+    "echo '{\"type\": \"test-block\", \"features\": [\"one\", \"two\"]}'; exit" \
+    "$back_ends/inflight_backend" >"$dir/block"
+chmod +x "$dir/block"
+XDG_DATA_DIRS=$dir/data
+XDG_CONFIG_HOME=$dir/conf
+export XDG_DATA_DIRS XDG_CONFIG_HOME
+
+probe 0 "test-block: $dir/block" 'description: the test-block of a test' 'features: one two' \
+    "file: $dir/conf/qemu/vhost-user/50-block.json" -- --list
+probe 0 'test-nothing: /nothing' 'not known: /nothing' 'No such file' -- --list test-nothing
+# lacks TEXT -- ARGUMENT...: that is not printed.
+lacks() {
+    text=$1
+    shift 2
+    if timeout 20 "$PROBE" "$@" >"$dir/out" 2>&1 && ! grep -qF -- "$text" "$dir/out"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "vhost-user-probe $* fails, or prints '$text':"
+        sed 's/^/    /' "$dir/out"
+    fi
+}
+lacks /hidden -- --list
+lacks test-gone -- --list
+lacks 80-wrong -- --list
+lacks test-block -- --list test-nothing
+probe 0 "hidden by: $dir/conf/qemu/vhost-user/50-block.json" 'test-gone: /gone' \
+    "hidden by: $dir/conf/qemu/vhost-user/60-gone.json" '80-wrong.json: of no use: it is no object' \
+    -- --list -v
+probe 1 'no back-end is installed for test-gone' -- --list test-gone
+probe 2 --help -- --list test-gone test-block
+probe 2 --help -- --list --start
+probe 2 --help -- --start
+probe 2 --help -- --listening "$socket"
+if command -v python3 >/dev/null; then
+    if "$PROBE" --list -v --json | python3 -c '
+import json, sys
+found = json.load(sys.stdin)
+for one in found:
+    keys = ["file", "type", "description", "binary", "hidden_by", "problem", "features"]
+    assert list(one) == keys, list(one)
+def of(name):
+    return [(one["binary"], one["features"]) for one in found if one["type"] == name]
+assert of("test-block") == [(sys.argv[1], ["one", "two"]), ("/hidden", None)], found
+assert of("test-nothing") == [("/nothing", None)], found
+' "$dir/block"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo '--list --json is not as it should be'
+    fi
+fi
+
+# Started, also anew: this one hangs up when it is asked for too much.
+probe 0 VERSION_1 INFLIGHT_SHMFD '36 bytes read' -- --device blk --start test-block -- --file "$dir/disk"
+probe 0 VERSION_1 'capacity' -- --device blk --start --listening "$back_ends/embedded_backend" -- \
+    --file "$dir/disk"
+json 0 'r["device"] == "blk" and r["config"]["size"] == 36' -- --device blk --start test-block -- \
+    --file "$dir/disk"
+probe 1 'no back-end is installed for test-gone' -- --start test-gone
+probe 1 'starting' /nothing -- --start test-nothing
+probe 1 'closed the connection' -- --start /bin/true
+unset XDG_DATA_DIRS XDG_CONFIG_HOME
+
 if command -v qemu-storage-daemon >/dev/null; then
     rm -f "$socket"
     qemu-storage-daemon --pidfile "$dir/pid" \
@@ -271,6 +350,10 @@ if has VUF_VIRTIOFSD virtiofsd; then
     probe 0 'tag: some tag' 'num_request_queues: 1' VERSION_1 -- --device fs "$socket"
     virtiofsd
     json 0 'r["config"]["fields"] == {"tag": "some tag", "num_request_queues": 1}' -- --device fs "$socket"
+    describe own/qemu/vhost-user/50-virtiofsd.json fs "$program"
+    XDG_CONFIG_HOME=$dir/own probe 0 "fs: $program" separate-options -- --list fs
+    probe 0 'tag: some tag' 'num_request_queues: 1' -- --device fs --start --listening "$program" -- \
+        --shared-dir "$dir/share" --sandbox none --seccomp none --tag 'some tag'
 fi
 if has VUF_VHOST_DEVICE_VSOCK vhost-device-vsock; then
     start_program "$program" --guest-cid 77 --socket "$socket" --uds-path "$dir/uds"

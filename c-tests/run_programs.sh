@@ -24,6 +24,10 @@ for program in "$directory/$prefix"_*; do
     case ${program##*/} in *.* | *'*') continue ;; esac
     [ $result != 1 ] || result=0
     echo "== $program"
-    timeout 600 "$@" "$program" || result=2
+    timeout 600 "$@" "$program" || {
+        # Who is killed by a signal says nothing: 124 is the timeout's.
+        echo "FAILED: $program, exit status $?"
+        result=2
+    }
 done
 [ $result = 0 ]

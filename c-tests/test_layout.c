@@ -283,6 +283,40 @@ FIELD(vuf_api, size, 0, 8);
 FIELD(vuf_api, version, 8, 4);
 FIELD(vuf_api, reserved, 12, 4);
 FIELD(vuf_api, vuf_version, 16, 8);
+SIZE(vuf_backend_search, 40);
+FIELD(vuf_backend_search, size, 0, 8);
+FIELD(vuf_backend_search, device_type, 8, 8);
+FIELD(vuf_backend_search, directories, 16, 8);
+FIELD(vuf_backend_search, n_directories, 24, 8);
+FIELD(vuf_backend_search, flags, 32, 4);
+FIELD(vuf_backend_search, reserved, 36, 4);
+
+SIZE(vuf_backend_program, 80);
+FIELD(vuf_backend_program, size, 0, 8);
+FIELD(vuf_backend_program, file, 8, 8);
+FIELD(vuf_backend_program, device_type, 16, 8);
+FIELD(vuf_backend_program, description, 24, 8);
+FIELD(vuf_backend_program, binary, 32, 8);
+FIELD(vuf_backend_program, hidden_by, 40, 8);
+FIELD(vuf_backend_program, problem, 48, 8);
+FIELD(vuf_backend_program, features, 56, 8);
+FIELD(vuf_backend_program, n_features, 64, 8);
+FIELD(vuf_backend_program, asked, 72, 4);
+FIELD(vuf_backend_program, reserved, 76, 4);
+
+SIZE(vuf_backend_process_options, 40);
+FIELD(vuf_backend_process_options, size, 0, 8);
+FIELD(vuf_backend_process_options, arguments, 8, 8);
+FIELD(vuf_backend_process_options, environment, 16, 8);
+FIELD(vuf_backend_process_options, stdout_fd, 24, 4);
+FIELD(vuf_backend_process_options, stderr_fd, 28, 4);
+FIELD(vuf_backend_process_options, flags, 32, 4);
+FIELD(vuf_backend_process_options, reserved, 36, 4);
+
+SIZE(vuf_backend_exit, 16);
+FIELD(vuf_backend_exit, size, 0, 8);
+FIELD(vuf_backend_exit, kind, 8, 4);
+FIELD(vuf_backend_exit, value, 12, 4);
 
 VALUE(VUF_E_DISCONNECTED, -4097);
 VALUE(VUF_E_PROTOCOL, -4098);
@@ -431,6 +465,7 @@ VALUE(VUF_RECOVERY_RESUME_FROM_AVAILABLE, 4);
 VALUE(VUF_RECOVERY_NEEDS_RESET, 5);
 VALUE(VUF_ON_UNFENCED_WAIT, 0);
 VALUE(VUF_ON_UNFENCED_PROCEED, 1);
+VALUE(VUF_ON_UNFENCED_KILL, 2);
 VALUE(VUF_OUT_OF_ORDER_NEEDS_RESET, 0);
 VALUE(VUF_OUT_OF_ORDER_REPLAY_FROM_USED, 1);
 VALUE(VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE, 2);
@@ -450,6 +485,15 @@ VALUE(VUF_RING_INDEX_USED, 0);
 VALUE(VUF_RING_INDEX_AVAILABLE, 1);
 VALUE(VUF_DEVICE_TEXT_SIZE, 256);
 VALUE(VUF_API_VERSION, 1);
+VALUE(VUF_BACKEND_SEARCH_ALL, 1);
+VALUE(VUF_BACKEND_PROCESS_FD, 3);
+VALUE(VUF_BACKEND_PROCESS_LISTENING, 1);
+VALUE(VUF_BACKEND_PROCESS_OWN_ARGUMENTS, 2);
+VALUE(VUF_BACKEND_PROCESS_NEW_GROUP, 4);
+VALUE(VUF_BACKEND_EXIT_RUNNING, 0);
+VALUE(VUF_BACKEND_EXIT_CODE, 1);
+VALUE(VUF_BACKEND_EXIT_SIGNAL, 2);
+VALUE(VUF_BACKEND_EXIT_UNKNOWN, 3);
 
 int main(void)
 {

@@ -21,7 +21,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::mem::offset_of;
 use std::ops::Deref;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -32,6 +32,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{getsockopt, sockopt};
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures,
     VhostUserVirtioFeatures,
@@ -58,9 +59,12 @@ use vmm_sys_util::event::{
 };
 
 const USAGE: &str = "\
-usage: embedded_backend --socket PATH (--file PATH | --ram BYTES) [--queues N] [--read-only] [--channel]
+usage: embedded_backend (--socket PATH | --fd=NUMBER) (--file PATH | --ram BYTES)
+                        [--queues N] [--read-only] [--channel]
+       embedded_backend --print-capabilities
 
   --socket PATH  listen for a vhost-user front-end here
+  --fd=NUMBER    do so on this socket, which listens already
   --file PATH    the disk is this raw file
   --ram BYTES    the disk is this much zeroed memory, lost on exit
   --queues N     offer N queues, 1 to 64 (default 1)
@@ -116,9 +120,9 @@ type GuestWriter<'a> = Writer<'a, BitmapMmapRegion>;
 
 fn main() -> ExitCode {
     let options = match Options::parse(std::env::args_os().skip(1)) {
-        Ok(Some(options)) => options,
-        Ok(None) => {
-            print!("{USAGE}");
+        Ok(Ok(options)) => options,
+        Ok(Err(text)) => {
+            print!("{text}");
             return ExitCode::SUCCESS;
         }
         Err(problem) => {
@@ -131,6 +135,16 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// What the convention wants to be told (docs/interop/vhost-user.json of QEMU).
+const CAPABILITIES: &str = "{\"type\": \"block\", \"features\": [\"read-only\", \"blk-file\"]}\n";
+
+/// Where front-ends connect.
+#[derive(Debug)]
+enum Door {
+    Path(PathBuf),
+    Fd(RawFd),
+}
+
 #[derive(Debug)]
 enum Backing {
     File(PathBuf),
@@ -139,7 +153,7 @@ enum Backing {
 
 #[derive(Debug)]
 struct Options {
-    socket: PathBuf,
+    door: Door,
     backing: Backing,
     queues: u16,
     read_only: bool,
@@ -147,9 +161,11 @@ struct Options {
 }
 
 impl Options {
-    /// `None` means that the usage text was asked for.
-    fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Option<Self>, String> {
-        let mut socket = None;
+    /// Or a text, if nothing else was asked for.
+    fn parse(
+        mut args: impl Iterator<Item = OsString>,
+    ) -> Result<Result<Self, &'static str>, String> {
+        let mut door = None;
         let mut backing = None;
         let mut queues = 1;
         let mut read_only = false;
@@ -159,8 +175,17 @@ impl Options {
             let name = arg.to_string_lossy();
             let mut value = || args.next().ok_or(format!("{name} needs a value"));
             match &*name {
-                "--help" => return Ok(None),
-                "--socket" => socket = Some(PathBuf::from(value()?)),
+                "--help" => return Ok(Err(USAGE)),
+                "--print-capabilities" => return Ok(Err(CAPABILITIES)),
+                fd if fd.starts_with("--fd") || fd == "--socket" => {
+                    let one = match fd.strip_prefix("--fd=") {
+                        Some(text) => Door::Fd(number("--fd", &text.into())?),
+                        None => Door::Path(value()?.into()),
+                    };
+                    if fd == "--fd" || door.replace(one).is_some() {
+                        return Err("one of --socket PATH and --fd=NUMBER comes once".into());
+                    }
+                }
                 "--file" | "--ram" if backing.is_some() => {
                     return Err("--file and --ram exclude each other and come once".into());
                 }
@@ -175,8 +200,8 @@ impl Options {
         if !(1..=MAX_QUEUES).contains(&queues) {
             return Err(format!("--queues takes 1 to {MAX_QUEUES}"));
         }
-        Ok(Some(Self {
-            socket: socket.ok_or("--socket is missing")?,
+        Ok(Ok(Self {
+            door: door.ok_or("one of --socket and --fd is missing")?,
             backing: backing.ok_or("one of --file and --ram is missing")?,
             queues,
             read_only,
@@ -196,11 +221,7 @@ fn run(options: &Options) -> Result<Infallible, String> {
         Disk::open(options)
             .map_err(|e| format!("cannot open the disk ({:?}): {e}", options.backing))?,
     );
-    let path = &options.socket;
-    let mut listener = remove_stale_socket(path)
-        .map_err(|e| e.to_string())
-        .and_then(|()| Listener::new(path, false).map_err(|e| e.to_string()))
-        .map_err(|e| format!("cannot listen on {}: {e}", path.display()))?;
+    let mut listener = options.door.open()?;
 
     let mut stdout = io::stdout();
     writeln!(stdout, "ready")
@@ -209,6 +230,28 @@ fn run(options: &Options) -> Result<Infallible, String> {
 
     loop {
         serve(&disk, &mut listener)?;
+    }
+}
+
+impl Door {
+    fn open(&self) -> Result<Listener, String> {
+        match self {
+            Self::Path(path) => remove_stale_socket(path)
+                .map_err(|e| e.to_string())
+                .and_then(|()| Listener::new(path, false).map_err(|e| e.to_string()))
+                .map_err(|e| format!("cannot listen on {}: {e}", path.display())),
+            Self::Fd(number) => {
+                // SAFETY: whoever started the program has put it there, and nobody else
+                // here knows of it.
+                let fd = unsafe { OwnedFd::from_raw_fd(*number) };
+                match getsockopt(&fd, sockopt::AcceptConn) {
+                    // SAFETY: a socket that listens, and `fd` gives it away.
+                    Ok(true) => Ok(unsafe { Listener::from_raw_fd(fd.into_raw_fd()) }),
+                    Ok(false) => Err(format!("{number} is no socket that listens")),
+                    Err(e) => Err(format!("{number} is no socket: {e}")),
+                }
+            }
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
 /*
  * vhost-user-probe [OPTION...] SOCKET: tells what a back-end offers.
+ * vhost-user-probe --list [TYPE]: tells which are installed.
+ * vhost-user-probe --start PROGRAM [ARGUMENT...]: starts one and tells what it offers.
  *
  * It only asks. Neither SET_OWNER nor SET_FEATURES is sent; protocol features
  * have to be acknowledged, or the questions that need them would be refused.
@@ -12,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "names.h"
 #include "vhost_user_frontend.h"
@@ -38,8 +41,13 @@ struct probe {
     struct vuf_client_options options;
     const struct device_type *type; /* NULL: not told */
     long config_size;               /* -1: not told */
-    bool trace, json;
+    bool trace, json, verbose;
+    bool list, start;
+    const char *const *arguments; /* for the program to start */
+    uint32_t start_flags;         /* VUF_BACKEND_PROCESS_* */
 
+    struct vuf_backend_programs *programs; /* of which socket is one's path */
+    struct vuf_backend_process *process;
     struct vuf_client *client;
     const char *asking; /* what failed, if something does */
 
@@ -59,10 +67,36 @@ static void print_message(void *user, const struct vuf_trace_record *record)
 
 /* ---- questions: 0, or the library's code ---- */
 
+/* Starts the program anew: a back-end may end with its connection. */
+static int start_program(struct probe *probe)
+{
+    const struct vuf_backend_process_options options = {
+        .size = sizeof options,
+        .arguments = probe->arguments,
+        .stdout_fd = STDERR_FILENO, /* the report is alone on the other */
+        .flags = probe->start_flags,
+    };
+    vuf_backend_process_free(probe->process);
+    probe->process = NULL;
+    int fd = -1;
+    int rc = vuf_backend_process_start(probe->socket, &options, &probe->process);
+    if (rc == 0) {
+        rc = vuf_backend_process_take_socket(probe->process, &fd);
+    }
+    if (rc == 0) {
+        rc = vuf_client_from_fd(fd, &probe->options, &probe->client);
+        if (rc != 0) {
+            close(fd);
+        }
+    }
+    return rc;
+}
+
 static int ask_features(struct probe *probe)
 {
-    probe->asking = "connecting";
-    int rc = vuf_client_connect(probe->socket, &probe->options, &probe->client);
+    probe->asking = probe->start ? "starting" : "connecting";
+    int rc = probe->start ? start_program(probe)
+                          : vuf_client_connect(probe->socket, &probe->options, &probe->client);
     if (rc == 0 && probe->trace) {
         rc = vuf_client_set_trace(probe->client, print_message, NULL);
     }
@@ -470,14 +504,157 @@ static void print_json(const struct probe *probe, int rc)
     fputs("\n}\n", stdout);
 }
 
+/* ---- what is installed ---- */
+
+static bool is_usable(const struct vuf_backend_program *program)
+{
+    return program->hidden_by == NULL && program->problem == NULL;
+}
+
+static void print_program(const struct vuf_backend_program *program, int rc)
+{
+    if (program->problem != NULL) {
+        printf("%s: of no use: %s\n", program->file, program->problem);
+        return;
+    }
+    printf("%s: %s\n", program->device_type, program->binary);
+    if (program->description[0] != '\0') {
+        printf("  description: %s\n", program->description);
+    }
+    printf("  file: %s\n", program->file);
+    if (program->hidden_by != NULL) {
+        printf("  hidden by: %s\n", program->hidden_by);
+    } else if (rc != 0) {
+        printf("  features: not known: %s\n", vuf_last_error());
+    } else {
+        fputs("  features:", stdout);
+        for (size_t n = 0; n < program->n_features; n++) {
+            printf(" %s", program->features[n]);
+        }
+        puts(program->n_features == 0 ? " none" : "");
+    }
+}
+
+static void json_key(const char *separator, const char *key, const char *text)
+{
+    printf("%s\"%s\": ", separator, key);
+    json_string(text == NULL || text[0] == '\0' ? NULL : text);
+}
+
+static void json_program(const struct vuf_backend_program *program, int rc)
+{
+    json_key("\n  {", "file", program->file);
+    json_key(", ", "type", program->device_type);
+    json_key(", ", "description", program->description);
+    json_key(", ", "binary", program->binary);
+    json_key(", ", "hidden_by", program->hidden_by);
+    json_key(", ", "problem", rc == 0 ? program->problem : vuf_last_error());
+    fputs(", \"features\": ", stdout);
+    if (program->asked == 0) {
+        fputs("null}", stdout);
+        return;
+    }
+    for (size_t n = 0; n < program->n_features; n++) {
+        fputs(n == 0 ? "[" : ", ", stdout);
+        json_string(program->features[n]);
+    }
+    fputs(program->n_features == 0 ? "[]}" : "]}", stdout);
+}
+
+/* Looks for programs; all of them, or those of a type. */
+static int find_programs(struct probe *probe, const char *type, size_t *n)
+{
+    const struct vuf_backend_search search = {
+        .size = sizeof search,
+        .device_type = type,
+        .flags = probe->list && probe->verbose ? VUF_BACKEND_SEARCH_ALL : 0,
+    };
+    return vuf_backend_programs_find(&search, &probe->programs, n);
+}
+
+static int local_error(const char *what)
+{
+    fprintf(stderr, "vhost-user-probe: %s: %s\n", what, vuf_last_error());
+    return EXIT_LOCAL;
+}
+
+static int list_programs(struct probe *probe)
+{
+    size_t n, usable = 0;
+    const char *separator = "";
+    if (find_programs(probe, probe->socket, &n) != 0) {
+        return local_error("looking for programs");
+    }
+    if (probe->json) {
+        putchar('[');
+    }
+    for (size_t i = 0; i < n; i++) {
+        struct vuf_backend_program program = {.size = sizeof program};
+        int rc = vuf_backend_programs_get(probe->programs, i, &program);
+        if (rc == 0 && is_usable(&program)) {
+            usable++;
+            rc = vuf_backend_programs_ask(probe->programs, i, probe->options.timeout_ms);
+            if (rc == 0) {
+                rc = vuf_backend_programs_get(probe->programs, i, &program);
+            }
+        }
+        if (probe->json) {
+            fputs(separator, stdout);
+            json_program(&program, rc);
+            separator = ",";
+        } else {
+            print_program(&program, rc);
+        }
+    }
+    if (probe->json) {
+        puts(n == 0 ? "]" : "\n]");
+    }
+    if (usable == 0) {
+        fprintf(stderr, "vhost-user-probe: no back-end is installed%s%s\n",
+                probe->socket != NULL ? " for " : "", probe->socket != NULL ? probe->socket : "");
+    }
+    return usable > 0 ? EXIT_ANSWERED : EXIT_BACK_END;
+}
+
+/* Where a program is that is named by its type. Returns -1 to go on, otherwise the exit
+   status. */
+static int choose_program(struct probe *probe)
+{
+    struct vuf_backend_program program = {.size = sizeof program};
+    size_t n;
+    if (strchr(probe->socket, '/') != NULL) {
+        return -1;
+    }
+    if (find_programs(probe, probe->socket, &n) != 0 ||
+        (n > 0 && vuf_backend_programs_get(probe->programs, 0, &program) != 0)) {
+        return local_error("looking for programs");
+    }
+    if (n == 0) {
+        fprintf(stderr, "vhost-user-probe: no back-end is installed for %s\n", probe->socket);
+        return EXIT_BACK_END;
+    }
+    probe->socket = program.binary;
+    return -1;
+}
+
 /* ---- arguments ---- */
 
 static void print_usage(FILE *out)
 {
     fprintf(out,
             "usage: vhost-user-probe [OPTION...] SOCKET\n"
-            "Tells what the vhost-user back-end that listens on SOCKET offers.\n"
+            "       vhost-user-probe [OPTION...] --start PROGRAM [-- ARGUMENT...]\n"
+            "       vhost-user-probe [OPTION...] --list [TYPE]\n"
+            "Tells what the vhost-user back-end that listens on SOCKET offers, or one that is\n"
+            "started, or which are installed.\n"
             "\n"
+            "  --list                  which back-ends are installed (for devices of TYPE), and\n"
+            "                          what they say of themselves; each is run for that\n"
+            "  --verbose, -v           also those that are hidden by others, and files that are\n"
+            "                          of no use\n"
+            "  --start                 start PROGRAM, a path or the type of one that is\n"
+            "                          installed, with these arguments and --fd=3\n"
+            "  --listening             --fd is to be a socket that listens, as for virtiofsd\n"
             "  --timeout MILLISECONDS  how long to wait for each answer (default %d)\n"
             "  --device TYPE           what the device is, to name and decode what is its own:\n"
             "                         ",
@@ -498,7 +675,8 @@ static void print_usage(FILE *out)
           "front-end disconnects, and so after this as well.\n"
           "\n"
           "Exit status: 0 the back-end answered, 1 it failed (unreachable, silent, or it broke\n"
-          "the protocol), 2 wrong usage, or the report could not be written.\n",
+          "the protocol), 2 wrong usage, or the report could not be written. With --list: 0\n"
+          "there are some, 1 there is none.\n",
           out);
 }
 
@@ -525,11 +703,15 @@ static int parse_arguments(int argc, char **argv, struct probe *probe)
         {"config-size", required_argument, NULL, 'c'},
         {"trace", no_argument, NULL, 'm'},
         {"json", no_argument, NULL, 'j'},
+        {"list", no_argument, NULL, 'l'},
+        {"verbose", no_argument, NULL, 'v'},
+        {"start", no_argument, NULL, 's'},
+        {"listening", no_argument, NULL, 'L'},
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
     long timeout = DEFAULT_MS;
-    for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+    for (int option; (option = getopt_long(argc, argv, "v", options, NULL)) != -1;) {
         switch (option) {
         case 't':
             if (!parse_number(optarg, 1, INT32_MAX, &timeout)) {
@@ -553,6 +735,18 @@ static int parse_arguments(int argc, char **argv, struct probe *probe)
         case 'j':
             probe->json = true;
             break;
+        case 'l':
+            probe->list = true;
+            break;
+        case 'v':
+            probe->verbose = true;
+            break;
+        case 's':
+            probe->start = true;
+            break;
+        case 'L':
+            probe->start_flags = VUF_BACKEND_PROCESS_LISTENING;
+            break;
         case 'h':
             print_usage(stdout);
             return EXIT_ANSWERED;
@@ -560,13 +754,41 @@ static int parse_arguments(int argc, char **argv, struct probe *probe)
             return usage_error("wrong usage", "");
         }
     }
-    if (optind != argc - 1) {
-        return usage_error("one socket is needed", "");
+    int n = argc - optind;
+    if (probe->list && probe->start) {
+        return usage_error("--list and --start exclude each other", "");
     }
-    probe->socket = argv[optind];
+    if (probe->start_flags != 0 && !probe->start) {
+        return usage_error("--listening goes with --start", "");
+    }
+    if (probe->list ? n > 1 : probe->start ? n < 1 : n != 1) {
+        return usage_error(probe->list    ? "one type at most"
+                           : probe->start ? "a program is needed"
+                                          : "one socket is needed",
+                           "");
+    }
+    probe->socket = argv[optind]; /* NULL behind the last */
+    probe->arguments = (const char *const *)argv + optind + (n > 0);
     probe->options.connect_timeout_ms = (uint32_t)timeout;
     probe->options.timeout_ms = (uint32_t)timeout;
     return -1;
+}
+
+/* Lets go of all. Returns the exit status. */
+static int end(struct probe *probe, int status)
+{
+    vuf_client_free(probe->client);
+    if (probe->process != NULL) {
+        /* One that hangs is killed; that it does has been told. */
+        (void)vuf_backend_process_terminate(probe->process, probe->options.timeout_ms, NULL);
+    }
+    vuf_backend_process_free(probe->process);
+    vuf_backend_programs_free(probe->programs);
+    if (fflush(stdout) != 0 && status == EXIT_ANSWERED) {
+        perror("vhost-user-probe: standard output");
+        return EXIT_LOCAL;
+    }
+    return status;
 }
 
 int main(int argc, char **argv)
@@ -575,6 +797,12 @@ int main(int argc, char **argv)
     int status = parse_arguments(argc, argv, &probe);
     if (status >= 0) {
         return status;
+    }
+    if (probe.list || probe.start) {
+        status = probe.list ? list_programs(&probe) : choose_program(&probe);
+    }
+    if (status >= 0) {
+        return end(&probe, status);
     }
     int rc = ask_features(&probe);
     if (rc == 0) {
@@ -594,10 +822,5 @@ int main(int argc, char **argv)
         fprintf(stderr, "vhost-user-probe: %s: %s: %s\n", probe.socket, probe.asking,
                 vuf_last_error());
     }
-    vuf_client_free(probe.client);
-    if (rc == 0 && fflush(stdout) != 0) {
-        perror("vhost-user-probe: standard output");
-        return EXIT_LOCAL;
-    }
-    return rc == 0 ? EXIT_ANSWERED : EXIT_BACK_END;
+    return end(&probe, rc == 0 ? EXIT_ANSWERED : EXIT_BACK_END);
 }

@@ -40,6 +40,9 @@
  *   6. to pause, vuf_device_stop(); vuf_device_start() with VUF_RING_BASE_RESUME
  *   7. vuf_device_free()
  *
+ * Where the back-end is a program that is installed, vuf_backend_programs_find()
+ * finds it, and vuf_backend_process_start() starts it with a connection.
+ *
  * Errors. Functions return 0 for success and a negative code otherwise: -errno
  * (-1 to -4095), or a VUF_E_* code (below -4096). Results are written only on
  * success; descriptor results are set to -1 first. vuf_last_error() has the
@@ -842,6 +845,13 @@
 #define VUF_ON_UNFENCED_PROCEED 1
 
 /**
+ * If it is a process of vuf_device_set_process(), it is killed (SIGKILL), and
+ * VUF_DEVICE_EVENT_UNFENCED comes only if it is not gone 5 s later. Otherwise as
+ * VUF_ON_UNFENCED_WAIT. For vuf_device_open_fd() only.
+ */
+#define VUF_ON_UNFENCED_KILL 2
+
+/**
  * In struct vuf_device_options, for split rings with neither an in-flight buffer
  * nor VIRTIO_F_IN_ORDER: they wait for vuf_device_reset(). The default.
  */
@@ -943,6 +953,66 @@
  * The version of struct vuf_api in this header. It changes only with the soname.
  */
 #define VUF_API_VERSION 1
+
+/**
+ * In struct vuf_backend_search: also files that others hide, or that are of no use.
+ */
+#define VUF_BACKEND_SEARCH_ALL 1
+
+/**
+ * The number under which a back-end that was started finds its socket.
+ */
+#define VUF_BACKEND_PROCESS_FD 3
+
+/**
+ * In struct vuf_backend_process_options: the back-end is given a socket that
+ * listens, at which the connection waits already, and not one end of it. virtiofsd
+ * and qemu-storage-daemon want that.
+ */
+#define VUF_BACKEND_PROCESS_LISTENING 1
+
+/**
+ * The arguments say where the socket is (VUF_BACKEND_PROCESS_FD), and "--fd=3" is not
+ * added. For programs that do not follow the convention.
+ */
+#define VUF_BACKEND_PROCESS_OWN_ARGUMENTS 2
+
+/**
+ * The back-end leads a process group of its own: no signal that a terminal sends
+ * to this process's reaches it.
+ */
+#define VUF_BACKEND_PROCESS_NEW_GROUP 4
+
+/**
+ * In struct vuf_backend_exit: the process runs.
+ */
+#define VUF_BACKEND_EXIT_RUNNING 0
+
+/**
+ * It has ended by itself; value is its exit status.
+ */
+#define VUF_BACKEND_EXIT_CODE 1
+
+/**
+ * A signal has ended it; value is its number.
+ */
+#define VUF_BACKEND_EXIT_SIGNAL 2
+
+/**
+ * It has ended, and how is not known: somebody else has waited for it, or SIGCHLD is
+ * ignored in this process.
+ */
+#define VUF_BACKEND_EXIT_UNKNOWN 3
+
+/**
+ * A back-end that was started. Only ever used through a pointer.
+ */
+struct vuf_backend_process;
+
+/**
+ * Back-ends that were found. Only ever used through a pointer.
+ */
+struct vuf_backend_programs;
 
 /**
  * A connection to a back-end. Only ever used through a pointer.
@@ -1816,7 +1886,7 @@ struct vuf_device_options {
      */
     uint32_t fence_ms;
     /**
-     * VUF_ON_UNFENCED_WAIT or VUF_ON_UNFENCED_PROCEED.
+     * VUF_ON_UNFENCED_*: what happens then.
      */
     uint32_t on_unfenced;
     /**
@@ -2127,6 +2197,148 @@ struct vuf_ring {
 };
 
 /**
+ * Which back-ends are looked for, and where. Set size to
+ * sizeof(struct vuf_backend_search) and the rest to zero; zero is always the default.
+ */
+struct vuf_backend_search {
+    /**
+     * sizeof(struct vuf_backend_search)
+     */
+    size_t size;
+    /**
+     * Only those for this type of device, as "fs"; NULL for all.
+     */
+    const char *device_type;
+    /**
+     * Directories, the most specific last; NULL for those of the convention, which
+     * vuf_backend_programs_find() names.
+     */
+    const char *const *directories;
+    /**
+     * How many.
+     */
+    size_t n_directories;
+    /**
+     * 0 or VUF_BACKEND_SEARCH_ALL
+     */
+    uint32_t flags;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+};
+
+/**
+ * A back-end that is described by a file. Set size to
+ * sizeof(struct vuf_backend_program) before the call. Texts are valid until the list
+ * is freed (borrowed), and empty where nothing is known.
+ */
+struct vuf_backend_program {
+    /**
+     * sizeof(struct vuf_backend_program)
+     */
+    size_t size;
+    /**
+     * The path of the file.
+     */
+    const char *file;
+    /**
+     * The type of device, as "fs".
+     */
+    const char *device_type;
+    /**
+     * What it is, for people.
+     */
+    const char *description;
+    /**
+     * The absolute path of the program.
+     */
+    const char *binary;
+    /**
+     * With VUF_BACKEND_SEARCH_ALL, the file that counts in place of this one;
+     * otherwise NULL.
+     */
+    const char *hidden_by;
+    /**
+     * With VUF_BACKEND_SEARCH_ALL, why the file is of no use; otherwise NULL.
+     */
+    const char *problem;
+    /**
+     * What the program can do, as "read-only"; NULL before vuf_backend_programs_ask(),
+     * and where there is nothing.
+     */
+    const char *const *features;
+    /**
+     * How many features.
+     */
+    size_t n_features;
+    /**
+     * 1: vuf_backend_programs_ask() has been answered.
+     */
+    uint32_t asked;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+};
+
+/**
+ * How a back-end is started. Set size to sizeof(struct vuf_backend_process_options)
+ * and the rest to zero; zero is always the default.
+ */
+struct vuf_backend_process_options {
+    /**
+     * sizeof(struct vuf_backend_process_options)
+     */
+    size_t size;
+    /**
+     * Its arguments, without the program's name and without the socket; the last is
+     * NULL. NULL for none.
+     */
+    const char *const *arguments;
+    /**
+     * Its environment, "NAME=value" each; the last is NULL. NULL for this
+     * process's.
+     */
+    const char *const *environment;
+    /**
+     * Its standard output, borrowed; 0 for this process's, -1 for none (/dev/null).
+     */
+    int stdout_fd;
+    /**
+     * Its standard error, likewise.
+     */
+    int stderr_fd;
+    /**
+     * VUF_BACKEND_PROCESS_*
+     */
+    uint32_t flags;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+};
+
+/**
+ * How a back-end has ended. Set size to sizeof(struct vuf_backend_exit) before the
+ * call.
+ */
+struct vuf_backend_exit {
+    /**
+     * sizeof(struct vuf_backend_exit)
+     */
+    size_t size;
+    /**
+     * VUF_BACKEND_EXIT_*
+     */
+    uint32_t kind;
+    /**
+     * The exit status, or the number of the signal.
+     */
+    int32_t value;
+};
+
+/**
  * All functions of the library, each under its own name (vuf_get_api()).
  */
 struct vuf_api {
@@ -2393,6 +2605,36 @@ struct vuf_api {
                              uint32_t timeout_ms,
                              struct vuf_submit_result *result);
     const struct vuf_api *(*vuf_get_api)(uint32_t version);
+    int (*vuf_backend_programs_find)(const struct vuf_backend_search *search,
+                                     struct vuf_backend_programs **out,
+                                     size_t *n);
+    void (*vuf_backend_programs_free)(struct vuf_backend_programs *programs);
+    int (*vuf_backend_programs_get)(const struct vuf_backend_programs *programs,
+                                    size_t index,
+                                    struct vuf_backend_program *program);
+    int (*vuf_backend_programs_ask)(struct vuf_backend_programs *programs,
+                                    size_t index,
+                                    uint32_t timeout_ms);
+    int (*vuf_backend_process_start)(const char *program,
+                                     const struct vuf_backend_process_options *options,
+                                     struct vuf_backend_process **out);
+    void (*vuf_backend_process_free)(struct vuf_backend_process *process);
+    int (*vuf_backend_process_get_pid)(const struct vuf_backend_process *process);
+    int (*vuf_backend_process_get_fd)(const struct vuf_backend_process *process);
+    int (*vuf_backend_process_take_socket)(struct vuf_backend_process *process,
+                                           int *fd);
+    int (*vuf_backend_process_signal)(struct vuf_backend_process *process,
+                                      int signal);
+    int (*vuf_backend_process_get_exit)(const struct vuf_backend_process *process,
+                                        struct vuf_backend_exit *exit);
+    int (*vuf_backend_process_wait)(struct vuf_backend_process *process,
+                                    uint32_t timeout_ms,
+                                    struct vuf_backend_exit *exit);
+    int (*vuf_backend_process_terminate)(struct vuf_backend_process *process,
+                                         uint32_t timeout_ms,
+                                         struct vuf_backend_exit *exit);
+    int (*vuf_device_set_process)(struct vuf_device *device,
+                                  struct vuf_backend_process *process);
 };
 
 #ifdef __cplusplus
@@ -3952,6 +4194,21 @@ int vuf_device_set_fd(struct vuf_device *device,
                       int fd);
 
 /**
+ * Supplies a device of vuf_device_open_fd() with the connection to a back-end that was
+ * started by vuf_backend_process_start(), as vuf_device_set_fd() does, and with the
+ * knowledge whom to kill (VUF_ON_UNFENCED_KILL). The process stays the caller's to
+ * free; freed, it is killed, and the connection lost.
+ *
+ * process  borrowed; the device takes its socket
+ *
+ * Returns 0, otherwise
+ *   -EINVAL      an argument is NULL
+ *   VUF_E_STATE  the device connects by itself, or the socket was taken before
+ */
+int vuf_device_set_process(struct vuf_device *device,
+                           struct vuf_backend_process *process);
+
+/**
  * Tells whether what was stopped or taken away is really out of use.
  *
  * quiet  set quiet->size before the call; the rest is filled in
@@ -4401,6 +4658,211 @@ int vuf_device_get_vring_base(const struct vuf_device *device,
  * dlclose(); NULL if the library has none of this version.
  */
 const struct vuf_api *vuf_get_api(uint32_t version);
+
+/**
+ * Looks for the back-ends that are installed, by the files that describe them.
+ *
+ * By convention these are the *.json in the following directories, the most specific
+ * last. Of files with the same name the most specific one counts; an empty one says
+ * that there is none. The result is sorted by name, and the first that fits is
+ * the one to use.
+ *   /usr/share/qemu/vhost-user, and qemu/vhost-user in each of $XDG_DATA_DIRS
+ *     (/usr/local/share and /usr/share), the first of them last
+ *   /etc/qemu/vhost-user
+ *   $XDG_CONFIG_HOME/qemu/vhost-user ($HOME/.config)
+ * The environment counts for nothing in a program that has rights its user lacks.
+ * Whether a program is there is not looked at. What a file says beyond type,
+ * description and binary is ignored.
+ *
+ * search  NULL for all; read during the call
+ * out     gets the list; NULL on failure
+ * n       gets how many are in it; may be 0
+ *
+ * Returns 0, otherwise
+ *   -EINVAL  out or n is NULL, or search is not valid
+ *   -E2BIG   search has fields that this library does not know
+ */
+int vuf_backend_programs_find(const struct vuf_backend_search *search,
+                              struct vuf_backend_programs **out,
+                              size_t *n);
+
+/**
+ * Frees a list, and the texts in it.
+ *
+ * programs  may be NULL, which does nothing
+ */
+void vuf_backend_programs_free(struct vuf_backend_programs *programs);
+
+/**
+ * Tells what is known of a back-end.
+ *
+ * index    from 0 on
+ * program  set program->size before the call; the rest is filled in
+ *
+ * Returns 0, otherwise
+ *   -EINVAL  an argument is NULL, or program->size is not set
+ *   -ENOENT  there are not so many
+ *   -E2BIG   program->size is above 65536
+ */
+int vuf_backend_programs_get(const struct vuf_backend_programs *programs,
+                             size_t index,
+                             struct vuf_backend_program *program);
+
+/**
+ * Runs a back-end with --print-capabilities: afterwards vuf_backend_programs_get() has
+ * its features. It has ended when this returns. Done once; later calls return 0 at
+ * once.
+ *
+ * index       from 0 on
+ * timeout_ms  how long it has; then it is killed. VUF_TIMEOUT_DEFAULT is 5000
+ *
+ * Returns 0, otherwise
+ *   -EINVAL             programs is NULL
+ *   -ENOENT             there are not so many, or the program is not there
+ *   -EACCES             it may not be run
+ *   -ETIMEDOUT          it has not ended in time
+ *   VUF_E_NACK          it has failed; it may not know of capabilities
+ *   VUF_E_DISCONNECTED  a signal has ended it
+ *   VUF_E_PROTOCOL      what it prints is not understood, is too much, or is for
+ *                       another type of device than its file says
+ *   VUF_E_STATE         its file is of no use
+ * or another negative errno from the system, as -EMFILE or -ENOEXEC.
+ */
+int vuf_backend_programs_ask(struct vuf_backend_programs *programs,
+                             size_t index,
+                             uint32_t timeout_ms);
+
+/**
+ * Starts a back-end with a socket (--fd=3), whose other end is
+ * vuf_backend_process_take_socket()'s or vuf_device_set_process()'s.
+ *
+ * It gets that, /dev/null as standard input, its two outputs, and no other
+ * descriptor (with glibc before 2.34, or another C library: none that is
+ * close-on-exec). No signal is blocked, and SIGPIPE, SIGTERM and SIGCHLD are not
+ * ignored. Neither this process's memory nor its handlers are there for a moment: it
+ * is not forked. Needs Linux 5.4.
+ *
+ * Do not wait for it with waitpid(-1), or how it ended is not known.
+ *
+ * program  its path; the directories of $PATH are not searched
+ * options  NULL for the defaults; read during the call
+ * out      gets the process; NULL on failure
+ *
+ * Returns 0, otherwise
+ *   -EINVAL  program or out is NULL, program is empty, or an option is not valid
+ *   -EBADF   one of the outputs is below -1 or not open
+ *   -E2BIG   options has fields that this library does not know; or the
+ *            arguments are too long
+ *   -ENOENT  the program is not there
+ *   -EACCES  it may not be run
+ *   -ENOSYS  Linux is older than 5.4
+ * or another negative errno from the system, as -EMFILE or -ENOEXEC.
+ */
+int vuf_backend_process_start(const char *program,
+                              const struct vuf_backend_process_options *options,
+                              struct vuf_backend_process **out);
+
+/**
+ * Frees a process; one that still runs is killed (SIGKILL) and waited for, and so is
+ * no zombie left: see vuf_backend_process_terminate() for a gentler end. A socket that
+ * was not taken is closed.
+ *
+ * Waits for 5 s at most, for a process that hangs in the kernel. Calls that other
+ * threads have under way return. In a forked child it only closes the child's copy.
+ *
+ * process  may be NULL, which does nothing
+ */
+void vuf_backend_process_free(struct vuf_backend_process *process);
+
+/**
+ * Tells the number of a process. It is this one's until one of the functions below
+ * has told how it ended; then it may be another's.
+ *
+ * Returns the number, or -EINVAL if process is NULL.
+ */
+int vuf_backend_process_get_pid(const struct vuf_backend_process *process);
+
+/**
+ * Tells the descriptor of a process (a pidfd) to poll: readable once it has ended.
+ *
+ * Returns the descriptor (borrowed, valid until the process is freed), or -EINVAL if
+ * process is NULL.
+ */
+int vuf_backend_process_get_fd(const struct vuf_backend_process *process);
+
+/**
+ * Takes the connection to a back-end, for vuf_client_from_fd(), vuf_device_open_fd() or
+ * vuf_device_set_fd().
+ *
+ * fd  gets the socket: given (yours to close, close-on-exec); -1 on failure
+ *
+ * Returns 0, otherwise
+ *   -EINVAL      an argument is NULL
+ *   VUF_E_STATE  it was taken before
+ */
+int vuf_backend_process_take_socket(struct vuf_backend_process *process,
+                                    int *fd);
+
+/**
+ * Sends a process a signal. Never reaches another one, also where the process has
+ * ended: then nothing happens, and this returns 0.
+ *
+ * signal  its number, as SIGTERM; 0 only asks whether one could be sent
+ *
+ * Returns 0, otherwise
+ *   -EINVAL  process is NULL, or there is no such signal
+ *   -EPERM   the process has become somebody's whom this one may not send any
+ */
+int vuf_backend_process_signal(struct vuf_backend_process *process,
+                               int signal);
+
+/**
+ * Tells whether and how a process has ended. Does not wait.
+ *
+ * exit  set exit->size before the call; the rest is filled in
+ *
+ * Returns 0, otherwise
+ *   -EINVAL  an argument is NULL, or exit->size is not set
+ *   -E2BIG   exit->size is above 65536
+ */
+int vuf_backend_process_get_exit(const struct vuf_backend_process *process,
+                                 struct vuf_backend_exit *exit);
+
+/**
+ * Waits until a process has ended by itself.
+ *
+ * timeout_ms  how long; VUF_TIMEOUT_DEFAULT is 5000
+ * exit        how it has ended: set exit->size before the call; NULL if that is of no
+ *             interest
+ *
+ * Returns 0, otherwise
+ *   -EINVAL     process is NULL, or exit->size is not set
+ *   -E2BIG      exit->size is above 65536
+ *   -ETIMEDOUT  it still runs
+ */
+int vuf_backend_process_wait(struct vuf_backend_process *process,
+                             uint32_t timeout_ms,
+                             struct vuf_backend_exit *exit);
+
+/**
+ * Ends a process: SIGTERM, and SIGKILL if it has not ended within the time. Returns
+ * when it has ended; also good for one that has already.
+ *
+ * An event loop rather sends the signals itself, with vuf_backend_process_signal(), and
+ * polls vuf_backend_process_get_fd().
+ *
+ * timeout_ms  how long it has after SIGTERM; VUF_TIMEOUT_DEFAULT is 5000
+ * exit        as for vuf_backend_process_wait()
+ *
+ * Returns 0, otherwise
+ *   -EINVAL     process is NULL, or exit->size is not set
+ *   -E2BIG      exit->size is above 65536
+ *   -EPERM      this process may not end it
+ *   -ETIMEDOUT  it hangs in the kernel: it was killed, and 5 s later it has not ended
+ */
+int vuf_backend_process_terminate(struct vuf_backend_process *process,
+                                  uint32_t timeout_ms,
+                                  struct vuf_backend_exit *exit);
 
 #ifdef __cplusplus
 }  // extern "C"

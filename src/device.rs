@@ -34,13 +34,14 @@ use self::visitors::Visitors;
 use crate::connection::ThreadMark;
 use crate::error::{Error, Kind, Result};
 use crate::message::{Iotlb, virtio};
+use crate::programs::BackendProcess;
 use crate::socket::{Alarm, Bell, Pollable};
 use nix::errno::Errno;
 use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub use event::{Event, EventKind, Recovery};
 pub use group::{MemoryGroup, MemoryState};
@@ -67,6 +68,9 @@ pub struct Device {
     read: Condvar,
     /// Threads that ask the caller where a ring stands that is to be started.
     asking: Mutex<Vec<ThreadMark>>,
+    /// Held by who sets the trace, also while it waits: of two that do, the later one
+    /// is told everywhere.
+    tracing: Mutex<()>,
     /// Threads in [`wait`](Self::wait).
     waiting: Mutex<Vec<Arc<Bell>>>,
     /// Ready when there is something to do on a socket.
@@ -107,6 +111,10 @@ impl Device {
     /// [`process`](Self::process) or [`wait`](Self::wait) is called.
     pub fn open(peer: Peer, options: DeviceOptions) -> Result<Self> {
         options.check()?;
+        if options.on_unfenced == OnUnfenced::Kill && !matches!(peer, Peer::Fd) {
+            let text = "only a process of which the connection is supplied can be killed";
+            return Err(Error::invalid(text));
+        }
         let mut link = link::Link::new(peer, options.reconnect)?;
         link.begin(Instant::now());
         let config = Arc::new(Config::new(options.config_size));
@@ -161,6 +169,7 @@ impl Device {
             missed: AtomicBool::new(false),
             read: Condvar::new(),
             asking: Mutex::new(Vec::new()),
+            tracing: Mutex::new(()),
             waiting: Mutex::new(Vec::new()),
             traffic: Pollable::new().map_err(made)?,
             alarm: Alarm::new().map_err(made)?,
@@ -252,17 +261,28 @@ impl Device {
             core.link.begin(Instant::now());
         }
         drop(core);
-        self.alarm.set(Some(Duration::ZERO));
-        self.wake();
+        self.rouse();
     }
 
     /// A connected socket for a device whose sockets the caller supplies. Taken.
     pub fn set_fd(&self, fd: OwnedFd) -> Result<()> {
         let mut core = self.lock();
-        core.link.supply(fd, Instant::now())?;
+        core.link.supply(fd, None, Instant::now())?;
         drop(core);
-        self.alarm.set(Some(Duration::ZERO));
-        self.wake();
+        self.rouse();
+        Ok(())
+    }
+
+    /// The same with a back-end that was started here, and the connection to it, which
+    /// is taken. Until that is over it is also known whom to kill.
+    pub fn set_process(&self, process: &Arc<BackendProcess>) -> Result<()> {
+        let mut core = self.lock();
+        core.link.check_source()?;
+        let fd = process.take_socket()?;
+        core.link
+            .supply(fd, Some(Arc::clone(process)), Instant::now())?;
+        drop(core);
+        self.rouse();
         Ok(())
     }
 

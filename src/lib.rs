@@ -13,6 +13,7 @@ mod dirty_log;
 mod error;
 pub mod ffi;
 pub mod message;
+mod programs;
 mod socket;
 mod wiped;
 
@@ -26,4 +27,8 @@ pub use device::{
     OnUnfenced, OutOfOrder, Peer, Policy, Quiet, Recovery, Region, Ring, RingIndices, StopMode,
 };
 pub use error::{Class, Details, Error, Kind, Phase, Result, class_of, code};
-pub use socket::Credentials;
+pub use programs::{
+    BackendProcess, BackendProgram, Capabilities, Output, Passed, ProcessOptions, Search,
+    find as find_backend_programs,
+};
+pub use socket::{Credentials, Exit};

@@ -8,6 +8,7 @@ mod address;
 mod listen;
 mod sending;
 mod signal;
+mod spawning;
 mod wait;
 
 use crate::error::{Error, Result};
@@ -22,9 +23,13 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 pub(crate) use address::{Role, accept_from, check, connect_to};
-pub(crate) use listen::{Listener, check_path, shown, try_connect};
+pub(crate) use listen::{Listener, check_path, listener_with_connection, shown, try_connect};
 pub(crate) use sending::{MAX_PARCELS, Parcel, send, send_all};
 pub(crate) use signal::{Alarm, notify};
+pub use spawning::Exit;
+pub(crate) use spawning::{
+    Child, PASSED_FD, Spawn, environment_is_trusted, spawn, standard_error, standard_output,
+};
 pub(crate) use wait::{Bell, Deadline, Pollable, Watch, peer_is_gone, reading_has_ended, wait};
 
 /// Most descriptors taken from one read; a peer that sends more has them closed

@@ -20,6 +20,7 @@
 #[cfg(test)]
 mod tests;
 
+use super::link::Process;
 use crate::socket::{self, Watch};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -41,6 +42,8 @@ pub(crate) enum Fenced {
 pub(crate) struct Fence<S> {
     socket: S,
     limit: Option<Instant>,
+    /// Who is killed at the limit.
+    process: Process,
     /// What happens to the socket can be polled for. Otherwise it would be readable
     /// for ever, and is looked at now and then.
     pollable: bool,
@@ -51,6 +54,10 @@ pub(crate) struct Fence<S> {
 /// a socket holds by default.
 const READS: usize = 64;
 const READ_SIZE: usize = 4096;
+
+/// How long a process that was killed has to be gone: its memory may be large, and its
+/// disk slow.
+const KILLED: Duration = Duration::from_secs(5);
 
 /// How often a socket is looked at that cannot be polled for.
 const LOOK: Duration = Duration::from_millis(50);
@@ -67,9 +74,17 @@ impl<S: AsFd> Fence<S> {
             socket,
             // A time beyond what the clock can hold never comes.
             limit: limit.and_then(|limit| now.checked_add(limit)),
+            process: None,
             pollable,
             next_look: now,
         }
+    }
+
+    /// At the limit this process is killed, and has as long again as [`KILLED`] to be
+    /// gone. It is the socket that tells, still: others may share that, and the memory.
+    pub(crate) fn killing(mut self, process: Process) -> Self {
+        self.process = process;
+        self
     }
 
     /// Does what can be done now, without waiting.
@@ -81,6 +96,12 @@ impl<S: AsFd> Fence<S> {
             return Some(Fenced::Gone);
         }
         self.limit.take_if(|limit| *limit <= now)?;
+        if let Some(process) = self.process.take() {
+            if process.signal(libc::SIGKILL).is_ok() {
+                self.limit = now.checked_add(KILLED);
+                return None;
+            }
+        }
         Some(Fenced::Unfenced)
     }
 

@@ -12,11 +12,13 @@
 mod tests;
 
 use crate::error::{Error, Kind, Phase, Result};
+use crate::programs::BackendProcess;
 use crate::socket::{self, Listener, Role, Watch};
 use nix::errno::Errno;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How a back-end is reached. A path that begins with a NUL byte is the name of
@@ -95,12 +97,15 @@ pub(crate) enum Happened {
     Refused { peers: u32 },
 }
 
+/// The process at the other end, where it was started here.
+pub(crate) type Process = Option<Arc<BackendProcess>>;
+
 /// Where connections come from.
 #[derive(Debug)]
 enum Source {
     Path(PathBuf),
     Listener(Listener),
-    Supplied(Option<OwnedFd>),
+    Supplied(Option<(OwnedFd, Process)>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +128,8 @@ pub(crate) struct Link {
     state: State,
     /// How many attempts have failed in a row.
     attempt: u32,
+    /// Of the connection that was handed out last.
+    process: Process,
     chance: Chance,
 }
 
@@ -159,6 +166,7 @@ impl Link {
             policy,
             state: State::Idle,
             attempt: 0,
+            process: None,
             chance: Chance(seed),
         })
     }
@@ -179,27 +187,40 @@ impl Link {
         self.state = State::Idle;
     }
 
+    /// Whether sockets are supplied at all.
+    pub(crate) fn check_source(&self) -> Result<()> {
+        match &self.source {
+            Source::Supplied(_) => Ok(()),
+            _ => {
+                let text = "the device connects by itself; no socket can be supplied";
+                Err(Error::new(Kind::State, text))
+            }
+        }
+    }
+
     /// Whether a socket could be [supplied](Self::supply).
     pub(crate) fn check_supplied(&self, fd: BorrowedFd<'_>) -> Result<()> {
-        if !matches!(self.source, Source::Supplied(_)) {
-            let text = "the device connects by itself; no socket can be supplied";
-            return Err(Error::new(Kind::State, text));
-        }
+        self.check_source()?;
         socket::check(fd, Role::Connected)
     }
 
     /// Here is a connected socket, also before it is asked for: it is used after
     /// the next loss. Of several the last counts. Refused, it is closed, so use
     /// [`check_supplied`](Self::check_supplied) first if it should not be.
-    pub(crate) fn supply(&mut self, fd: OwnedFd, now: Instant) -> Result<()> {
+    pub(crate) fn supply(&mut self, fd: OwnedFd, process: Process, now: Instant) -> Result<()> {
         self.check_supplied(fd.as_fd())?;
         socket::set_close_on_exec(fd.as_fd())
             .map_err(|errno| Error::os(errno, "cannot prepare the socket"))?;
-        self.source = Source::Supplied(Some(fd));
+        self.source = Source::Supplied(Some((fd, process)));
         if self.state == State::Waiting {
             self.state = State::Later(now);
         }
         Ok(())
+    }
+
+    /// Who is at the other end of the connection that was handed out last; told once.
+    pub(crate) fn take_process(&mut self) -> Process {
+        self.process.take()
     }
 
     // ---- what became of a connection ----
@@ -287,7 +308,10 @@ impl Link {
             Source::Listener(listener) => listener
                 .accept()
                 .map_err(|errno| Error::os(errno, "cannot accept a connection")),
-            Source::Supplied(fd) => Ok(fd.take()),
+            Source::Supplied(supplied) => Ok(supplied.take().map(|(fd, process)| {
+                self.process = process;
+                fd
+            })),
         };
         match found {
             Ok(Some(fd)) => {

@@ -16,6 +16,11 @@ pub enum OnUnfenced {
     Wait,
     /// Another is used beside it.
     Proceed,
+    /// Its process is killed, if it is one of [`Device::set_process`]; otherwise as
+    /// `Wait`.
+    ///
+    /// [`Device::set_process`]: super::Device::set_process
+    Kill,
 }
 
 /// How split rings go on after a loss where neither an in-flight buffer nor

@@ -5,7 +5,7 @@ use crate::backend_client::Timeout;
 use crate::error::{Error, Result};
 use crate::ffi::types::{VUF_TIMEOUT_DEFAULT, VUF_TIMEOUT_FOREVER};
 use nix::errno::Errno;
-use std::ffi::CStr;
+use std::ffi::{CStr, OsString};
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::os::raw::{c_char, c_int};
@@ -241,8 +241,27 @@ impl Args {
         size: usize,
         value: &T,
     ) -> Result<()> {
-        let bytes = self.buffer(pointer.cast::<u8>(), size, "result")?;
-        let known = value.as_bytes();
+        self.fill_bytes(pointer.cast(), size, value.as_bytes())
+    }
+
+    /// The same for a struct that holds pointers.
+    ///
+    /// # Safety
+    /// It has no padding.
+    pub(super) unsafe fn fill_pointers<T>(
+        &self,
+        pointer: *mut T,
+        size: usize,
+        value: &T,
+    ) -> Result<()> {
+        let bytes = std::ptr::from_ref(value).cast::<u8>();
+        // SAFETY: the bytes of a value that lives, all of which are initialised.
+        let known = unsafe { std::slice::from_raw_parts(bytes, size_of::<T>()) };
+        self.fill_bytes(pointer.cast(), size, known)
+    }
+
+    fn fill_bytes(&self, pointer: *mut u8, size: usize, known: &[u8]) -> Result<()> {
+        let bytes = self.buffer(pointer, size, "result")?;
         let from = size_of::<usize>();
         for (at, place) in bytes.iter_mut().enumerate().skip(from) {
             place.write(known.get(at).copied().unwrap_or_default());
@@ -262,6 +281,24 @@ impl Args {
             return Err(Error::invalid(format!("{name} is empty")));
         }
         Ok(Path::new(std::ffi::OsStr::from_bytes(bytes)))
+    }
+
+    /// Texts up to a NULL: no list if there is none.
+    pub(super) fn texts(&self, list: *const *const c_char) -> Option<Vec<OsString>> {
+        use std::os::unix::ffi::OsStringExt;
+        let mut next = Some(list).filter(|list| !list.is_null())?;
+        let mut texts = Vec::new();
+        loop {
+            // SAFETY: promised when this was made; not behind the NULL.
+            let text = unsafe { next.read_unaligned() };
+            if text.is_null() {
+                return Some(texts);
+            }
+            // SAFETY: promised when this was made.
+            let bytes = unsafe { CStr::from_ptr(text) }.to_bytes();
+            texts.push(OsString::from_vec(bytes.to_vec()));
+            next = next.wrapping_add(1);
+        }
     }
 
     /// A file descriptor that is borrowed for the call.

@@ -48,8 +48,8 @@ pub extern "C" fn vuf_strerror(rc: c_int) -> *const c_char {
             nix::errno::Errno::ETIMEDOUT => text(c"the deadline passed"),
             nix::errno::Errno::ECANCELED => text(c"the connection was aborted"),
             nix::errno::Errno::ECONNREFUSED => text(c"nobody listens on the socket"),
-            nix::errno::Errno::ENOENT => text(c"there is no such socket"),
-            nix::errno::Errno::EACCES => text(c"access to the socket is denied"),
+            nix::errno::Errno::ENOENT => text(c"there is no such socket or program"),
+            nix::errno::Errno::EACCES => text(c"access to the socket or program is denied"),
             nix::errno::Errno::ENOTSOCK => text(c"the file descriptor is not a socket"),
             nix::errno::Errno::ENOTCONN => text(c"the socket is not connected"),
             nix::errno::Errno::EMFILE | nix::errno::Errno::ENFILE => {

@@ -2,12 +2,15 @@
 
 use super::args::Args;
 use super::boundary::{catch, guard};
+use super::programs::Programs;
+use super::programs::types::{vuf_backend_process, vuf_backend_programs};
 use super::types::vuf_client;
 use super::virtual_device::types::{vuf_device, vuf_memory_group};
 use crate::backend_client::BackendClient;
 use crate::device::{Device, MemoryGroup};
 use crate::error::{Error, Kind, Result};
 use crate::message::Request;
+use crate::programs::BackendProcess;
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
@@ -80,6 +83,35 @@ impl Opaque for vuf_memory_group {
     fn close_in_child(group: MemoryGroup) {
         // Its lock may be held by a thread that is not here.
         std::mem::forget(group);
+    }
+}
+
+impl Opaque for vuf_backend_programs {
+    const NAME: &'static str = "programs";
+    type Object = Programs;
+
+    fn cancel(_programs: &Programs) {}
+    fn poison(_programs: &Programs, _panic: &Error) {}
+    fn close_in_child(programs: Programs) {
+        drop(programs);
+    }
+}
+
+impl Opaque for vuf_backend_process {
+    const NAME: &'static str = "process";
+    /// A device holds on to it as well.
+    type Object = Arc<BackendProcess>;
+
+    fn cancel(_process: &Arc<BackendProcess>) {}
+    fn poison(_process: &Arc<BackendProcess>, _panic: &Error) {}
+    fn only_here(process: &Arc<BackendProcess>) -> bool {
+        // There is nobody to tell. Who waits for its end is woken.
+        let _ = process.kill();
+        true
+    }
+    fn close_in_child(process: Arc<BackendProcess>) {
+        // It knows who has started it.
+        drop(process);
     }
 }
 
@@ -313,6 +345,32 @@ pub(super) unsafe fn with_group(
     unsafe { with(group, About::default(), body) }
 }
 
+/// Runs a call on a list of programs: 0, or the code of its failure.
+///
+/// # Safety
+/// `programs` is null or came from [`new`] and has not been freed; what `body` reads
+/// through its [`Args`] is as [`Args::new`] demands.
+pub(super) unsafe fn with_programs(
+    programs: *const vuf_backend_programs,
+    body: impl FnOnce(&Programs, &Args) -> Result<()>,
+) -> i32 {
+    // SAFETY: passed on from the caller.
+    unsafe { with(programs, About::default(), body) }
+}
+
+/// Runs a call on a process: 0, or the code of its failure.
+///
+/// # Safety
+/// `process` is null or came from [`new`] and has not been freed; what `body` reads
+/// through its [`Args`] is as [`Args::new`] demands.
+pub(super) unsafe fn with_process(
+    process: *const vuf_backend_process,
+    body: impl FnOnce(&Arc<BackendProcess>, &Args) -> Result<()>,
+) -> i32 {
+    // SAFETY: passed on from the caller.
+    unsafe { with(process, About::default(), body) }
+}
+
 /// The device behind a pointer, for who keeps it.
 ///
 /// # Safety
@@ -320,6 +378,19 @@ pub(super) unsafe fn with_group(
 pub(super) unsafe fn shared(device: *const vuf_device) -> Result<Arc<Device>> {
     // SAFETY: passed on from the caller.
     let handle = unsafe { handle(device) }?;
+    let inside = Inside::enter(handle)?;
+    Ok(Arc::clone(&inside.0.object))
+}
+
+/// The process behind a pointer, likewise.
+///
+/// # Safety
+/// `process` is null or came from [`new`] and has not been freed.
+pub(super) unsafe fn shared_process(
+    process: *const vuf_backend_process,
+) -> Result<Arc<BackendProcess>> {
+    // SAFETY: passed on from the caller.
+    let handle = unsafe { handle(process) }?;
     let inside = Inside::enter(handle)?;
     Ok(Arc::clone(&inside.0.object))
 }

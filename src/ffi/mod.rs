@@ -20,6 +20,7 @@ pub mod list;
 pub mod memfd;
 pub mod memory;
 pub mod postcopy;
+pub mod programs;
 pub mod requests;
 pub mod trace;
 pub mod types;

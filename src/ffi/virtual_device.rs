@@ -8,6 +8,7 @@ pub mod types;
 
 use self::types::*;
 use super::args::{self, Args};
+use super::programs::types::vuf_backend_process;
 use super::types::*;
 use super::{backend, boundary, handle, trace};
 use crate::backend_client::BackendHandler;
@@ -55,6 +56,7 @@ unsafe fn options(c: &Args, given: *const vuf_device_options) -> Result<DeviceOp
         on_unfenced: match given.on_unfenced {
             VUF_ON_UNFENCED_WAIT => OnUnfenced::Wait,
             VUF_ON_UNFENCED_PROCEED => OnUnfenced::Proceed,
+            VUF_ON_UNFENCED_KILL => OnUnfenced::Kill,
             _ => return Err(Error::invalid("options->on_unfenced is unknown")),
         },
         out_of_order: match given.out_of_order {
@@ -536,6 +538,31 @@ pub unsafe extern "C" fn vuf_device_reconnect(device: *mut vuf_device) -> c_int 
 pub unsafe extern "C" fn vuf_device_set_fd(device: *mut vuf_device, fd: c_int) -> c_int {
     // SAFETY: the caller's promise.
     unsafe { handle::with_device(device, |device, c| supply(device, c, fd)) }
+}
+
+/// Supplies a device of vuf_device_open_fd() with the connection to a back-end that was
+/// started by vuf_backend_process_start(), as vuf_device_set_fd() does, and with the
+/// knowledge whom to kill (VUF_ON_UNFENCED_KILL). The process stays the caller's to
+/// free; freed, it is killed, and the connection lost.
+///
+/// process  borrowed; the device takes its socket
+///
+/// Returns 0, otherwise
+///   -EINVAL      an argument is NULL
+///   VUF_E_STATE  the device connects by itself, or the socket was taken before
+///
+/// # Safety
+/// `device` is null or a device, and `process` null or a process, that have not been
+/// freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vuf_device_set_process(
+    device: *mut vuf_device,
+    process: *mut vuf_backend_process,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let process = || unsafe { handle::shared_process(process) };
+    // SAFETY: the caller's promise.
+    unsafe { handle::with_device(device, |device, _| device.set_process(&process()?)) }
 }
 
 /// Fills in what is left, after a wait where one is asked for.

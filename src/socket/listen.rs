@@ -10,6 +10,7 @@ use nix::sys::socket::{
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmod, fchmodat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::ffi::{OsStr, OsString};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -106,6 +107,21 @@ pub(crate) fn try_connect(path: &Path) -> nix::Result<OwnedFd> {
 
 /// How many peers may wait to be accepted. More find the backlog full.
 const WAITING_PEERS: u8 = 8;
+
+/// A listening socket for another process, and a connection that waits at it. Who else
+/// wanted one would need the name, which is gone already.
+pub(crate) fn listener_with_connection() -> Result<(OwnedFd, OwnedFd)> {
+    let failed = |errno| Error::os(errno, "cannot make a socket that listens");
+    // A number that nobody can foresee, and it need not be more than that: a name
+    // that is in use is refused.
+    let number = RandomState::new().build_hasher().finish();
+    let path = std::env::temp_dir().join(format!("vhost-user-{number:016x}"));
+    let Listener { socket, _file } = Listener::new(&path, 0o600)?;
+    let connection = try_connect(&path).map_err(failed)?;
+    // That of the other process may block.
+    fcntl(&socket, FcntlArg::F_SETFL(OFlag::empty())).map_err(failed)?;
+    Ok((socket, connection))
+}
 
 /// A listening socket that never blocks. Its file goes with it.
 #[derive(Debug)]

@@ -25,11 +25,10 @@ mod ring;
 mod split;
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -39,6 +38,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{getsockopt, sockopt};
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -60,9 +60,12 @@ use memory::{Memory, Region};
 use ring::{Chain, Ring, Setup};
 
 const USAGE: &str = "\
-usage: inflight_backend --socket PATH --file PATH [OPTION]...
+usage: inflight_backend (--socket PATH | --fd=NUMBER) --file PATH [OPTION]...
+       inflight_backend --print-capabilities
 
   --socket PATH      listen for a front-end here
+  --fd=NUMBER        serve this socket: one that listens, or a connection, with which
+                     the program ends
   --file PATH        the disk is this raw file
   --queues N         offer N queues, 1 to 4 (default 1)
   --journal PATH     append a line for each request executed: op sector len tag
@@ -93,9 +96,13 @@ const CONFIG_SIZE: usize = 36;
 
 fn main() -> ExitCode {
     let options = match Options::parse(std::env::args_os().skip(1)) {
-        Ok(Some(options)) => options,
-        Ok(None) => {
+        Ok(Asked::Serve(options)) => *options,
+        Ok(Asked::Usage) => {
             print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Ok(Asked::Capabilities) => {
+            println!(r#"{{"type": "block", "features": ["blk-file"]}}"#);
             return ExitCode::SUCCESS;
         }
         Err(problem) => {
@@ -103,9 +110,13 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let Err(problem) = run(options);
-    eprintln!("inflight_backend: {problem}");
-    ExitCode::FAILURE
+    match run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("inflight_backend: {problem}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// A moment in the life of a request.
@@ -117,8 +128,16 @@ enum Point {
     Cleared,
 }
 
+/// What was asked for.
+enum Asked {
+    Usage,
+    Capabilities,
+    Serve(Box<Options>),
+}
+
 struct Options {
     socket: PathBuf,
+    fd: Option<RawFd>,
     file: PathBuf,
     journal: Option<PathBuf>,
     queues: u32,
@@ -131,12 +150,10 @@ struct Options {
 }
 
 impl Options {
-    /// `None` means that the usage text was asked for.
-    fn parse(
-        mut args: impl Iterator<Item = OsString>,
-    ) -> std::result::Result<Option<Self>, String> {
+    fn parse(mut args: impl Iterator<Item = OsString>) -> std::result::Result<Asked, String> {
         let mut options = Self {
             socket: PathBuf::new(),
+            fd: None,
             file: PathBuf::new(),
             journal: None,
             queues: 1,
@@ -153,7 +170,12 @@ impl Options {
             let mut text = || value().map(|value| value.to_string_lossy().into_owned());
             let bad = |text: &str| format!("{name} does not take {text}");
             match &*name {
-                "--help" => return Ok(None),
+                "--help" => return Ok(Asked::Usage),
+                "--print-capabilities" => return Ok(Asked::Capabilities),
+                fd if fd.starts_with("--fd=") => {
+                    let number = fd.trim_start_matches("--fd=").parse().ok();
+                    options.fd = Some(number.filter(|fd| *fd > 2).ok_or(bad(fd))?);
+                }
                 "--queues" => options.queues = text().and_then(|t| t.parse().or(Err(bad(&t))))?,
                 "--no-inflight" => options.inflight = false,
                 "--in-order" => options.in_order = true,
@@ -178,8 +200,11 @@ impl Options {
                 _ => return Err(format!("unknown argument {name}")),
             }
         }
-        if options.socket.as_os_str().is_empty() || options.file.as_os_str().is_empty() {
-            return Err("--socket and --file must be given".into());
+        if options.socket.as_os_str().is_empty() == options.fd.is_none() {
+            return Err("one of --socket and --fd must be given".into());
+        }
+        if options.file.as_os_str().is_empty() {
+            return Err("--file must be given".into());
         }
         if !(1..=MAX_QUEUES).contains(&options.queues) {
             return Err(format!("--queues takes 1 to {MAX_QUEUES}"));
@@ -187,16 +212,40 @@ impl Options {
         if options.in_order && options.out_of_order {
             return Err("--in-order and --out-of-order exclude each other".into());
         }
-        Ok(Some(options))
+        Ok(Asked::Serve(Box::new(options)))
     }
 }
 
-fn run(options: Options) -> std::result::Result<Infallible, String> {
+/// Where front-ends come from.
+enum Door {
+    Listener(UnixListener),
+    /// There is one, and no other.
+    Connection(UnixStream),
+}
+
+impl Door {
+    fn open(options: &Options) -> io::Result<Self> {
+        let Some(number) = options.fd else {
+            remove_stale_socket(&options.socket)?;
+            return UnixListener::bind(&options.socket).map(Self::Listener);
+        };
+        // SAFETY: whoever started the program has put it there, and nobody else here
+        // knows of it.
+        let fd = unsafe { OwnedFd::from_raw_fd(number) };
+        match getsockopt(&fd, sockopt::AcceptConn)? {
+            true => Ok(Self::Listener(fd.into())),
+            false => Ok(Self::Connection(fd.into())),
+        }
+    }
+}
+
+fn run(options: Options) -> std::result::Result<(), String> {
     let disk = Disk::open(&options.file, options.journal.as_deref())
         .map_err(|e| format!("cannot open the disk or the journal: {e}"))?;
-    let listener = remove_stale_socket(&options.socket)
-        .and_then(|()| UnixListener::bind(&options.socket))
-        .map_err(|e| format!("cannot listen on {}: {e}", options.socket.display()))?;
+    let door = Door::open(&options).map_err(|e| {
+        let place = (&options.socket, options.fd);
+        format!("cannot serve a socket ({place:?}): {e}")
+    })?;
 
     let mut stdout = io::stdout();
     writeln!(stdout, "ready")
@@ -208,14 +257,22 @@ fn run(options: Options) -> std::result::Result<Infallible, String> {
         disk,
         taken: AtomicU64::new(0),
     });
+    let serve = |stream| match serve(stream, &program) {
+        Ok(()) | Err(Error::Disconnected) => {}
+        Err(e) => eprintln!("inflight_backend: the front-end was dropped: {e}"),
+    };
+    let listener = match door {
+        Door::Listener(listener) => listener,
+        Door::Connection(stream) => {
+            serve(stream);
+            return Ok(());
+        }
+    };
     loop {
         let (stream, _) = listener
             .accept()
             .map_err(|e| format!("cannot accept a front-end: {e}"))?;
-        match serve(stream, &program) {
-            Ok(()) | Err(Error::Disconnected) => {}
-            Err(e) => eprintln!("inflight_backend: the front-end was dropped: {e}"),
-        }
+        serve(stream);
     }
 }
 

@@ -119,6 +119,7 @@ impl Core {
                 let key = self.buffer.as_ref().map(|buffer| buffer.key);
                 self.mode = Mode::Up(Box::new(Live {
                     client,
+                    process: self.link.take_process(),
                     actual: Actual::new(&self.wanted, key),
                     under_way: VecDeque::new(),
                     connected: false,
@@ -198,6 +199,8 @@ impl Core {
         } else {
             let client = Arc::clone(&live.client);
             let fence = Fence::new(client, self.options.fence_limit(), now);
+            let killed = self.options.on_unfenced == OnUnfenced::Kill;
+            let fence = fence.killing(live.process.filter(|_| killed));
             self.link.stop();
             self.mode = Mode::Fencing(fence, refused);
         }

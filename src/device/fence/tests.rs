@@ -8,12 +8,15 @@
 
 use super::super::testing::{PATIENCE, Place};
 use super::*;
-use crate::socket::Deadline;
+use crate::backend_client::Timeout;
+use crate::programs::{BackendProcess, ProcessOptions};
+use crate::socket::{Deadline, Exit};
 use std::io::{IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 const LIMIT: Duration = Duration::from_secs(3600);
 
@@ -236,5 +239,32 @@ fn a_process_that_is_killed_is_gone() {
     let mut fence = fence(ours, now);
     assert_unfenced(&mut fence, now);
     drop(process);
+    until_gone(&mut fence);
+}
+
+#[test]
+fn a_process_is_killed_at_the_limit_and_its_socket_still_tells() {
+    let _place = Place::new("kills");
+    let now = Instant::now();
+    let options = ProcessOptions {
+        arguments: ["-c", "exec sleep 1000"].map(Into::into).to_vec(),
+        ..ProcessOptions::default()
+    };
+    let process = BackendProcess::start("/bin/sh".as_ref(), &options).unwrap();
+    let process = Arc::new(process);
+    // Somebody else has that end, too, and the memory perhaps.
+    let (ours, theirs) = pair();
+    let mut fence = fence(ours, now).killing(Some(Arc::clone(&process)));
+    assert_eq!(fence.step(now + LIMIT - Duration::from_nanos(1)), None);
+    assert_eq!(process.exit().unwrap(), None);
+    assert_eq!(fence.step(now + LIMIT), None);
+    let exit = process.wait(Timeout::After(PATIENCE)).unwrap();
+    assert_eq!(exit, Exit::Signal(libc::SIGKILL));
+    assert_eq!(fence.due(), Some(now + LIMIT + KILLED));
+    let last = now + LIMIT + KILLED;
+    assert_eq!(fence.step(last - Duration::from_nanos(1)), None);
+    assert_eq!(fence.step(last), Some(Fenced::Unfenced));
+    assert_eq!(fence.step(last), None);
+    drop(theirs);
     until_gone(&mut fence);
 }

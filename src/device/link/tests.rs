@@ -637,7 +637,7 @@ fn a_socket_is_asked_for_once_and_supplied() {
         assert!(link.step(late, None).is_none(), "said once");
     }
     let (one, other) = UnixStream::pair().unwrap();
-    link.supply(one.into(), now).unwrap();
+    link.supply(one.into(), None, now).unwrap();
     assert_eq!(link.due(), Some(now));
     let ours = connected(link.step(now, None));
     assert_linked(&ours, &other);
@@ -649,12 +649,12 @@ fn a_socket_is_asked_for_once_and_supplied() {
     assert!(link.step(now + PATIENCE, None).is_none());
     // What comes before it is asked for is kept; of several the last counts.
     let (one, other) = UnixStream::pair().unwrap();
-    link.supply(one.into(), now).unwrap();
+    link.supply(one.into(), None, now).unwrap();
     let ours = connected(link.step(now, None));
     let (early, closed) = UnixStream::pair().unwrap();
-    link.supply(early.into(), now).unwrap();
+    link.supply(early.into(), None, now).unwrap();
     let (last, peer) = UnixStream::pair().unwrap();
-    link.supply(last.into(), now).unwrap();
+    link.supply(last.into(), None, now).unwrap();
     assert_turned_away(closed);
     assert!(
         link.step(now, Some(ours.as_fd())).is_none(),
@@ -680,14 +680,14 @@ fn what_is_supplied_must_be_a_connected_socket() {
         ("file", std::fs::File::open("/dev/null").unwrap().into()),
     ] {
         assert!(by_fd.check_supplied(wrong.as_fd()).is_err(), "{name}");
-        let error = by_fd.supply(wrong, now).unwrap_err();
+        let error = by_fd.supply(wrong, None, now).unwrap_err();
         assert!(matches!(error.kind, Kind::Argument(_)), "{name}: {error}");
     }
     let (fd, _other) = UnixStream::pair().unwrap();
     let mut by_path = link(Peer::Path(place.socket()));
-    let error = by_path.supply(fd.into(), now).unwrap_err();
+    let error = by_path.supply(fd.into(), None, now).unwrap_err();
     assert_eq!(error.kind, Kind::State);
     let (fd, other) = UnixStream::pair().unwrap();
-    by_fd.supply(fd.into(), now).unwrap();
+    by_fd.supply(fd.into(), None, now).unwrap();
     assert_linked(&connected(by_fd.step(now, None)), &other);
 }

@@ -5,6 +5,12 @@
 use super::VUF_API_VERSION;
 use crate::ffi::list::vuf_op;
 use crate::ffi::list::vuf_submit_result;
+use crate::ffi::programs::types::vuf_backend_exit;
+use crate::ffi::programs::types::vuf_backend_process;
+use crate::ffi::programs::types::vuf_backend_process_options;
+use crate::ffi::programs::types::vuf_backend_program;
+use crate::ffi::programs::types::vuf_backend_programs;
+use crate::ffi::programs::types::vuf_backend_search;
 use crate::ffi::types::vuf_backend_ops;
 use crate::ffi::types::vuf_client;
 use crate::ffi::types::vuf_client_options;
@@ -146,6 +152,20 @@ pub struct vuf_api {
     pub vuf_device_get_vring_base: unsafe extern "C" fn(device: *const vuf_device, index: u32, base: *mut u32) -> c_int,
     pub vuf_client_submit: unsafe extern "C" fn(client: *mut vuf_client, ops: *const vuf_op, n: usize, flags: u32, timeout_ms: u32, result: *mut vuf_submit_result) -> c_int,
     pub vuf_get_api: extern "C" fn(version: u32) -> *const vuf_api,
+    pub vuf_backend_programs_find: unsafe extern "C" fn(search: *const vuf_backend_search, out: *mut *mut vuf_backend_programs, n: *mut usize) -> c_int,
+    pub vuf_backend_programs_free: unsafe extern "C" fn(programs: *mut vuf_backend_programs),
+    pub vuf_backend_programs_get: unsafe extern "C" fn(programs: *const vuf_backend_programs, index: usize, program: *mut vuf_backend_program) -> c_int,
+    pub vuf_backend_programs_ask: unsafe extern "C" fn(programs: *mut vuf_backend_programs, index: usize, timeout_ms: u32) -> c_int,
+    pub vuf_backend_process_start: unsafe extern "C" fn(program: *const c_char, options: *const vuf_backend_process_options, out: *mut *mut vuf_backend_process) -> c_int,
+    pub vuf_backend_process_free: unsafe extern "C" fn(process: *mut vuf_backend_process),
+    pub vuf_backend_process_get_pid: unsafe extern "C" fn(process: *const vuf_backend_process) -> c_int,
+    pub vuf_backend_process_get_fd: unsafe extern "C" fn(process: *const vuf_backend_process) -> c_int,
+    pub vuf_backend_process_take_socket: unsafe extern "C" fn(process: *mut vuf_backend_process, fd: *mut c_int) -> c_int,
+    pub vuf_backend_process_signal: unsafe extern "C" fn(process: *mut vuf_backend_process, signal: c_int) -> c_int,
+    pub vuf_backend_process_get_exit: unsafe extern "C" fn(process: *const vuf_backend_process, exit: *mut vuf_backend_exit) -> c_int,
+    pub vuf_backend_process_wait: unsafe extern "C" fn(process: *mut vuf_backend_process, timeout_ms: u32, exit: *mut vuf_backend_exit) -> c_int,
+    pub vuf_backend_process_terminate: unsafe extern "C" fn(process: *mut vuf_backend_process, timeout_ms: u32, exit: *mut vuf_backend_exit) -> c_int,
+    pub vuf_device_set_process: unsafe extern "C" fn(device: *mut vuf_device, process: *mut vuf_backend_process) -> c_int,
 }
 
 pub(super) static TABLE: vuf_api = vuf_api {
@@ -260,4 +280,18 @@ pub(super) static TABLE: vuf_api = vuf_api {
     vuf_device_get_vring_base: crate::ffi::virtual_device::rings::vuf_device_get_vring_base,
     vuf_client_submit: crate::ffi::list::vuf_client_submit,
     vuf_get_api: crate::ffi::api::vuf_get_api,
+    vuf_backend_programs_find: crate::ffi::programs::vuf_backend_programs_find,
+    vuf_backend_programs_free: crate::ffi::programs::vuf_backend_programs_free,
+    vuf_backend_programs_get: crate::ffi::programs::vuf_backend_programs_get,
+    vuf_backend_programs_ask: crate::ffi::programs::vuf_backend_programs_ask,
+    vuf_backend_process_start: crate::ffi::programs::process::vuf_backend_process_start,
+    vuf_backend_process_free: crate::ffi::programs::process::vuf_backend_process_free,
+    vuf_backend_process_get_pid: crate::ffi::programs::process::vuf_backend_process_get_pid,
+    vuf_backend_process_get_fd: crate::ffi::programs::process::vuf_backend_process_get_fd,
+    vuf_backend_process_take_socket: crate::ffi::programs::process::vuf_backend_process_take_socket,
+    vuf_backend_process_signal: crate::ffi::programs::process::vuf_backend_process_signal,
+    vuf_backend_process_get_exit: crate::ffi::programs::process::vuf_backend_process_get_exit,
+    vuf_backend_process_wait: crate::ffi::programs::process::vuf_backend_process_wait,
+    vuf_backend_process_terminate: crate::ffi::programs::process::vuf_backend_process_terminate,
+    vuf_device_set_process: crate::ffi::virtual_device::vuf_device_set_process,
 };

@@ -61,6 +61,10 @@ pub const VUF_RECOVERY_NEEDS_RESET: u32 = 5;
 pub const VUF_ON_UNFENCED_WAIT: u32 = 0;
 /// Another is used beside it.
 pub const VUF_ON_UNFENCED_PROCEED: u32 = 1;
+/// If it is a process of vuf_device_set_process(), it is killed (SIGKILL), and
+/// VUF_DEVICE_EVENT_UNFENCED comes only if it is not gone 5 s later. Otherwise as
+/// VUF_ON_UNFENCED_WAIT. For vuf_device_open_fd() only.
+pub const VUF_ON_UNFENCED_KILL: u32 = 2;
 /// In struct vuf_device_options, for split rings with neither an in-flight buffer
 /// nor VIRTIO_F_IN_ORDER: they wait for vuf_device_reset(). The default.
 pub const VUF_OUT_OF_ORDER_NEEDS_RESET: u32 = 0;
@@ -176,7 +180,7 @@ pub struct vuf_device_options {
     /// How long a back-end that was given up, and may use the memory, has to close
     /// its connection before VUF_DEVICE_EVENT_UNFENCED. Default 5000.
     pub fence_ms: u32,
-    /// VUF_ON_UNFENCED_WAIT or VUF_ON_UNFENCED_PROCEED.
+    /// VUF_ON_UNFENCED_*: what happens then.
     pub on_unfenced: u32,
     /// VUF_OUT_OF_ORDER_*
     pub out_of_order: u32,
