@@ -41,9 +41,10 @@ check() { # WHAT COMMAND...
 
 # ---- is it all there? ----
 
-# What takes a client, a device or a group.
+# What takes a handle.
+HANDLES='client|device|memory_group|backend_programs|backend_process'
 functions=$(awk '/\/\*/ { comment = 1 } !comment; /\*\// { comment = 0 }' $HEADER.h |
-    tr '\n' ' ' | tr ';' '\n' | grep -E 'struct vuf_(client|device|memory_group) \*' |
+    tr '\n' ' ' | tr ';' '\n' | grep -E "struct vuf_($HANDLES) \*" |
     grep -oE '\bvuf_[a-z0-9_]+\(' | tr -d '(')
 [ "$(echo "$functions" | wc -l)" -gt 50 ] || {
     echo 'the functions of the C header are not found'
@@ -52,7 +53,7 @@ functions=$(awk '/\/\*/ { comment = 1 } !comment; /\*\// { comment = 0 }' $HEADE
 wrapped() { grep -qE "\b$1\(" $HEADER.hpp; }
 # Called as a member, by its name without vuf_client_ and so on.
 tested() {
-    member=$(echo "$1" | sed -E 's/^vuf_(client|device|memory_group)_//; s/^new$/create/')
+    member=$(echo "$1" | sed -E "s/^vuf_($HANDLES)_//; s/^new\$/create/")
     grep -qE "(\.|->|::)(template )?$member(<[^(]*>)?\(" cpp-tests/*.cpp
 }
 for function in $functions; do

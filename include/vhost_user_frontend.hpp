@@ -549,6 +549,18 @@ struct free_client {
 struct free_device {
     void operator()(vuf_device *device) const noexcept { vuf_device_free(device); }
 };
+struct free_backend_programs {
+    void operator()(vuf_backend_programs *programs) const noexcept
+    {
+        vuf_backend_programs_free(programs);
+    }
+};
+struct free_backend_process {
+    void operator()(vuf_backend_process *process) const noexcept
+    {
+        vuf_backend_process_free(process);
+    }
+};
 struct free_memory_group {
     void operator()(vuf_memory_group *group) const noexcept { vuf_memory_group_free(group); }
 };
@@ -971,6 +983,114 @@ class client {
     std::unique_ptr<vuf_client, detail::free_client> handle_;
 };
 
+/* ---- back-ends as programs ---- */
+
+/* Owns a struct vuf_backend_programs, or none: calls then fail with -EINVAL. */
+class backend_programs {
+  public:
+    backend_programs() noexcept = default;
+    backend_programs(vuf_backend_programs *owned, std::size_t size) noexcept
+        : handle_(owned), size_(size)
+    {
+    }
+
+    static result<backend_programs>
+    find(const vuf_backend_search &search = make<vuf_backend_search>()) noexcept
+    {
+        vuf_backend_programs *out = nullptr;
+        std::size_t n = 0;
+        const int rc = vuf_backend_programs_find(&search, &out, &n);
+        return {rc, backend_programs(out, n)};
+    }
+
+    explicit operator bool() const noexcept { return handle_ != nullptr; }
+    /* For the C functions. It stays the list's. */
+    vuf_backend_programs *native_handle() const noexcept { return handle_.get(); }
+    /* How many there are. */
+    std::size_t size() const noexcept { return handle_ != nullptr ? size_ : 0; }
+    /* Frees it, and the texts in it; there is none then. */
+    void free() noexcept { handle_.reset(); }
+
+    /* Its texts are valid until the list is freed. */
+    result<vuf_backend_program> get(std::size_t index) const noexcept
+    {
+        auto program = make<vuf_backend_program>();
+        const int rc = vuf_backend_programs_get(handle_.get(), index, &program);
+        return {rc, program};
+    }
+    result<void> ask(std::size_t index, std::uint32_t timeout_ms = VUF_TIMEOUT_DEFAULT) noexcept
+    {
+        return result<void>(vuf_backend_programs_ask(handle_.get(), index, timeout_ms));
+    }
+
+  private:
+    std::unique_ptr<vuf_backend_programs, detail::free_backend_programs> handle_;
+    std::size_t size_ = 0;
+};
+
+/* Owns a struct vuf_backend_process, or none: calls then fail with -EINVAL. The process
+   is killed where it still runs when it is destroyed. */
+class backend_process {
+  public:
+    backend_process() noexcept = default;
+    explicit backend_process(vuf_backend_process *owned) noexcept : handle_(owned) {}
+
+    static result<backend_process>
+    start(c_text program, const vuf_backend_process_options &options =
+                              make<vuf_backend_process_options>()) noexcept
+    {
+        vuf_backend_process *out = nullptr;
+        const int rc = vuf_backend_process_start(program.get(), &options, &out);
+        return {rc, backend_process(out)};
+    }
+
+    explicit operator bool() const noexcept { return handle_ != nullptr; }
+    /* For the C functions. It stays the process's. */
+    vuf_backend_process *native_handle() const noexcept { return handle_.get(); }
+    /* Yours from here on. */
+    [[nodiscard]] vuf_backend_process *release() noexcept { return handle_.release(); }
+    /* Frees it; there is none then. */
+    void free() noexcept { handle_.reset(); }
+
+    /* Or a negative code. */
+    int get_pid() const noexcept { return vuf_backend_process_get_pid(get()); }
+    /* Borrowed, or a negative code. */
+    int get_fd() const noexcept { return vuf_backend_process_get_fd(get()); }
+    result<unique_fd> take_socket() noexcept
+    {
+        int fd = -1;
+        const int rc = vuf_backend_process_take_socket(get(), &fd);
+        return {rc, unique_fd(fd)};
+    }
+    result<void> signal(int number) noexcept
+    {
+        return result<void>(vuf_backend_process_signal(get(), number));
+    }
+    result<vuf_backend_exit> get_exit() const noexcept
+    {
+        auto ended = make<vuf_backend_exit>();
+        const int rc = vuf_backend_process_get_exit(get(), &ended);
+        return {rc, ended};
+    }
+    result<vuf_backend_exit> wait(std::uint32_t timeout_ms = VUF_TIMEOUT_DEFAULT) noexcept
+    {
+        auto ended = make<vuf_backend_exit>();
+        const int rc = vuf_backend_process_wait(get(), timeout_ms, &ended);
+        return {rc, ended};
+    }
+    result<vuf_backend_exit> terminate(std::uint32_t timeout_ms = VUF_TIMEOUT_DEFAULT) noexcept
+    {
+        auto ended = make<vuf_backend_exit>();
+        const int rc = vuf_backend_process_terminate(get(), timeout_ms, &ended);
+        return {rc, ended};
+    }
+
+  private:
+    vuf_backend_process *get() const noexcept { return handle_.get(); }
+
+    std::unique_ptr<vuf_backend_process, detail::free_backend_process> handle_;
+};
+
 /* ---- the device ---- */
 
 /* Owns a struct vuf_device, or none: calls then fail with -EINVAL. Not to be destroyed
@@ -1060,6 +1180,10 @@ class device {
             static_cast<void>(fd.release());
         }
         return result<void>(rc);
+    }
+    result<void> set_process(backend_process &process) noexcept
+    {
+        return result<void>(vuf_device_set_process(get(), process.native_handle()));
     }
 
     /* Features and configuration. */
