@@ -44,7 +44,7 @@ C_OUT   := build/c-tests
 C_TESTS := $(patsubst c-tests/%.c,$(C_OUT)/%,$(wildcard c-tests/test_*.c c-tests/real_*.c))
 HELPERS := c-tests/harness.c c-tests/rig.c examples/virtio_blk.c examples/names.c
 # Those that drive back-ends in daily use.
-REAL    := $(HELPERS) c-tests/virtq.c c-tests/device.c c-tests/lifecycle.c \
+REAL    := $(HELPERS) examples/virtq.c c-tests/device.c c-tests/lifecycle.c \
            c-tests/pagefaults.c
 
 FUZZ_SECONDS ?= 60
@@ -74,7 +74,8 @@ $(SO): $(SO).$(VERSION)
 	ln -sf $(<F) $(SO).$(SOVER)
 	ln -sf lib$(NAME).so.$(SOVER) $@
 
-tools: build/vhost-user-probe build/blk-demo build/blk-resilient build/event-loop build/vuf-mock-backend
+tools: build/vhost-user-probe build/blk-demo build/blk-resilient build/event-loop \
+       build/virtiofs-ls build/net-loop build/vuf-mock-backend
 
 # A program for those who write front-ends, in a package of its own.
 build/vuf-mock-backend: FORCE
@@ -91,6 +92,16 @@ build/blk-resilient: examples/blk_resilient.c examples/virtio_blk.c examples/nam
 	$(CC) $(USE) -o $@ $(filter %.c,$^) $(LINK)
 
 build/event-loop: examples/event_loop.c examples/event_loop_guest.c examples/event_loop_guest.h examples/virtio_blk.c examples/names.c examples/virtio_blk.h examples/names.h $(SO) include/$(NAME).h
+	$(CC) $(USE) -o $@ $(filter %.c,$^) $(LINK)
+
+# One device of any kind: the monitor's part, and a queue as drivers see it.
+VMM := examples/vmm.c examples/virtq.c examples/virtio_blk.c examples/vmm.h examples/virtq.h \
+       examples/virtio_blk.h
+
+build/virtiofs-ls: examples/virtiofs_ls.c $(VMM) $(SO) include/$(NAME).h
+	$(CC) $(USE) -o $@ $(filter %.c,$^) $(LINK)
+
+build/net-loop: examples/net_loop.c $(VMM) $(SO) include/$(NAME).h
 	$(CC) $(USE) -o $@ $(filter %.c,$^) $(LINK)
 
 c-tests: $(C_TESTS) build/vuf-mock-backend
