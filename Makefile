@@ -6,6 +6,8 @@
 #   make check        all tests; make check-full adds the slow ones
 #   make bench        compares speed and size with others (VUF_BENCH_ROUNDS=n)
 #   make fuzz         FUZZ_SECONDS=n for each fuzz target (Rust nightly)
+#   make docs         the reference of the C and of the Rust interface, under
+#                     build/docs (needs doxygen)
 #   make install      honours DESTDIR, PREFIX and LIBDIR
 #   make header       regenerates include/vhost_user_frontend.h
 #   make abi-baseline adds what is new to abi/ (docs/abi.md)
@@ -15,6 +17,7 @@ CC      ?= cc
 CFLAGS  ?= -O2 -g
 PREFIX  ?= /usr/local
 LIBDIR  ?= $(PREFIX)/lib
+MANDIR  ?= $(PREFIX)/share/man
 BACKEND ?= embedded
 
 NAME    := vhost_user_frontend
@@ -47,9 +50,12 @@ HELPERS := c-tests/harness.c c-tests/rig.c examples/virtio_blk.c examples/names.
 REAL    := $(HELPERS) examples/virtq.c c-tests/device.c c-tests/lifecycle.c \
            c-tests/pagefaults.c
 
+MAN1    := $(wildcard man/*.1)
+MAN7    := $(wildcard man/*.7)
+
 FUZZ_SECONDS ?= 60
 
-.PHONY: all lib tools c-tests demo bench fuzz check check-full header header-check abi-baseline install uninstall clean FORCE
+.PHONY: all lib tools c-tests demo bench fuzz check check-full header header-check abi-baseline docs install uninstall clean FORCE
 all: lib tools
 
 lib: $(SO) $(ARCHIVE)
@@ -157,6 +163,17 @@ header-check:
 	@diff -u include/$(NAME).h build/$(NAME).h.fresh || \
 	  { echo 'include/$(NAME).h is stale; run: make header'; exit 1; }
 
+# What has no words is an error, in all of them.
+RUSTDOC := RUSTDOCFLAGS='-D warnings' $(CARGO) doc --quiet --locked --lib --no-deps
+docs:
+	@rm -rf build/docs build/cargo/doc build/mock/doc && mkdir -p build/docs
+	doxygen docs/Doxyfile
+	$(RUSTDOC) --target-dir build/cargo
+	$(RUSTDOC) --target-dir build/mock --manifest-path mock/Cargo.toml
+	mv build/cargo/doc build/docs/rust
+	mv build/mock/doc build/docs/mock
+	@echo build/docs/html/index.html build/docs/rust/$(NAME)/index.html
+
 abi-baseline:
 	CC="$(CC)" sh c-tests/check_abi.sh --baseline
 
@@ -164,6 +181,9 @@ install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(LIBDIR)/pkgconfig
 	install -m 755 build/vhost-user-probe build/vuf-mock-backend $(DESTDIR)$(PREFIX)/bin/
 	install -m 644 include/$(NAME).h $(DESTDIR)$(PREFIX)/include/
+	install -d $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man7
+	install -m 644 $(MAN1) $(DESTDIR)$(MANDIR)/man1/
+	install -m 644 $(MAN7) $(DESTDIR)$(MANDIR)/man7/
 	install -m 755 $(SO).$(VERSION) $(DESTDIR)$(LIBDIR)/
 	ln -sf lib$(NAME).so.$(VERSION) $(DESTDIR)$(LIBDIR)/lib$(NAME).so.$(SOVER)
 	ln -sf lib$(NAME).so.$(SOVER) $(DESTDIR)$(LIBDIR)/lib$(NAME).so
@@ -178,6 +198,7 @@ uninstall:
 	  $(DESTDIR)$(LIBDIR)/lib$(NAME).so $(DESTDIR)$(LIBDIR)/lib$(NAME).so.$(SOVER) \
 	  $(DESTDIR)$(LIBDIR)/lib$(NAME).so.$(VERSION) $(DESTDIR)$(LIBDIR)/lib$(NAME).a \
 	  $(DESTDIR)$(LIBDIR)/pkgconfig/$(NAME).pc
+	rm -f $(MAN1:man/%=$(DESTDIR)$(MANDIR)/man1/%) $(MAN7:man/%=$(DESTDIR)$(MANDIR)/man7/%)
 
 clean:
 	rm -rf build

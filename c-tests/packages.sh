@@ -24,6 +24,8 @@ look() {
     need valgrind command -v valgrind
     need g++ command -v c++
     need abigail-tools command -v abidiff
+    need mandoc command -v mandoc
+    need doxygen command -v doxygen
     need qemu-storage-daemon command -v qemu-storage-daemon
 }
 
