@@ -9,6 +9,7 @@
 #   make docs         the reference of the C and of the Rust interface, under
 #                     build/docs (needs doxygen)
 #   make install      honours DESTDIR, PREFIX and LIBDIR
+#   make dist         the source with all crates, to be built offline, under build/
 #   make header       regenerates include/vhost_user_frontend.h
 #   make abi-baseline adds what is new to abi/ (docs/abi.md)
 
@@ -31,13 +32,18 @@ EXPORTS := $(shell grep -oE '\bvuf_[a-z0-9_]+' $(MAP))
 SO      := build/lib$(NAME).so
 ARCHIVE := build/lib$(NAME).a
 STATIC  := build/cargo/release/lib$(NAME).a
+# The same source gives the same bytes, wherever it and cargo's own directory lie.
+# (With a space in their names they stay: RUSTFLAGS cannot have any.)
+remap   = $(if $(word 2,$(1)),,--remap-path-prefix=$(1)=$(2))
+REMAP   := $(call remap,$(CURDIR),.) $(call remap,$(or $(CARGO_HOME),$(HOME)/.cargo),/cargo)
+BUILD   := RUSTFLAGS='$(strip $(RUSTFLAGS) $(REMAP))' $(CARGO)
 # Apart from target/, so that other cargo commands do not swap in an archive
 # that was made without LTO.
-RUSTC   := $(CARGO) rustc --release --locked --lib --target-dir build/cargo
+RUSTC   := $(BUILD) rustc --release --locked --lib --target-dir build/cargo
 
 STRICT  := -std=c11 -D_GNU_SOURCE -Wall -Wextra -Wpedantic -Werror -Wstrict-prototypes \
            -Wmissing-prototypes -Wshadow
-USE     := $(STRICT) $(CFLAGS) -Iinclude -Iexamples
+USE     := $(STRICT) $(CPPFLAGS) $(CFLAGS) '-ffile-prefix-map=$(CURDIR)=.' -Iinclude -Iexamples
 # Programs in build/ find the library beside them.
 RPATH   := -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/..'
 LINK    := -Lbuild -l$(NAME) $(RPATH) $(LDFLAGS)
@@ -55,7 +61,7 @@ MAN7    := $(wildcard man/*.7)
 
 FUZZ_SECONDS ?= 60
 
-.PHONY: all lib tools c-tests demo bench fuzz check check-full header header-check abi-baseline docs install uninstall clean FORCE
+.PHONY: all lib tools c-tests demo bench fuzz check check-full header header-check abi-baseline docs dist install uninstall clean FORCE
 all: lib tools
 
 lib: $(SO) $(ARCHIVE)
@@ -85,7 +91,7 @@ tools: build/vhost-user-probe build/blk-demo build/blk-resilient build/event-loo
 
 # A program for those who write front-ends, in a package of its own.
 build/vuf-mock-backend: FORCE
-	$(CARGO) build --release --locked --manifest-path mock/Cargo.toml --target-dir build/mock
+	$(BUILD) build --release --locked --manifest-path mock/Cargo.toml --target-dir build/mock
 	cp build/mock/release/vuf-mock-backend $@
 
 build/vhost-user-probe: examples/vhost_user_probe.c examples/names.c examples/names.h $(SO) include/$(NAME).h
@@ -176,6 +182,9 @@ docs:
 
 abi-baseline:
 	CC="$(CC)" sh c-tests/check_abi.sh --baseline
+
+dist:
+	CARGO="$(CARGO)" sh packaging/dist.sh $(NAME)-$(VERSION)
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(LIBDIR)/pkgconfig

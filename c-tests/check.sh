@@ -317,6 +317,7 @@ if [ "${1-}" = --full ]; then
     stage 'data races (ThreadSanitizer)' sh c-tests/check_races.sh
     stage 'undefined behaviour (Miri)' sh c-tests/check_miri.sh
     stage 'oldest Rust' oldest_rust
+    stage 'source and packages: made, used, removed' sh c-tests/check_packages.sh
     stage 'Rust tests, ten times' again 10 rust_tests
     stage 'kill -9 of the back-end, 200 times each' kill_back_ends
     stage 'C tests, ten times' again 10 c_tests
