@@ -56,12 +56,9 @@ HELPERS := c-tests/harness.c c-tests/rig.c examples/virtio_blk.c examples/names.
 REAL    := $(HELPERS) examples/virtq.c c-tests/device.c c-tests/lifecycle.c \
            c-tests/pagefaults.c
 
-MAN1    := $(wildcard man/*.1)
-MAN7    := $(wildcard man/*.7)
-
 FUZZ_SECONDS ?= 60
 
-.PHONY: all lib tools c-tests demo bench fuzz check check-full header header-check abi-baseline docs dist install uninstall clean FORCE
+.PHONY: all lib tools c-tests demo bench fuzz check check-full header header-check abi-baseline install uninstall clean FORCE
 all: lib tools
 
 lib: $(SO) $(ARCHIVE)
@@ -169,6 +166,7 @@ header-check:
 	@diff -u include/$(NAME).h build/$(NAME).h.fresh || \
 	  { echo 'include/$(NAME).h is stale; run: make header'; exit 1; }
 
+.PHONY: docs install-man uninstall-man dist
 # What has no words is an error, in all of them.
 RUSTDOC := RUSTDOCFLAGS='-D warnings' $(CARGO) doc --quiet --locked --lib --no-deps
 docs:
@@ -180,19 +178,28 @@ docs:
 	mv build/mock/doc build/docs/mock
 	@echo build/docs/html/index.html build/docs/rust/$(NAME)/index.html
 
-abi-baseline:
-	CC="$(CC)" sh c-tests/check_abi.sh --baseline
+MAN1 := $(wildcard man/*.1)
+MAN7 := $(wildcard man/*.7)
+install: install-man
+install-man:
+	install -d $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man7
+	install -m 644 $(MAN1) $(DESTDIR)$(MANDIR)/man1/
+	install -m 644 $(MAN7) $(DESTDIR)$(MANDIR)/man7/
+
+uninstall: uninstall-man
+uninstall-man:
+	rm -f $(MAN1:man/%=$(DESTDIR)$(MANDIR)/man1/%) $(MAN7:man/%=$(DESTDIR)$(MANDIR)/man7/%)
 
 dist:
 	CARGO="$(CARGO)" sh packaging/dist.sh $(NAME)-$(VERSION)
+
+abi-baseline:
+	CC="$(CC)" sh c-tests/check_abi.sh --baseline
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(LIBDIR)/pkgconfig
 	install -m 755 build/vhost-user-probe build/vuf-mock-backend $(DESTDIR)$(PREFIX)/bin/
 	install -m 644 include/$(NAME).h $(DESTDIR)$(PREFIX)/include/
-	install -d $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man7
-	install -m 644 $(MAN1) $(DESTDIR)$(MANDIR)/man1/
-	install -m 644 $(MAN7) $(DESTDIR)$(MANDIR)/man7/
 	install -m 755 $(SO).$(VERSION) $(DESTDIR)$(LIBDIR)/
 	ln -sf lib$(NAME).so.$(VERSION) $(DESTDIR)$(LIBDIR)/lib$(NAME).so.$(SOVER)
 	ln -sf lib$(NAME).so.$(SOVER) $(DESTDIR)$(LIBDIR)/lib$(NAME).so
@@ -207,7 +214,6 @@ uninstall:
 	  $(DESTDIR)$(LIBDIR)/lib$(NAME).so $(DESTDIR)$(LIBDIR)/lib$(NAME).so.$(SOVER) \
 	  $(DESTDIR)$(LIBDIR)/lib$(NAME).so.$(VERSION) $(DESTDIR)$(LIBDIR)/lib$(NAME).a \
 	  $(DESTDIR)$(LIBDIR)/pkgconfig/$(NAME).pc
-	rm -f $(MAN1:man/%=$(DESTDIR)$(MANDIR)/man1/%) $(MAN7:man/%=$(DESTDIR)$(MANDIR)/man7/%)
 
 clean:
 	rm -rf build

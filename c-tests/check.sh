@@ -305,9 +305,9 @@ stage 'docs/system-calls.md = seccomp filter' sh c-tests/check_sandbox.sh
 stage 'system calls of a round trip' sh c-tests/check_strace.sh
 stage 'vhost-user-probe' sh c-tests/check_probe.sh
 stage 'installed tree, pkg-config, README example' installed
-stage 'man pages and reference' sh c-tests/check_docs.sh
 stage 'docs/guide.md, compiled and run' sh c-tests/check_guide.sh
 stage 'demo, on both back-ends' demo
+stage 'man pages and reference' sh c-tests/check_docs.sh
 stage 'back-ends killed and started again' on_each resilient 5
 stage 'several devices, one event loop' on_each event_loop
 stage 'a directory listed through virtiofsd' with_back_end virtiofs_ls virtiofsd

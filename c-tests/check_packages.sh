@@ -165,17 +165,19 @@ rm -rf "$two" "$dir/root"
 # ---- Debian's packages ----
 
 # As packages.sh does it; only these tests need them.
-if ! command -v dpkg-buildpackage dh lintian >/dev/null && [ "$(id -u)" = 0 ] &&
-    command -v apt-get >/dev/null; then
+has_all() {
+    for tool; do
+        command -v "$tool" >/dev/null || return 1
+    done
+}
+if ! has_all dpkg-buildpackage dh lintian && [ "$(id -u)" = 0 ] && has_all apt-get; then
     DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -q -y --no-install-recommends \
         dpkg-dev debhelper lintian </dev/null >/dev/null 2>&1
 fi
-for tool in dpkg-buildpackage dh; do
-    command -v $tool >/dev/null || {
-        skip "packages of Debian, as $tool is not installed"
-        finish
-    }
-done
+has_all dpkg-buildpackage dh || {
+    skip 'packages of Debian, as dpkg-dev or debhelper is not installed'
+    finish
+}
 multiarch=$(dpkg-architecture -qDEB_HOST_MULTIARCH)
 
 # Rust need not be Debian's: -d.
@@ -200,7 +202,7 @@ clean() {
     lintian --allow-root --fail-on error,warning \
         --suppress-tags initial-upload-closes-no-bugs "$one"/*.changes
 }
-if command -v lintian >/dev/null; then
+if has_all lintian; then
     check 'lintian finds nothing' clean
 else
     skip 'lintian, which is not installed'
