@@ -8,7 +8,8 @@
 #     -EINVAL  why                - `-EINVAL` why
 #   other indented lines          as they stand
 #
-# A handle that is not described is: the same words would stand at each function.
+# A handle that comes first and is not described is: the same words would stand at each
+# function. So is a pointer to a function of the library, which has the name of that.
 
 # The comment at the top of the file is the first page.
 NR == 1 { print "/** @file"; print " * @mainpage"; top = 1; state = "text"; next }
@@ -26,21 +27,30 @@ pending {
     while (about ~ /\(/ && about !~ /;$/ && (getline more) > 0) about = about "\n" more
     pending = 0
     print_comment(about)
+    if (about ~ /^struct vuf_[a-z_]+;$/) opaque[substr(about, 1, length(about) - 1)] = 1
     print about
     next
 }
+/^    .*\(\*vuf_[a-z_0-9]+\)\(/ {
+    name = $0
+    sub(/.*\(\*/, "", name)
+    sub(/\).*/, "", name)
+    print "    /** " name "() */"
+}
 { print }
 
-function print_comment(about,    i, args, handle) {
+function print_comment(about,    i, args, handle, type) {
     print indent "/**"
     state = "text"
     args = about ~ /^[^(]*\(/ ? about : ""
     for (i = 0; i < n; i++) text(lines[i], args)
     close_block()
-    if (match(args, /\((const )?struct vuf_[a-z_]+ \*(client|device|group)[,)]/)) {
-        handle = substr(args, RSTART, RLENGTH - 1)
+    if (match(args, /\((const )?struct vuf_[a-z_]+ \*[a-z]+[,)]/)) {
+        handle = type = substr(args, RSTART + 1, RLENGTH - 2)
         sub(/.*\*/, "", handle)
-        if (!(handle in described)) print indent " * @param " handle " the " handle
+        sub(/^const /, "", type)
+        sub(/ .[a-z]+$/, "", type)
+        if (type in opaque && !(handle in described)) print indent " * @param " handle " the " handle
     }
     delete described
     print indent " */"
