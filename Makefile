@@ -6,7 +6,10 @@
 #   make check        all tests; make check-full adds the slow ones
 #   make bench        compares speed and size with others (VUF_BENCH_ROUNDS=n)
 #   make fuzz         FUZZ_SECONDS=n for each fuzz target (Rust nightly)
+#   make docs         the reference of the C and of the Rust interface, under
+#                     build/docs (needs doxygen)
 #   make install      honours DESTDIR, PREFIX and LIBDIR
+#   make dist         the source with all crates, to be built offline, under build/
 #   make header       regenerates include/vhost_user_frontend.h
 #   make abi-baseline adds what is new to abi/ (docs/abi.md)
 
@@ -16,6 +19,7 @@ CFLAGS  ?= -O2 -g
 OBJCOPY ?= objcopy
 PREFIX  ?= /usr/local
 LIBDIR  ?= $(PREFIX)/lib
+MANDIR  ?= $(PREFIX)/share/man
 BACKEND ?= embedded
 
 NAME    := vhost_user_frontend
@@ -33,13 +37,18 @@ SO      := build/lib$(NAME).so
 ARCHIVE := build/lib$(NAME).a
 OBJECT  := $(ARCHIVE:.a=.o)
 STATIC  := build/cargo/release/lib$(NAME).a
+# The same source gives the same bytes, wherever it and cargo's own directory lie.
+# (With a space in their names they stay: RUSTFLAGS cannot have any.)
+remap   = $(if $(word 2,$(1)),,--remap-path-prefix=$(1)=$(2))
+REMAP   := $(call remap,$(CURDIR),.) $(call remap,$(or $(CARGO_HOME),$(HOME)/.cargo),/cargo)
+BUILD   := RUSTFLAGS='$(strip $(RUSTFLAGS) $(REMAP))' $(CARGO)
 # Apart from target/, so that other cargo commands do not swap in an archive
 # that was made without LTO.
-RUSTC   := $(CARGO) rustc --release --locked --lib --target-dir build/cargo
+RUSTC   := $(BUILD) rustc --release --locked --lib --target-dir build/cargo
 
 STRICT  := -std=c11 -D_GNU_SOURCE -Wall -Wextra -Wpedantic -Werror -Wstrict-prototypes \
            -Wmissing-prototypes -Wshadow
-USE     := $(STRICT) $(CFLAGS) -Iinclude -Iexamples
+USE     := $(STRICT) $(CPPFLAGS) $(CFLAGS) '-ffile-prefix-map=$(CURDIR)=.' -Iinclude -Iexamples
 # Programs in build/ find the library beside them.
 RPATH   := -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/..'
 LINK    := -Lbuild -l$(NAME) $(RPATH) $(LDFLAGS)
@@ -49,7 +58,7 @@ C_OUT   := build/c-tests
 C_TESTS := $(patsubst c-tests/%.c,$(C_OUT)/%,$(wildcard c-tests/test_*.c c-tests/real_*.c))
 HELPERS := c-tests/harness.c c-tests/rig.c examples/virtio_blk.c examples/names.c
 # Those that drive back-ends in daily use.
-REAL    := $(HELPERS) c-tests/virtq.c c-tests/device.c c-tests/lifecycle.c \
+REAL    := $(HELPERS) examples/virtq.c c-tests/device.c c-tests/lifecycle.c \
            c-tests/pagefaults.c
 
 FUZZ_SECONDS ?= 60
@@ -92,11 +101,12 @@ $(SO): $(SO).$(VERSION)
 	ln -sf $(<F) $(@D)/$(SONAME)
 	ln -sf $(SONAME) $@
 
-tools: build/vhost-user-probe build/blk-demo build/blk-resilient build/event-loop build/vuf-mock-backend
+tools: build/vhost-user-probe build/blk-demo build/blk-resilient build/event-loop \
+       build/virtiofs-ls build/net-loop build/vuf-mock-backend
 
 # A program for those who write front-ends, in a package of its own.
 build/vuf-mock-backend: FORCE
-	$(CARGO) build --release --locked --manifest-path mock/Cargo.toml --target-dir build/mock
+	$(BUILD) build --release --locked --manifest-path mock/Cargo.toml --target-dir build/mock
 	cp build/mock/release/vuf-mock-backend $@
 
 build/vhost-user-probe: examples/vhost_user_probe.c examples/names.c examples/names.h $(SO) include/$(NAME).h
@@ -109,6 +119,16 @@ build/blk-resilient: examples/blk_resilient.c examples/virtio_blk.c examples/nam
 	$(CC) $(USE) -o $@ $(filter %.c,$^) $(LINK)
 
 build/event-loop: examples/event_loop.c examples/event_loop_guest.c examples/event_loop_guest.h examples/virtio_blk.c examples/names.c examples/virtio_blk.h examples/names.h $(SO) include/$(NAME).h
+	$(CC) $(USE) -o $@ $(filter %.c,$^) $(LINK)
+
+# One device of any kind: the monitor's part, and a queue as drivers see it.
+VMM := examples/vmm.c examples/virtq.c examples/virtio_blk.c examples/vmm.h examples/virtq.h \
+       examples/virtio_blk.h
+
+build/virtiofs-ls: examples/virtiofs_ls.c $(VMM) $(SO) include/$(NAME).h
+	$(CC) $(USE) -o $@ $(filter %.c,$^) $(LINK)
+
+build/net-loop: examples/net_loop.c $(VMM) $(SO) include/$(NAME).h
 	$(CC) $(USE) -o $@ $(filter %.c,$^) $(LINK)
 
 c-tests: $(C_TESTS) build/vuf-mock-backend
@@ -175,6 +195,33 @@ header-check:
 	  { echo '$(HEADER) is stale; run: make header'; exit 1; }
 	@diff -u $(TABLE) build/table.rs.fresh || \
 	  { echo '$(TABLE) is stale; run: make header'; exit 1; }
+
+.PHONY: docs install-man uninstall-man dist
+# What has no words is an error, in all of them.
+RUSTDOC := RUSTDOCFLAGS='-D warnings' $(CARGO) doc --quiet --locked --lib --no-deps
+docs:
+	@rm -rf build/docs build/cargo/doc build/mock/doc && mkdir -p build/docs
+	doxygen docs/Doxyfile
+	$(RUSTDOC) --target-dir build/cargo
+	$(RUSTDOC) --target-dir build/mock --manifest-path mock/Cargo.toml
+	mv build/cargo/doc build/docs/rust
+	mv build/mock/doc build/docs/mock
+	@echo build/docs/html/index.html build/docs/rust/$(NAME)/index.html
+
+MAN1 := $(wildcard man/*.1)
+MAN7 := $(wildcard man/*.7)
+install: install-man
+install-man:
+	install -d $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man7
+	install -m 644 $(MAN1) $(DESTDIR)$(MANDIR)/man1/
+	install -m 644 $(MAN7) $(DESTDIR)$(MANDIR)/man7/
+
+uninstall: uninstall-man
+uninstall-man:
+	rm -f $(MAN1:man/%=$(DESTDIR)$(MANDIR)/man1/%) $(MAN7:man/%=$(DESTDIR)$(MANDIR)/man7/%)
+
+dist:
+	CARGO="$(CARGO)" sh packaging/dist.sh $(NAME)-$(VERSION)
 
 abi-baseline:
 	CC="$(CC)" sh c-tests/check_abi.sh --baseline

@@ -182,6 +182,17 @@ on_each() {
     done
 }
 
+# with_back_end SCRIPT BACK-END: a script of examples/ that takes the path of a
+# back-end in daily use.
+with_back_end() {
+    if program=$(sh c-tests/backends.sh --path "$2"); then
+        sh "examples/$1.sh" "$program" && echo '1 passed, 0 failed'
+    else
+        echo "SKIPPED: there is no $2 (c-tests/backends.sh)"
+        echo '0 passed, 0 failed, 1 skipped'
+    fi
+}
+
 # ---- the slow rest ----
 
 # again N COMMAND...: what depends on timing shows only now and then.
@@ -254,13 +265,17 @@ stage 'pkg-config, CMake, Meson, dlopen' sh c-tests/check_linking.sh
 stage 'docs/guide.md, compiled and run' sh c-tests/check_guide.sh
 stage 'examples/read_block.py, from Python' sh c-tests/check_python.sh
 stage 'demo, on both back-ends' demo
+stage 'man pages and reference' sh c-tests/check_docs.sh
 stage 'back-ends killed and started again' on_each resilient 5
 stage 'several devices, one event loop' on_each event_loop
+stage 'a directory listed through virtiofsd' with_back_end virtiofs_ls virtiofsd
+stage 'frames looped through DPDK' with_back_end net_loop dpdk-testpmd
 if [ "${1-}" = --full ]; then
     stage 'C tests, library under AddressSanitizer' sh c-tests/check_sanitizers.sh
     stage 'data races (ThreadSanitizer)' sh c-tests/check_races.sh
     stage 'undefined behaviour (Miri)' sh c-tests/check_miri.sh
     stage 'oldest Rust' oldest_rust
+    stage 'source and packages: made, used, removed' sh c-tests/check_packages.sh
     stage 'Rust tests, ten times' again 10 rust_tests
     stage 'kill -9 of the back-end, 200 times each' kill_back_ends
     stage 'C tests, ten times' again 10 c_tests

@@ -36,6 +36,8 @@ look() {
     need doctest-dev has_cpp_header doctest/doctest.h
     need python3 command -v python3
     need abigail-tools command -v abidiff
+    need mandoc command -v mandoc
+    need doxygen command -v doxygen
     need qemu-storage-daemon command -v qemu-storage-daemon
     want clang command -v clang
     want lld command -v ld.lld

@@ -2742,7 +2742,9 @@ uint64_t vuf_supported_protocol_features(void);
  * options  NULL for the defaults; read during the call
  * out      gets the client; NULL on failure
  *
- * Nothing is sent. Returns 0, otherwise
+ * Nothing is sent.
+ *
+ * Returns 0, otherwise
  *   -EINVAL    an argument is NULL, an option is not valid, or fd is a socket
  *              of another kind or a listening one
  *   -EBADF     fd is not open

@@ -132,7 +132,7 @@ fn each_request_has_a_test_that_makes_it() {
         let files: &[&str] = match program {
             real if real.starts_with("real_") => &[
                 "c-tests/device.c",
-                "c-tests/virtq.c",
+                "examples/virtq.c",
                 "c-tests/pagefaults.c",
             ],
             "test_block" => &["examples/virtio_blk.c"],

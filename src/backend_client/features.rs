@@ -38,7 +38,7 @@ impl BackendClient {
     /// SET_PROTOCOL_FEATURES: acknowledges protocol features that were offered
     /// and that this library serves ([`ProtocolFeatures::all`]).
     ///
-    /// [`ProtocolFeatures::all`]: crate::ProtocolFeatures::all
+    /// [`ProtocolFeatures::all`]: crate::message::ProtocolFeatures::all
     pub fn set_protocol_features(&self, features: u64) -> Result<()> {
         self.tell_op(&Op::SetProtocolFeatures(features))
     }

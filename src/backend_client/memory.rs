@@ -112,7 +112,7 @@ impl BackendClient {
     }
 
     /// The same without waiting: the answer is checked when it comes, and a
-    /// refusal only counted. For a [`BackendHandler`] that is asked for a
+    /// refusal only counted. For a [`BackendHandler`](crate::BackendHandler) that is asked for a
     /// translation, which may call nothing else.
     pub fn post_iotlb(&self, entry: &Iotlb) -> Result<()> {
         let request = Request::IotlbMsg;

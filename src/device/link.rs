@@ -35,7 +35,7 @@ pub enum Peer {
         /// As chmod() takes them.
         mode: u32,
     },
-    /// Somebody else connects, and [supplies](Link::supply) the socket.
+    /// Somebody else connects, and supplies the socket.
     Fd,
 }
 

@@ -1,9 +1,9 @@
 //! The C ABI: pointers, file descriptors, error codes and panics. It knows no
 //! protocol. The C header is generated from this folder.
 //!
-//! Every exported function that can fail goes through [`boundary::guard`],
-//! [`handle::with_client`] or [`handle::with_device`], and reads its arguments with [`args::Args`]; those
-//! that cannot are tables and constants.
+//! Every exported function that can fail goes through `boundary::guard`,
+//! `handle::with_client` or `handle::with_device`, and reads its arguments with
+//! `args::Args`; those that cannot are tables and constants.
 
 mod args;
 mod boundary;

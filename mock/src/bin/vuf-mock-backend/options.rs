@@ -21,6 +21,8 @@ A vhost-user back-end that follows a script.
   --log FILE        write there what happens; - is the standard error
   --once            end after one connection
   --connections N   end after so many; without it SIGINT or SIGTERM ends it
+  --help            this text
+  --version         the version
 
 Exits with 0 if every expectation of the script was met and the mode refused
 nothing, with 1 if not (and says what), with 2 if it cannot be run.
@@ -156,6 +158,8 @@ mod tests {
             "--once",
             "--connections",
             "--connect",
+            "--help",
+            "--version",
         ] {
             assert!(help.contains(option), "{option}");
         }

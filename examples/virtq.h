@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
 /*
  * A driver's side of one virtqueue, split or packed, for any kind of device: the
- * part of a guest, played by the test.
+ * part of a guest, played by an example or a test.
  *
  * Functions that take a client return the library's codes, the others -errno on
- * failure. Guest memory is that of examples/virtio_blk.h.
+ * failure. Guest memory is that of virtio_blk.h.
  */
 
-#ifndef VIRTQ_H
-#define VIRTQ_H
+#ifndef EXAMPLE_VIRTQ_H
+#define EXAMPLE_VIRTQ_H
 
 #include <stdbool.h>
 #include <stdint.h>

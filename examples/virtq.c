@@ -8,9 +8,8 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
-
-#include "harness.h"
 
 /* "Split Virtqueues" and "Packed Virtqueues" in the virtio specification; all
    little-endian. */
@@ -332,6 +331,13 @@ static int take_packed(struct virtq *q, uint32_t *written)
     q->used = beyond(q, q->used, parts);
     q->used_word = htole16((uint16_t)(q->used.at | (q->used.wrap ? BASE_WRAP : 0)));
     return free_used(q, slot);
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
 /* Sleeps until the back-end calls. */
