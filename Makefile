@@ -70,7 +70,7 @@ all: lib tools
 lib: $(SO) $(ARCHIVE)
 
 $(STATIC): FORCE
-	$(RUSTC) --crate-type staticlib -- --print native-static-libs=$(abspath build/native-static-libs)
+	$(RUSTC) --crate-type staticlib -- --print native-static-libs=build/native-static-libs
 
 # What rustc makes has all of std in it, under the names of every other Rust
 # archive: two of them do not go into one program. So it becomes one object, in
