@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 const HEADER: &str = include_str!("../include/vhost_user_frontend.h");
 
 /// Pages of the system that ours may name.
-const SYSTEM_PAGES: &[&str] = &["fork 2"];
+const SYSTEM_PAGES: &[&str] = &["dlopen 3", "fork 2"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
