@@ -40,7 +40,7 @@ use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub use event::{Event, EventKind, Recovery};
 pub use group::{MemoryGroup, MemoryState};
@@ -252,8 +252,7 @@ impl Device {
             core.link.begin(Instant::now());
         }
         drop(core);
-        self.alarm.set(Some(Duration::ZERO));
-        self.wake();
+        self.rouse();
     }
 
     /// A connected socket for a device whose sockets the caller supplies. Taken.
@@ -261,8 +260,7 @@ impl Device {
         let mut core = self.lock();
         core.link.supply(fd, Instant::now())?;
         drop(core);
-        self.alarm.set(Some(Duration::ZERO));
-        self.wake();
+        self.rouse();
         Ok(())
     }
 

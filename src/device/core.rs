@@ -11,9 +11,10 @@ use super::config::{Config, Write};
 use super::event::{Event, EventKind, Events, Recovery};
 use super::fence::Fence;
 use super::link::Link;
+use super::memory::{self, MemoryList};
 use super::plan::{Actual, InflightKey, Step, Wanted};
 use super::ring::{Kept, Origin};
-use super::{DeviceOptions, MemoryState, memory};
+use super::{DeviceOptions, MemoryState};
 use crate::backend_client::{BackendClient, BackendHandler, Begun, FD_WINDOW, WINDOW};
 use crate::connection::{ThreadMark, TraceSink};
 use crate::error::Error;
@@ -199,6 +200,13 @@ impl Core {
     pub(super) fn moved(&mut self) {
         self.generation = self.generation.saturating_add(1);
         self.unseen = true;
+    }
+
+    /// This memory, which was checked, is wanted from now on.
+    pub(super) fn share(&mut self, memory: MemoryList) {
+        self.wanted.memory = memory;
+        self.memory_refused = false;
+        self.moved();
     }
 
     /// A ring is no longer wanted. `lost_at`: where it stands, if its back-end was lost

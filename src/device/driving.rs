@@ -284,6 +284,11 @@ impl Device {
     pub(super) fn moved(&self, mut core: MutexGuard<'_, Core>) {
         core.moved();
         drop(core);
+        self.rouse();
+    }
+
+    /// Whoever drives the device looks at it again.
+    pub(super) fn rouse(&self) {
         self.alarm.set(Some(Duration::ZERO));
         self.wake();
     }

@@ -1,7 +1,10 @@
 //! One list of memory for several devices: checked with all of them, then told to
 //! all, and confirmed by each for itself.
 
-use super::core::{forget, readable};
+#[cfg(test)]
+mod tests;
+
+use super::core::{Core, forget, readable};
 use super::driving::DEFAULT_WAIT;
 use super::memory::{GuestRegion, MemoryList};
 use super::visitors::{Visit, Visitors};
@@ -9,6 +12,7 @@ use super::{Device, made};
 use crate::backend_client::Timeout;
 use crate::error::{Error, Kind, Result};
 use crate::socket::{self, Bell, Deadline, Pollable, Watch};
+use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
@@ -52,6 +56,17 @@ impl Members {
     }
 }
 
+/// The locks of all of them. Nobody else has more than one, and who has them took them
+/// in the same order, so two groups that share devices do not wait for each other.
+fn locked(devices: &[Visit]) -> Vec<MutexGuard<'_, Core>> {
+    let mut devices: Vec<(usize, &Device)> = devices.iter().map(|it| &**it).enumerate().collect();
+    devices.sort_by_key(|(_, device)| ptr::from_ref(*device));
+    let locks = devices.into_iter().map(|(place, it)| (place, it.lock()));
+    let mut cores: Vec<_> = locks.collect();
+    cores.sort_by_key(|(place, _)| *place);
+    cores.into_iter().map(|(_, core)| core).collect()
+}
+
 /// A thread waits for a device, among others.
 #[derive(Debug)]
 struct Waiter {
@@ -92,8 +107,10 @@ impl MemoryGroup {
             let text = "the device belongs to the group already";
             return Err(Error::new(Kind::State, text));
         }
-        device.check_memory(&members.memory, false)?;
-        device.apply_memory(&members.memory);
+        device.change_memory(false, |memory| {
+            memory.clone_from(&members.memory);
+            Ok(())
+        })?;
         members.devices.push(Member {
             device: Arc::downgrade(device),
             visitors: Arc::clone(&device.visitors),
@@ -136,12 +153,16 @@ impl MemoryGroup {
         let mut memory = members.memory.clone();
         change(&mut memory)?;
         let devices = members.devices();
-        for device in &devices {
-            device.check_memory(&memory, allow_gap)?;
+        // All at once: what was checked of one still holds when it is told.
+        let mut cores = locked(&devices);
+        for core in &cores {
+            Device::check_change(core, &memory, allow_gap)?;
         }
-        for device in &devices {
-            device.apply_memory(&memory);
+        for core in &mut cores {
+            core.share(memory.clone());
         }
+        drop(cores);
+        devices.iter().for_each(|device| device.rouse());
         members.memory = memory;
         Ok(())
     }

@@ -6,7 +6,6 @@ use super::{Device, MemoryState, Quiet, ring};
 use crate::error::{Error, Kind, Result};
 use crate::message::ProtocolFeatures;
 use nix::errno::Errno;
-use std::sync::MutexGuard;
 
 impl Device {
     /// All guest memory, in any order. While rings run, what is there already has
@@ -36,30 +35,17 @@ impl Device {
         allow_gap: bool,
         change: impl FnOnce(&mut MemoryList) -> Result<()>,
     ) -> Result<()> {
-        let core = self.lock();
+        let mut core = self.lock();
         let mut memory = core.wanted.memory.clone();
         change(&mut memory)?;
         Self::check_change(&core, &memory, allow_gap)?;
-        self.share(core, memory);
+        core.share(memory);
+        drop(core);
+        self.rouse();
         Ok(())
     }
 
-    /// Whether a list could be [applied](Self::apply_memory).
-    pub(super) fn check_memory(&self, memory: &MemoryList, allow_gap: bool) -> Result<()> {
-        Self::check_change(&self.lock(), memory, allow_gap)
-    }
-
-    /// What was checked is wanted from now on.
-    pub(super) fn apply_memory(&self, memory: &MemoryList) {
-        self.share(self.lock(), memory.clone());
-    }
-
-    pub(super) fn share(&self, mut core: MutexGuard<'_, Core>, memory: MemoryList) {
-        core.wanted.memory = memory;
-        core.memory_refused = false;
-        self.moved(core);
-    }
-
+    /// Whether a list could be [shared](Core::share).
     pub(super) fn check_change(core: &Core, memory: &MemoryList, allow_gap: bool) -> Result<()> {
         if let Some(live) = core.live() {
             if live.connected {
