@@ -67,6 +67,9 @@ pub struct Device {
     read: Condvar,
     /// Threads that ask the caller where a ring stands that is to be started.
     asking: Mutex<Vec<ThreadMark>>,
+    /// Held by who sets the trace, also while it waits: of two that do, the later one
+    /// is told everywhere.
+    tracing: Mutex<()>,
     /// Threads in [`wait`](Self::wait).
     waiting: Mutex<Vec<Arc<Bell>>>,
     /// Ready when there is something to do on a socket.
@@ -161,6 +164,7 @@ impl Device {
             missed: AtomicBool::new(false),
             read: Condvar::new(),
             asking: Mutex::new(Vec::new()),
+            tracing: Mutex::new(()),
             waiting: Mutex::new(Vec::new()),
             traffic: Pollable::new().map_err(made)?,
             alarm: Alarm::new().map_err(made)?,

@@ -654,6 +654,69 @@ fn the_trace_cannot_be_changed_by_itself() {
     vmm.device.set_trace(None).unwrap();
 }
 
+/// One of two that set a trace is held up while it tells what was left to tell; the
+/// other does not overtake it.
+#[test]
+fn of_two_that_set_a_trace_one_is_told_everywhere() {
+    let _alone = alone();
+    let (mut vmm, mut peer) = applied();
+    let device = Arc::clone(&vmm.device);
+    let (entered, calls) = (Arc::new(Barrier::new(2)), AtomicUsize::new(0));
+    let before: TraceSink = {
+        let entered = Arc::clone(&entered);
+        Arc::new(move |_| match calls.fetch_add(1, Ordering::SeqCst) {
+            // The rest waits for whoever comes next.
+            0 => panic!("as it is meant to"),
+            1 => {
+                entered.wait();
+                entered.wait();
+            }
+            _ => {}
+        })
+    };
+    device.set_trace(Some(before)).unwrap();
+    device.set_call(0, None).unwrap();
+    device.write_config(3, &[9]).unwrap();
+    let process = std::panic::AssertUnwindSafe(|| device.process());
+    std::panic::catch_unwind(process).unwrap_err();
+    let told = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+    let sink = |of: usize| -> TraceSink {
+        let told = Arc::clone(&told[of]);
+        Arc::new(move |_| {
+            told.fetch_add(1, Ordering::SeqCst);
+        })
+    };
+    let (first, second) = (sink(0), sink(1));
+    thread::scope(|scope| {
+        scope.spawn(|| device.set_trace(Some(first)).unwrap());
+        entered.wait();
+        let (tell, thread) = channel();
+        let other = scope.spawn({
+            let device = &device;
+            move || {
+                tell.send(gettid()).unwrap();
+                device.set_trace(Some(second)).unwrap();
+            }
+        });
+        let thread = thread.recv().unwrap();
+        while !other.is_finished() && !is_asleep(thread) {
+            thread::yield_now();
+        }
+        entered.wait();
+    });
+    let who = || {
+        told.each_ref()
+            .map(|told| told.swap(0, Ordering::SeqCst) > 0)
+    };
+    vmm.until_applied_beside(&mut peer);
+    let here = who();
+    peer.hang_up();
+    vmm.until_beside(EventKind::Connected, &mut peer);
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!([here, who()], [[false, true]; 2]);
+    vmm.device.set_trace(None).unwrap();
+}
+
 // ---- dropping ----
 
 #[test]

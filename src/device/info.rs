@@ -1,11 +1,12 @@
 //! What is known of a device.
 
+use super::core::Core;
 use super::{Device, plan};
 use crate::connection::{Counters, TraceSink};
 use crate::error::Result;
 use crate::message::SHMEM_REGIONS;
 use crate::socket::{self, Credentials};
-use std::sync::Weak;
+use std::sync::{PoisonError, Weak};
 
 /// What is known of a device.
 #[derive(Debug, Clone)]
@@ -80,14 +81,23 @@ impl Device {
     /// Fails inside a function that the library calls, and then changes nothing.
     pub fn set_trace(&self, sink: Option<TraceSink>) -> Result<()> {
         self.check_not_inside()?;
-        let mut core = self.lock();
-        let clients: Vec<_> = core.clients.iter().filter_map(Weak::upgrade).collect();
+        let all = |core: &Core| -> Vec<_> {
+            let clients = core.clients.iter();
+            clients.filter_map(Weak::upgrade).collect()
+        };
+        let clients = all(&self.lock());
         clients.iter().try_for_each(|client| client.may_wait())?;
+        // Not before: who holds it may wait for this thread.
+        let alone = self.tracing.lock();
+        let alone = alone.unwrap_or_else(PoisonError::into_inner);
+        let mut core = self.lock();
+        let clients = all(&core);
         let before = std::mem::replace(&mut core.trace, sink.clone());
         drop(core);
+        let mut each = clients.iter();
+        let done = each.try_for_each(|client| client.set_trace(sink.clone()));
+        drop(alone);
         drop(before); // it may be the last owner of something of the caller's
-        clients
-            .iter()
-            .try_for_each(|client| client.set_trace(sink.clone()))
+        done
     }
 }
