@@ -41,6 +41,8 @@ pub(crate) enum Fenced {
 pub(crate) struct Fence<S> {
     socket: S,
     limit: Option<Instant>,
+    /// That has passed.
+    overdue: bool,
     /// What happens to the socket can be polled for. Otherwise it would be readable
     /// for ever, and is looked at now and then.
     pollable: bool,
@@ -67,6 +69,7 @@ impl<S: AsFd> Fence<S> {
             socket,
             // A time beyond what the clock can hold never comes.
             limit: limit.and_then(|limit| now.checked_add(limit)),
+            overdue: false,
             pollable,
             next_look: now,
         }
@@ -81,7 +84,13 @@ impl<S: AsFd> Fence<S> {
             return Some(Fenced::Gone);
         }
         self.limit.take_if(|limit| *limit <= now)?;
+        self.overdue = true;
         Some(Fenced::Unfenced)
+    }
+
+    /// Whether [`Fenced::Unfenced`] was said.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.overdue
     }
 
     /// When [`step`](Self::step) has something to do because of the time.

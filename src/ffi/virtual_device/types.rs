@@ -59,7 +59,8 @@ pub const VUF_RECOVERY_NEEDS_RESET: u32 = 5;
 /// In struct vuf_device_options: a back-end that was given up is waited for, so
 /// that no two use the memory. The default.
 pub const VUF_ON_UNFENCED_WAIT: u32 = 0;
-/// Another is used beside it.
+/// Another is used beside it, and beside eight of them at most: with a ninth it waits
+/// until one of the nine is gone.
 pub const VUF_ON_UNFENCED_PROCEED: u32 = 1;
 /// In struct vuf_device_options, for split rings with neither an in-flight buffer
 /// nor VIRTIO_F_IN_ORDER: they wait for vuf_device_reset(). The default.
