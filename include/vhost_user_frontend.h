@@ -840,7 +840,8 @@
 #define VUF_ON_UNFENCED_WAIT 0
 
 /**
- * Another is used beside it.
+ * Another is used beside it, and beside eight of them at most: with a ninth it waits
+ * until one of the nine is gone.
  */
 #define VUF_ON_UNFENCED_PROCEED 1
 

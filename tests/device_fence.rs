@@ -14,15 +14,19 @@
 mod blk_peer;
 #[path = "common/blk_ring.rs"]
 mod blk_ring;
+#[path = "common/stepper.rs"]
+mod stepper;
 #[path = "common/vmm.rs"]
 mod vmm;
 
-use blk_peer::Peer;
+use blk_peer::{Peer, Place};
 use blk_ring::Layout;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
+use stepper::{Manners, OFFERED, Stepper};
 use vhost_user_frontend::{
-    DeviceOptions, EventKind, Kind, MemoryState, OnUnfenced, StopMode, Timeout,
+    self as vuf, DeviceOptions, EventKind, Kind, MemoryState, OnUnfenced, StopMode, Timeout,
 };
 use vmm::Vmm;
 
@@ -154,5 +158,83 @@ fn two_that_are_stopped_are_both_gone_before_it_is_said() {
     assert_eq!(vmm.count(EventKind::Fenced), 0);
     second.kill();
     vmm.until(EventKind::Fenced);
+    assert!(!vmm.device.info().unfenced);
+}
+
+/// How many that may still write the library goes on beside.
+const MOST: usize = 8;
+
+/// One more that breaks the protocol, and does not close its connection.
+fn stubborn(vmm: &mut Vmm) -> Stepper {
+    vmm.until(EventKind::NeedsFd);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    vmm.device.set_fd(ours.into()).unwrap();
+    let mut peer = Stepper::on(theirs, Manners::default());
+    vmm.until_applied_beside(&mut peer);
+    peer.babble();
+    vmm.until(EventKind::Unfenced);
+    peer
+}
+
+/// As many as it goes on beside, and one more.
+fn too_many() -> (Vmm, Vec<Stepper>) {
+    let mut vmm = Vmm::reaching(Place::new(), vuf::Peer::Fd, Layout::Split, 1, |options| {
+        options.fence = Timeout::After(Duration::from_millis(1));
+        options.on_unfenced = OnUnfenced::Proceed;
+        options.assume_features = Some(OFFERED);
+    });
+    vmm.want_all();
+    let peers = (0..=MOST).map(|_| stubborn(&mut vmm)).collect();
+    assert_waits(&mut vmm);
+    (vmm, peers)
+}
+
+/// Without another back-end, and until one that may still write is gone.
+fn assert_waits(vmm: &mut Vmm) {
+    let asked = vmm.count(EventKind::NeedsFd);
+    for _ in 0..20 {
+        vmm.process();
+    }
+    assert_eq!(vmm.count(EventKind::NeedsFd), asked);
+    assert_eq!(vmm.count(EventKind::Fenced), 0);
+    let info = vmm.device.info();
+    assert!(info.unfenced && !info.connected);
+}
+
+/// Each of them has memory mapped there, and a descriptor here.
+#[test]
+fn it_goes_on_beside_no_more_than_so_many() {
+    let (mut vmm, mut peers) = too_many();
+    for gone in [0, 3] {
+        drop(peers.remove(gone));
+        peers.push(stubborn(&mut vmm));
+        assert_waits(&mut vmm);
+    }
+    drop(peers.remove(MOST - 1));
+    vmm.until(EventKind::NeedsFd);
+    assert!(vmm.device.info().unfenced);
+    drop(peers);
+    vmm.until(EventKind::Fenced);
+    assert!(!vmm.device.info().unfenced);
+}
+
+/// The one that did not fit may still write when all of the others are gone.
+#[test]
+fn it_is_not_fenced_before_the_last_is_gone() {
+    let (mut vmm, mut peers) = too_many();
+    let last = peers.pop();
+    drop(peers);
+    vmm.until(EventKind::NeedsFd);
+    assert!(vmm.device.info().unfenced && !vmm.device.quiet().quiesced);
+    assert_eq!(vmm.count(EventKind::Fenced), 0);
+    drop(last);
+    vmm.until(EventKind::Fenced);
+    assert!(!vmm.device.info().unfenced && vmm.device.quiet().quiesced);
+
+    let (mut vmm, peers) = too_many();
+    drop(peers);
+    vmm.until(EventKind::Fenced);
+    vmm.until(EventKind::NeedsFd);
+    assert_eq!(vmm.count(EventKind::Fenced), 1);
     assert!(!vmm.device.info().unfenced);
 }

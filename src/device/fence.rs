@@ -44,6 +44,8 @@ pub(crate) struct Fence<S> {
     limit: Option<Instant>,
     /// Who is killed at the limit.
     process: Process,
+    /// That has passed.
+    overdue: bool,
     /// What happens to the socket can be polled for. Otherwise it would be readable
     /// for ever, and is looked at now and then.
     pollable: bool,
@@ -75,6 +77,7 @@ impl<S: AsFd> Fence<S> {
             // A time beyond what the clock can hold never comes.
             limit: limit.and_then(|limit| now.checked_add(limit)),
             process: None,
+            overdue: false,
             pollable,
             next_look: now,
         }
@@ -102,7 +105,13 @@ impl<S: AsFd> Fence<S> {
                 return None;
             }
         }
+        self.overdue = true;
         Some(Fenced::Unfenced)
+    }
+
+    /// Whether [`Fenced::Unfenced`] was said.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.overdue
     }
 
     /// When [`step`](Self::step) has something to do because of the time.

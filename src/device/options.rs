@@ -14,7 +14,8 @@ pub enum OnUnfenced {
     /// It is waited for, as long as it takes: nothing is written twice.
     #[default]
     Wait,
-    /// Another is used beside it.
+    /// Another is used beside it, and beside eight of them at most: with a ninth it
+    /// waits until one of the nine is gone.
     Proceed,
     /// Its process is killed, if it is one of [`Device::set_process`]; otherwise as
     /// `Wait`.

@@ -17,10 +17,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+/// How many back-ends that may still write are gone on beside. Each costs a descriptor,
+/// and its process has the memory mapped.
+const MAX_GHOSTS: usize = 8;
+
 impl Core {
     /// Gets or loses a connection, as far as that needs no waiting.
     pub(in crate::device) fn transport(&mut self, poll: &Pollable, now: Instant) {
-        let before = self.ghosts.len();
         self.ghosts.retain_mut(|ghost| {
             let gone = ghost.step(now) == Some(Fenced::Gone);
             if gone {
@@ -28,10 +31,7 @@ impl Core {
             }
             !gone
         });
-        if before > 0 && self.ghosts.is_empty() {
-            self.unfenced = false;
-            self.tell(EventKind::Fenced);
-        }
+        self.all_gone();
         match &mut self.mode {
             Mode::Fencing(fence, refused) => {
                 let refused = *refused;
@@ -41,16 +41,15 @@ impl Core {
                         self.mode = Mode::Down;
                         self.news();
                         self.link.failed(now, refused);
-                        if self.ghosts.is_empty() && std::mem::take(&mut self.unfenced) {
-                            self.tell(EventKind::Fenced);
-                        }
+                        self.all_gone();
                     }
                     Some(Fenced::Unfenced) => {
                         self.unfenced = true;
                         self.tell(EventKind::Unfenced);
                         self.proceed(now);
                     }
-                    None => {}
+                    // It may have been held up by those before.
+                    None => self.proceed(now),
                 }
             }
             Mode::Down => {
@@ -65,13 +64,22 @@ impl Core {
         }
     }
 
-    /// Goes on beside a back-end that cannot be shut out, if the caller chose so.
+    /// Says so if nobody may still write who was not waited for.
+    fn all_gone(&mut self) {
+        let overdue = matches!(&self.mode, Mode::Fencing(fence, _) if fence.is_overdue());
+        if self.ghosts.is_empty() && !overdue && std::mem::take(&mut self.unfenced) {
+            self.tell(EventKind::Fenced);
+        }
+    }
+
+    /// Goes on beside a back-end that cannot be shut out, if the caller chose so, and
+    /// unless there are as many of these as may be.
     fn proceed(&mut self, now: Instant) {
-        if self.options.on_unfenced != OnUnfenced::Proceed {
+        if self.options.on_unfenced != OnUnfenced::Proceed || self.ghosts.len() >= MAX_GHOSTS {
             return;
         }
         match std::mem::replace(&mut self.mode, Mode::Down) {
-            Mode::Fencing(fence, refused) => {
+            Mode::Fencing(fence, refused) if fence.is_overdue() => {
                 self.ghosts.push(fence);
                 self.link.failed(now, refused);
             }

@@ -1,5 +1,6 @@
 #![allow(
     clippy::arithmetic_side_effects,
+    clippy::panic,
     clippy::unwrap_used,
     reason = "a test fails by panicking"
 )]

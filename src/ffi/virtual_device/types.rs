@@ -59,7 +59,8 @@ pub const VUF_RECOVERY_NEEDS_RESET: u32 = 5;
 /// In struct vuf_device_options: a back-end that was given up is waited for, so
 /// that no two use the memory. The default.
 pub const VUF_ON_UNFENCED_WAIT: u32 = 0;
-/// Another is used beside it.
+/// Another is used beside it, and beside eight of them at most: with a ninth it waits
+/// until one of the nine is gone.
 pub const VUF_ON_UNFENCED_PROCEED: u32 = 1;
 /// If it is a process of vuf_device_set_process(), it is killed (SIGKILL), and
 /// VUF_DEVICE_EVENT_UNFENCED comes only if it is not gone 5 s later. Otherwise as
