@@ -196,6 +196,10 @@ static void handle(struct disk *disk, const struct vuf_device_event *event)
             count_without(disk);
         }
         break;
+    case VUF_DEVICE_EVENT_UNFENCED:
+        printf("disk %d: process %d may still write to the guest\n", disk->index,
+               (int)event->peer_pid);
+        break;
     case VUF_DEVICE_EVENT_NEEDS_RESET:
         /* The guest is asked to reset its device, and does. */
         vuf_device_reset(disk->device, 0, &quiet);

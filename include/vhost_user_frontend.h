@@ -731,7 +731,8 @@
 #define VUF_DEVICE_EVENT_CONNECTED 1
 
 /**
- * The connection is lost; the error says why, recovery how the rings go on.
+ * The connection is lost; the error says why, recovery how the rings go on, peer_pid
+ * who was at the other end.
  */
 #define VUF_DEVICE_EVENT_LOST 2
 
@@ -767,7 +768,7 @@
 #define VUF_DEVICE_EVENT_NEEDS_RESET 8
 
 /**
- * The back-end that was given up may still write guest memory.
+ * The back-end that was given up, peer_pid, may still write guest memory.
  */
 #define VUF_DEVICE_EVENT_UNFENCED 9
 
@@ -1904,9 +1905,10 @@ struct vuf_device_event {
      */
     uint32_t has_value;
     /**
-     * Zero.
+     * Of LOST and UNFENCED the process that was at the other end, as in
+     * struct vuf_device_info; 0 where it cannot be seen from here.
      */
-    uint32_t reserved;
+    int32_t peer_pid;
     /**
      * The back-end's raw value.
      */

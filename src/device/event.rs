@@ -1,6 +1,7 @@
 //! What a device has to tell the caller's event loop.
 
 use crate::error::Error;
+use crate::socket::Credentials;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -76,6 +77,8 @@ pub struct Event {
     pub delay: Option<Duration>,
     /// So many events before this one were left out, because nobody took them.
     pub missed: u32,
+    /// Who was at the other end, where a back-end was lost or is not gone.
+    pub peer: Option<Credentials>,
 }
 
 /// Events that wait to be taken.
@@ -135,9 +138,8 @@ impl Events {
 mod tests {
     use super::*;
 
-    #[test]
-    fn peers_that_were_refused_are_all_counted() {
-        let event = |kind, count| Event {
+    fn event(kind: EventKind, count: u32) -> Event {
+        Event {
             kind,
             generation: 0,
             error: None,
@@ -145,7 +147,12 @@ mod tests {
             count,
             delay: None,
             missed: 0,
-        };
+            peer: None,
+        }
+    }
+
+    #[test]
+    fn peers_that_were_refused_are_all_counted() {
         let mut events = Events::default();
         for count in [3, 8, u32::MAX] {
             events.push(event(EventKind::PeersRefused, count));

@@ -326,7 +326,10 @@ fn public_event(event: Option<&Event>) -> vuf_device_event {
         ring: fields.ring,
         region: fields.region,
         has_value: fields.has_value,
-        reserved: 0,
+        peer_pid: event
+            .and_then(|event| event.peer)
+            .map(|peer| peer.pid)
+            .unwrap_or_default(),
         value: fields.value,
         text: text.map(|byte| c_char::from_ne_bytes([byte])),
     }
