@@ -49,6 +49,7 @@ fn generate(target: &str) -> Result<(), Box<dyn std::error::Error>> {
         "trace",
         "virtual_device/types",
         "virtual_device",
+        "virtual_device/names",
         "virtual_device/config",
         "virtual_device/sharing",
         "virtual_device/group",

@@ -69,7 +69,7 @@ struct vuf_device_event life_until(struct device *device, uint32_t kind)
             print_message("lost: %s\n", event.text);
         }
     }
-    print_error("event %u did not come\n", kind);
+    print_error("%s did not come\n", vuf_device_event_name(kind));
     device_print_log(device);
     fail();
     return event;

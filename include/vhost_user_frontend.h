@@ -3686,6 +3686,16 @@ int vuf_device_get_quiet(const struct vuf_device *device,
                          struct vuf_quiet *quiet);
 
 /**
+ * Names an event of a device.
+ *
+ * kind  its number, as VUF_DEVICE_EVENT_*
+ *
+ * Returns the name of the constant without VUF_DEVICE_EVENT_, as "CONNECTED", or
+ * "unknown" for a number that this library never tells; never NULL.
+ */
+const char *vuf_device_event_name(uint32_t kind);
+
+/**
  * States the virtio features that the guest's driver has acknowledged
  * (SET_FEATURES). They come before vuf_device_start(), and while no ring is
  * started.

@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod group;
+pub mod names;
 pub mod rings;
 pub mod sharing;
 pub mod types;
