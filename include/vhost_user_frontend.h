@@ -789,7 +789,9 @@
 
 /**
  * The back-end refused a write to its configuration space, or has none, or is not
- * the first that was lost over this write; the error says how.
+ * the first that was lost over this write; the error says how. With GET_CONFIG for
+ * request: it refused to tell the space again, after a change or a loss, and the
+ * guest reads on what was told last.
  */
 #define VUF_DEVICE_EVENT_CONFIG_REFUSED 13
 

@@ -56,7 +56,8 @@ pub enum EventKind {
     NeedsFd,
     /// Others wanted to connect while a back-end is in use.
     PeersRefused,
-    /// The back-end refused a write to its configuration space.
+    /// The back-end refused a write to its configuration space, or to tell it again;
+    /// [`Event::error`] names the request.
     ConfigRefused,
 }
 
@@ -81,6 +82,18 @@ pub struct Event {
     pub peer: Option<Credentials>,
 }
 
+impl Event {
+    /// Whether this and that are the same.
+    fn says(&self, other: &Self) -> bool {
+        let request = |event: &Self| event.error.as_ref().and_then(|error| error.request);
+        match self.kind {
+            // A write that is refused is one thing, and to read it again another.
+            EventKind::ConfigRefused if request(self) != request(other) => false,
+            kind => kind == other.kind,
+        }
+    }
+}
+
 /// Events that wait to be taken.
 #[derive(Debug, Default)]
 pub(super) struct Events {
@@ -96,7 +109,7 @@ impl Events {
         // The same once more says no more: a back-end that is down for a week is
         // one entry here.
         if let Some(last) = self.queue.back_mut() {
-            if last.kind == event.kind {
+            if last.says(&event) {
                 // But not how rings go on that ran before the first of several losses.
                 let recovery = match event.recovery {
                     Recovery::Idle => last.recovery,
@@ -137,6 +150,7 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Request;
 
     fn event(kind: EventKind, count: u32) -> Event {
         Event {
@@ -149,6 +163,28 @@ mod tests {
             missed: 0,
             peer: None,
         }
+    }
+
+    /// The second does not say what became of the write.
+    #[test]
+    fn a_refused_write_and_a_refused_read_are_two() {
+        let mut events = Events::default();
+        for request in [
+            Request::SetConfig,
+            Request::GetConfig,
+            Request::GetConfig,
+            Request::SetConfig,
+        ] {
+            events.push(Event {
+                error: Some(Error::refused().of(request)),
+                ..event(EventKind::ConfigRefused, 0)
+            });
+        }
+        let requests: Vec<_> = std::iter::from_fn(|| events.pop())
+            .filter_map(|event| event.error?.request)
+            .collect();
+        let each = [Request::SetConfig, Request::GetConfig, Request::SetConfig];
+        assert_eq!(requests, each);
     }
 
     #[test]

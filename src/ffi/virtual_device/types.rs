@@ -35,7 +35,9 @@ pub const VUF_DEVICE_EVENT_NEEDS_FD: u32 = 11;
 /// Others, count of them, wanted to connect while a back-end is in use.
 pub const VUF_DEVICE_EVENT_PEERS_REFUSED: u32 = 12;
 /// The back-end refused a write to its configuration space, or has none, or is not
-/// the first that was lost over this write; the error says how.
+/// the first that was lost over this write; the error says how. With GET_CONFIG for
+/// request: it refused to tell the space again, after a change or a loss, and the
+/// guest reads on what was told last.
 pub const VUF_DEVICE_EVENT_CONFIG_REFUSED: u32 = 13;
 
 // ---- how rings go on after a loss ----
