@@ -1222,7 +1222,7 @@ struct vuf_inflight {
  *   VUF_REQUEST_VRING_KICK        index
  *   VUF_REQUEST_SET_INFLIGHT_FD   inflight, fd
  *   VUF_REQUEST_SET_LOG_FD        fd
- *   VUF_REQUEST_SET_STATUS        value: the device status
+ *   VUF_REQUEST_SET_STATUS        value: the device status, and not 0
  *   VUF_REQUEST_NET_SET_MTU       value
  *   VUF_REQUEST_SEND_RARP         value: the address, its first byte lowest
  *
@@ -1567,8 +1567,8 @@ struct vuf_backend_ops {
     /**
      * Take away a whole mapping (BACKEND_SHMEM_UNMAP). Also called, and the
      * result then ignored, for each one that lives when the device is reset
-     * (inside vuf_client_reset_device()) or the channel ends (inside
-     * vuf_client_process_backend_requests()).
+     * (inside vuf_client_reset_device(), or vuf_client_set_status() with 0) or the
+     * channel ends (inside vuf_client_process_backend_requests()).
      */
     int (*shmem_unmap)(void *user, const struct vuf_shmem_area *area);
     /**
@@ -3220,7 +3220,9 @@ int vuf_client_reset_device(struct vuf_client *client);
  * Tells the back-end the device status (SET_STATUS).
  *
  * Needs VUF_PROTOCOL_F_STATUS, and with it back-ends wait for it: DPDK starts
- * no ring before DRIVER_OK. 0 resets the device.
+ * no ring before DRIVER_OK. 0 resets the device: what it had mapped of its shared
+ * memory is unmapped. The virtio features count as acknowledged still, as back-ends
+ * differ in whether they forget them.
  *
  * status  VIRTIO_CONFIG_S_* of the driver, 8 bits
  *
@@ -3230,7 +3232,8 @@ int vuf_client_reset_device(struct vuf_client *client);
  *   VUF_E_NACK            the back-end refused
  * or a common code.
  */
-int vuf_client_set_status(struct vuf_client *client, uint32_t status);
+int vuf_client_set_status(struct vuf_client *client,
+                          uint32_t status);
 
 /**
  * Asks the back-end for the device status (GET_STATUS).

@@ -208,11 +208,8 @@ impl Core {
         if matches!(step, Step::GetFeatures) {
             self.offered = Some(told & !plan::OURS);
         }
-        match (&step, &self.mode) {
-            (Step::ResetDevice, _) => self.buffer = None,
-            // A reset all the same.
-            (Step::SetStatus(0), Mode::Up(live)) => live.client.mappings_are_gone(),
-            _ => {}
+        if matches!(step, Step::ResetDevice) {
+            self.buffer = None;
         }
         Ok(())
     }
