@@ -60,6 +60,7 @@ fn generate(table: &str, target: &str) -> Result<(), Box<dyn std::error::Error>>
         "trace",
         "virtual_device/types",
         "virtual_device",
+        "virtual_device/names",
         "virtual_device/config",
         "virtual_device/sharing",
         "virtual_device/group",

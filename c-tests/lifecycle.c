@@ -69,7 +69,7 @@ struct vuf_device_event life_until(struct device *device, uint32_t kind)
             print_message("lost: %s\n", event.text);
         }
     }
-    print_error("event %u did not come\n", kind);
+    print_error("%s did not come\n", vuf_device_event_name(kind));
     device_print_log(device);
     fail();
     return event;
@@ -426,7 +426,10 @@ void life_check_freezes(struct device *device, const struct life *given)
     const struct vuf_device_event lost = life_until(device, VUF_DEVICE_EVENT_LOST);
     assert_int_equal(lost.code, -ETIMEDOUT);
     assert_true(lost.request == SET_VRING_ENABLE || lost.request == GET_VRING_BASE);
-    life_until(device, VUF_DEVICE_EVENT_UNFENCED);
+    assert_int_equal(lost.peer_pid, device->backend.pid);
+    const struct vuf_device_event unfenced = life_until(device, VUF_DEVICE_EVENT_UNFENCED);
+    assert_int_equal(unfenced.peer_pid, device->backend.pid);
+    assert_int_equal(life_info(device).peer_pid, -1);
     assert_int_equal(life_info(device).unfenced, 1);
     assert_int_equal(quiet_now(device).quiesced, 0);
     assert_int_equal(vuf_device_wait(device->vuf, SHORT_MS), -ETIMEDOUT);

@@ -188,6 +188,7 @@ static void a_list_with_a_mistake_is_refused(void **state)
          {.request = VUF_REQUEST_SET_INFLIGHT_FD, .fd = e, .inflight = &inflight}},
         {-EBADF, "fd", {.request = VUF_REQUEST_SET_LOG_FD, .fd = -1}},
         {-EINVAL, "status", {.request = VUF_REQUEST_SET_STATUS, .value = 256}},
+        {-EINVAL, "resets", {.request = VUF_REQUEST_SET_STATUS, .value = 0}},
         {-EINVAL, "index", {.request = VUF_REQUEST_SET_STATUS, .index = 1, .value = 1}},
         {-EINVAL, "mtu", {.request = VUF_REQUEST_NET_SET_MTU, .value = 1}},
         {-EINVAL, "48 bits", {.request = VUF_REQUEST_SEND_RARP, .value = UINT64_C(1) << 48}},

@@ -114,7 +114,7 @@ static struct vuf_device_event until(struct fixture *f, uint32_t kind)
             poll(&item, 1, (int)(deadline - now_ms()));
         }
     }
-    print_error("event %u did not come\n", kind);
+    print_error("%s did not come\n", vuf_device_event_name(kind));
     fail();
     return (struct vuf_device_event){.size = 0};
 }

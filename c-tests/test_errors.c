@@ -144,6 +144,30 @@ static void protocol_features_have_their_names(void **state)
     assert_null(vuf_protocol_feature_name(UINT32_MAX));
 }
 
+static void events_have_their_names(void **state)
+{
+    (void)state;
+#define EVENT(name) {VUF_DEVICE_EVENT_##name, #name}
+    const struct {
+        uint32_t kind;
+        const char *name;
+    } table[] = {
+        EVENT(NONE),        EVENT(CONNECTED), EVENT(LOST),          EVENT(RETRYING),
+        EVENT(STALLED),     EVENT(RECOVERED), EVENT(APPLIED),       EVENT(CONFIG_CHANGED),
+        EVENT(NEEDS_RESET), EVENT(UNFENCED),  EVENT(FENCED),        EVENT(NEEDS_FD),
+        EVENT(PEERS_REFUSED), EVENT(CONFIG_REFUSED),
+    };
+#undef EVENT
+    for (uint32_t kind = 0; kind < LENGTH(table); kind++) {
+        assert_int_equal(table[kind].kind, kind);
+        assert_string_equal(vuf_device_event_name(kind), table[kind].name);
+    }
+    for (uint32_t kind = LENGTH(table); kind < 1000; kind++) {
+        assert_string_equal(vuf_device_event_name(kind), "unknown");
+    }
+    assert_string_equal(vuf_device_event_name(UINT32_MAX), "unknown");
+}
+
 static void what_is_served_has_a_name(void **state)
 {
     (void)state;
@@ -230,6 +254,7 @@ int main(void)
         cmocka_unit_test(the_version_is_that_of_the_header),
         cmocka_unit_test(requests_have_their_names),
         cmocka_unit_test(protocol_features_have_their_names),
+        cmocka_unit_test(events_have_their_names),
         cmocka_unit_test(what_is_served_has_a_name),
         TEST(the_last_error_is_that_of_the_thread),
         TEST(a_success_does_not_clear_the_last_error),

@@ -250,7 +250,7 @@ FIELD(vuf_device_event, request, 52, 4);
 FIELD(vuf_device_event, ring, 56, 4);
 FIELD(vuf_device_event, region, 60, 4);
 FIELD(vuf_device_event, has_value, 64, 4);
-FIELD(vuf_device_event, reserved, 68, 4);
+FIELD(vuf_device_event, peer_pid, 68, 4);
 FIELD(vuf_device_event, value, 72, 8);
 FIELD(vuf_device_event, text, 80, 256);
 

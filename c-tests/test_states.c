@@ -88,7 +88,7 @@ static void until(struct world *w, uint32_t kind)
             poll(&item, 1, (int)(deadline - now_ms()));
         }
     }
-    print_error("event %u did not come\n", kind);
+    print_error("%s did not come\n", vuf_device_event_name(kind));
     fail();
 }
 

@@ -247,8 +247,10 @@ static int handle(const struct vuf_device_event *event)
         puts("needs a reset: the guest boots anew");
         return reboot();
     case VUF_DEVICE_EVENT_STALLED:
-    case VUF_DEVICE_EVENT_UNFENCED:
         printf("waiting: %s\n", event->text);
+        return 0;
+    case VUF_DEVICE_EVENT_UNFENCED:
+        printf("waiting for the end of process %d\n", (int)event->peer_pid);
         return 0;
     default:
         return 0;

@@ -154,12 +154,6 @@ static bool quiesced(const struct disk *disk)
 
 /* ---- the device ---- */
 
-#define NAME(event) [VUF_DEVICE_EVENT_##event] = #event
-static const char *const event_names[] = {
-    NAME(CONNECTED), NAME(LOST),           NAME(RETRYING),    NAME(STALLED),  NAME(RECOVERED),
-    NAME(APPLIED),   NAME(CONFIG_CHANGED), NAME(NEEDS_RESET), NAME(UNFENCED), NAME(FENCED),
-};
-
 /* From here on it is counted what is done without this disk. */
 static void count_without(struct disk *lost)
 {
@@ -175,8 +169,7 @@ static void handle(struct disk *disk, const struct vuf_device_event *event)
 {
     uint8_t config[8];
     struct vuf_quiet quiet = {.size = sizeof quiet};
-    const char *name = event->kind < LENGTH(event_names) ? event_names[event->kind] : "?";
-    printf("disk %d: %s %s\n", disk->index, name, event->text);
+    printf("disk %d: %s %s\n", disk->index, vuf_device_event_name(event->kind), event->text);
     switch (event->kind) {
     case VUF_DEVICE_EVENT_CONNECTED:
         disk->away = false;
@@ -195,6 +188,10 @@ static void handle(struct disk *disk, const struct vuf_device_event *event)
         if (disk->away) {
             count_without(disk);
         }
+        break;
+    case VUF_DEVICE_EVENT_UNFENCED:
+        printf("disk %d: process %d may still write to the guest\n", disk->index,
+               (int)event->peer_pid);
         break;
     case VUF_DEVICE_EVENT_NEEDS_RESET:
         /* The guest is asked to reset its device, and does. */

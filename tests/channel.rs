@@ -1261,6 +1261,34 @@ fn a_reset_takes_mappings_away_before_there_are_others() {
     });
 }
 
+/// A status of 0 is a reset, as a driver makes it; no other status is.
+#[test]
+fn a_status_of_0_takes_mappings_away() {
+    let _leak = no_fd_leak();
+    let handler = Recorder::new();
+    let (client, peer, channel) = channel_for(Request::SetStatus, Arc::clone(&handler));
+    let set = |status: u32, refused: u64| {
+        let answer = || {
+            peer.expect(Request::SetStatus);
+            peer.ack(Request::SetStatus, refused);
+        };
+        both(|| client.set_status(status), answer).0
+    };
+    for _ in 0..2 {
+        // The same place: nothing may be left of the one before.
+        assert_eq!(channel.demand_on(&client, BackendRequest::ShmemMap), 0);
+        handler.take();
+        set(15, 0).unwrap();
+        set(0, 1).unwrap_err();
+        assert_eq!(handler.take(), Vec::<String>::new());
+        set(0, 0).unwrap();
+        let told = handler.take();
+        assert!(told.len() == 1 && told[0].starts_with("unmap"), "{told:?}");
+        set(0, 0).unwrap();
+        assert_eq!(handler.take(), Vec::<String>::new());
+    }
+}
+
 #[test]
 fn a_bell_for_two_is_heard_once() {
     // One waits to read and one to write when something is posted.

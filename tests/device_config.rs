@@ -122,6 +122,57 @@ fn a_write_that_is_refused_is_told_and_undone() {
     assert_eq!(config(&vmm, 32)[0], 32);
 }
 
+/// The guest reads on what was told last, and somebody has to know.
+#[test]
+fn a_refusal_to_tell_it_again_is_told() {
+    let (mut vmm, mut peer) = settled();
+    peer.manners.refuses = Some(Request::GetConfig);
+    peer.manners.config[9] = 99;
+    peer.config_changed();
+    let refused = vmm.until_beside(EventKind::ConfigRefused, &mut peer);
+    let error = refused.error.unwrap();
+    assert_eq!(error.request, Some(Request::GetConfig));
+    assert_eq!(error.kind, Kind::Nack);
+    calm(&mut vmm, &mut peer);
+    assert_eq!(config(&vmm, 8), [8, 9, 10, 11]);
+    // Once: it is not asked again before it changes again.
+    assert_eq!(peer.count(Request::GetConfig), 2);
+    assert_eq!(vmm.count(EventKind::ConfigRefused), 1);
+    assert_eq!(vmm.count(EventKind::Lost), 0);
+    assert!(vmm.is_applied());
+
+    // So does one that comes in its place.
+    peer.hang_up();
+    let refused = vmm.until_beside(EventKind::ConfigRefused, &mut peer);
+    assert_eq!(refused.error.unwrap().request, Some(Request::GetConfig));
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(config(&vmm, 8), [8, 9, 10, 11]);
+    peer.manners.refuses = None;
+    peer.config_changed();
+    vmm.until_beside(EventKind::ConfigChanged, &mut peer);
+    assert_eq!(config(&vmm, 8), [8, 99, 10, 11]);
+    assert_eq!(vmm.count(EventKind::ConfigRefused), 2);
+}
+
+/// Nothing was told before that could be wrong now.
+#[test]
+fn one_that_never_had_a_configuration_is_believed() {
+    let without = Manners {
+        refuses: Some(Request::GetConfig),
+        ..Manners::default()
+    };
+    let (mut vmm, mut peer) = rig(without);
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(peer.count(Request::GetConfig), 1);
+    peer.config_changed();
+    while peer.count(Request::GetConfig) < 2 {
+        vmm.turn_beside(&mut peer, usize::MAX, PATIENCE);
+    }
+    calm(&mut vmm, &mut peer);
+    assert_eq!(vmm.count(EventKind::ConfigRefused), 0);
+    assert_eq!(vmm.count(EventKind::Lost), 0);
+}
+
 // ---- writes ----
 
 /// Where each write goes, and what it writes.

@@ -52,10 +52,15 @@ fn stopped(vmm: &mut Vmm) -> (Peer, Peer) {
     let call = vmm.rings[0].call.as_fd().try_clone_to_owned().unwrap();
     vmm.device.set_call(0, Some(call.as_fd())).unwrap();
     let lost = vmm.until(EventKind::Lost);
-    assert_eq!(lost.error.unwrap().kind, Kind::TimedOut);
     std::fs::remove_file(vmm.place.file("sock")).unwrap();
     let new = Peer::start(&vmm.place, &[]);
-    vmm.until(EventKind::Unfenced);
+    let unfenced = vmm.until(EventKind::Unfenced);
+    // Who is to be ended is told: the device has no peer any more.
+    for event in [&lost, &unfenced] {
+        let pid = event.peer.unwrap().pid;
+        assert_eq!(u32::try_from(pid).unwrap(), old.0.id());
+    }
+    assert_eq!(lost.error.unwrap().kind, Kind::TimedOut);
     (old, new)
 }
 

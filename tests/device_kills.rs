@@ -18,10 +18,13 @@ mod blk_ring;
 #[path = "common/vmm.rs"]
 mod vmm;
 
-use blk_peer::Peer;
-use blk_ring::Layout;
+use blk_peer::{PATIENCE, Peer, Place, deadline};
+use blk_ring::{Layout, pattern};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use vhost_user_frontend::{Base, EventKind, OutOfOrder, Recovery};
+use std::time::Instant;
+use vhost_user_frontend::{Base, EventKind, OutOfOrder, Recovery, Timeout};
 use vmm::{Random, Vmm};
 
 const RINGS: u32 = 4;
@@ -134,6 +137,56 @@ fn split_replayed_from_the_used_index() {
     let args = ["--no-inflight"];
     let policy = OutOfOrder::ReplayFromUsed;
     nothing_is_lost(Layout::Split, &args, policy, Recovery::ReplayFromUsed);
+}
+
+/// What that policy means where it is wrong: the peer takes four requests and
+/// completes the last one first. From the used index it begins with the second, so
+/// that the last is done again and the first, which it overtook, never.
+#[test]
+fn out_of_order_a_replay_does_some_twice_and_others_never() {
+    let _alone = alone();
+    let policy = OutOfOrder::ReplayFromUsed;
+    let mut vmm = Vmm::new(Layout::Split, 1, |options| options.out_of_order = policy);
+    let args = ["--no-inflight", "--out-of-order"];
+    let dies = ["--crash-after", "4", "--crash-at", "cleared"];
+    let mut back_end = Peer::start(&vmm.place, &[&args[..], &dies].concat());
+    vmm.negotiate(0);
+    // All are there when the ring is started, and are taken together.
+    let heads: Vec<_> = (0..4)
+        .map(|sector| {
+            vmm.write(0, sector);
+            vmm.rings[0].last_head()
+        })
+        .collect();
+    vmm.start(Base::New);
+    let lost = vmm.until(EventKind::Lost);
+    assert_eq!(lost.recovery, Recovery::ReplayFromUsed);
+    back_end.wait_for_death();
+    assert_eq!(vmm.rings[0].used_heads(), [heads[3]]);
+    assert_eq!(sectors(&vmm.place), [3]);
+
+    let _next = Peer::start(&vmm.place, &args);
+    // Without the driver, which could make no sense of what is used now.
+    vmm.device.wait(Timeout::After(PATIENCE)).unwrap();
+    let deadline = deadline();
+    while vmm.rings[0].used_base() < vmm.rings[0].avail_base() {
+        assert!(Instant::now() < deadline, "{:?}", vmm.rings[0].used_heads());
+        let mut fds = [PollFd::new(vmm.rings[0].call.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::try_from(PATIENCE).unwrap()).unwrap();
+        let _ = vmm.rings[0].call.read();
+    }
+    let twice = [heads[3], heads[3], heads[2], heads[1]];
+    assert_eq!(vmm.rings[0].used_heads(), twice);
+    assert_eq!(sectors(&vmm.place), [3, 2, 1]);
+    // All that was made available counts as used, so nobody comes back to the first.
+    assert_eq!(vmm.place.sector(0), pattern(0));
+}
+
+/// Of the requests that were executed since the last time.
+fn sectors(place: &Place) -> Vec<u64> {
+    let journal = place.take_journal();
+    let sector = |line: &String| line.split(' ').nth(1).unwrap().parse().unwrap();
+    journal.iter().map(sector).collect()
 }
 
 /// Where nothing tells what was done, the guest is told before, and resets.

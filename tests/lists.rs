@@ -302,6 +302,7 @@ fn nothing_is_sent_of_a_list_with_a_mistake() {
         (Op::GetVringBase(0), Request::GetVringBase),
         (Op::SetFeatures(FEATURES), Request::SetFeatures),
         (Op::ResetDevice, Request::ResetDevice),
+        (Op::SetStatus(0), Request::SetStatus),
         (Op::NetSetMtu(1), Request::NetSetMtu),
     ];
     for reply_ack in [true, false] {

@@ -12,7 +12,7 @@
     reason = "a test fails by panicking"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString, c_char};
 use std::fmt::Debug;
 use std::ptr::{null, null_mut};
@@ -21,6 +21,8 @@ use vhost_user_frontend::ffi::device::*;
 use vhost_user_frontend::ffi::error::*;
 use vhost_user_frontend::ffi::memory::*;
 use vhost_user_frontend::ffi::types::*;
+use vhost_user_frontend::ffi::virtual_device::names::*;
+use vhost_user_frontend::ffi::virtual_device::types::*;
 use vhost_user_frontend::ffi::vring::*;
 use vhost_user_frontend::message::{
     ConfigHeader, DeviceState, Header, Inflight, Log, MemRegion, MemTableHeader,
@@ -79,6 +81,20 @@ fn c_finds_every_name_and_no_other() {
         assert_eq!(text(vuf_request_name(number)), request);
         let feature = features.get(&number).map(|name| name.to_string());
         assert_eq!(text(vuf_protocol_feature_name(number)), feature);
+    }
+}
+
+#[test]
+fn every_kind_of_event_has_a_name_of_its_own() {
+    let mut names = BTreeSet::new();
+    for kind in 0..=VUF_DEVICE_EVENT_CONFIG_REFUSED {
+        let name = text(vuf_device_event_name(kind)).unwrap();
+        assert_ne!(name, "unknown", "{kind}");
+        assert!(names.insert(name), "{kind}");
+    }
+    let beyond = VUF_DEVICE_EVENT_CONFIG_REFUSED + 1;
+    for kind in (beyond..beyond + 64).chain([u32::MAX]) {
+        assert_eq!(text(vuf_device_event_name(kind)).unwrap(), "unknown");
     }
 }
 

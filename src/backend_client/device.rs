@@ -114,7 +114,9 @@ impl BackendClient {
         self.tell_op(&Op::ResetDevice)
     }
 
-    /// SET_STATUS: the device status, 8 bits.
+    /// SET_STATUS: the device status, 8 bits. 0 is a reset: what the device had mapped
+    /// of its shared memory is unmapped. The virtio features count as acknowledged
+    /// still, as back-ends differ in whether they forget them.
     pub fn set_status(&self, status: u32) -> Result<()> {
         self.tell_op(&Op::SetStatus(status))
     }

@@ -179,11 +179,15 @@ fn listed<'a>(op: &Op<'a>) -> Result<Option<BorrowedFd<'a>>> {
         | Op::SetVringEndian(_)
         | Op::SetVringEnable(..)
         | Op::VringKick(_)
-        | Op::SetStatus(_)
+        | Op::SetStatus(1..)
         | Op::NetSetMtu(_)
         | Op::SendRarp(_) => Ok(None),
         Op::SetVringKick(_, fd) | Op::SetVringCall(_, fd) | Op::SetVringErr(_, fd) => Ok(*fd),
         Op::SetLogFd(fd) | Op::SetInflightFd(_, fd) => Ok(Some(*fd)),
+        Op::SetStatus(0) => {
+            let text = "a status of 0, which resets the device, cannot be in a list";
+            Err(Error::invalid(text).of(op.request()))
+        }
         _ => {
             let text = "this request cannot be in a list";
             Err(Error::invalid(text).of(op.request()))
@@ -205,7 +209,7 @@ impl BackendClient {
     /// take what its request may take, from the answer before it.
     ///
     /// Allowed are requests about rings that have no answer of their own, and
-    /// SET_INFLIGHT_FD, SET_STATUS, SET_LOG_FD, NET_SET_MTU and SEND_RARP.
+    /// SET_INFLIGHT_FD, SET_STATUS (not 0), SET_LOG_FD, NET_SET_MTU and SEND_RARP.
     pub fn submit(&self, list: &[Op<'_>], timeout: Timeout) -> Submitted {
         let op = |index: usize| list.get(index).copied().ok_or_else(changed);
         let list = List {

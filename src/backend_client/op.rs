@@ -163,6 +163,7 @@ impl Op<'_> {
             Self::GetVringBaseSkipDrain(index) => Effect::Base(*index, false),
             Self::GetStatus => Effect::Status,
             Self::ResetDevice => Effect::Reset,
+            Self::SetStatus(0) => Effect::StatusCleared,
             _ => Effect::Nothing,
         }
     }
@@ -185,6 +186,16 @@ enum Effect {
     Base(u32, bool),
     Status,
     Reset,
+    StatusCleared,
+}
+
+impl Effect {
+    /// The device is reset: what it had mapped of its shared memory is gone. Without
+    /// either of these two a device is reset by stopping its rings, which nobody but
+    /// who does it can tell from a pause.
+    fn resets(self) -> bool {
+        matches!(self, Self::Reset | Self::StatusCleared)
+    }
 }
 
 /// What an answer told.
@@ -394,9 +405,10 @@ impl BackendClient {
 
     /// A request that is acknowledged or not answered.
     pub(super) fn tell_op(&self, op: &Op<'_>) -> Result<()> {
+        let effect = op.effect();
         self.encode(op, |call| self.tell(call))?;
-        self.remember(op.effect());
-        if let (Op::ResetDevice, Some(desk)) = (op, self.desk.get()) {
+        self.remember(effect);
+        if let (true, Some(desk)) = (effect.resets(), self.desk.get()) {
             self.connection.while_unserved(|| desk.reset());
         }
         Ok(())
@@ -465,7 +477,7 @@ impl BackendClient {
             })?;
         Some(match outcome {
             Ok(answer) => {
-                if matches!(begun.effect, Effect::Reset) {
+                if begun.effect.resets() {
                     self.mappings_are_gone();
                 }
                 self.remember(begun.effect);

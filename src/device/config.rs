@@ -47,6 +47,11 @@ impl Config {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A back-end has told it.
+    pub(super) fn is_known(&self) -> bool {
+        self.read_lock().known
+    }
+
     /// Copies from `offset` on. The generation, by which a reader that reads in
     /// pieces can tell whether they belong together.
     pub(super) fn read(&self, offset: u32, buffer: &mut [u8]) -> Result<u32> {

@@ -189,6 +189,7 @@ impl Core {
             count: 0,
             delay: None,
             missed: 0,
+            peer: None,
         }
     }
 

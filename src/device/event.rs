@@ -1,6 +1,7 @@
 //! What a device has to tell the caller's event loop.
 
 use crate::error::Error;
+use crate::socket::Credentials;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -55,7 +56,8 @@ pub enum EventKind {
     NeedsFd,
     /// Others wanted to connect while a back-end is in use.
     PeersRefused,
-    /// The back-end refused a write to its configuration space.
+    /// The back-end refused a write to its configuration space, or to tell it again;
+    /// [`Event::error`] names the request.
     ConfigRefused,
 }
 
@@ -76,6 +78,20 @@ pub struct Event {
     pub delay: Option<Duration>,
     /// So many events before this one were left out, because nobody took them.
     pub missed: u32,
+    /// Who was at the other end, where a back-end was lost or is not gone.
+    pub peer: Option<Credentials>,
+}
+
+impl Event {
+    /// Whether this and that are the same.
+    fn says(&self, other: &Self) -> bool {
+        let request = |event: &Self| event.error.as_ref().and_then(|error| error.request);
+        match self.kind {
+            // A write that is refused is one thing, and to read it again another.
+            EventKind::ConfigRefused if request(self) != request(other) => false,
+            kind => kind == other.kind,
+        }
+    }
 }
 
 /// Events that wait to be taken.
@@ -93,7 +109,7 @@ impl Events {
         // The same once more says no more: a back-end that is down for a week is
         // one entry here.
         if let Some(last) = self.queue.back_mut() {
-            if last.kind == event.kind {
+            if last.says(&event) {
                 // But not how rings go on that ran before the first of several losses.
                 let recovery = match event.recovery {
                     Recovery::Idle => last.recovery,
@@ -134,10 +150,10 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Request;
 
-    #[test]
-    fn peers_that_were_refused_are_all_counted() {
-        let event = |kind, count| Event {
+    fn event(kind: EventKind, count: u32) -> Event {
+        Event {
             kind,
             generation: 0,
             error: None,
@@ -145,7 +161,34 @@ mod tests {
             count,
             delay: None,
             missed: 0,
-        };
+            peer: None,
+        }
+    }
+
+    /// The second does not say what became of the write.
+    #[test]
+    fn a_refused_write_and_a_refused_read_are_two() {
+        let mut events = Events::default();
+        for request in [
+            Request::SetConfig,
+            Request::GetConfig,
+            Request::GetConfig,
+            Request::SetConfig,
+        ] {
+            events.push(Event {
+                error: Some(Error::refused().of(request)),
+                ..event(EventKind::ConfigRefused, 0)
+            });
+        }
+        let requests: Vec<_> = std::iter::from_fn(|| events.pop())
+            .filter_map(|event| event.error?.request)
+            .collect();
+        let each = [Request::SetConfig, Request::GetConfig, Request::SetConfig];
+        assert_eq!(requests, each);
+    }
+
+    #[test]
+    fn peers_that_were_refused_are_all_counted() {
         let mut events = Events::default();
         for count in [3, 8, u32::MAX] {
             events.push(event(EventKind::PeersRefused, count));

@@ -385,7 +385,9 @@ pub unsafe extern "C" fn vuf_client_reset_device(client: *mut vuf_client) -> c_i
 /// Tells the back-end the device status (SET_STATUS).
 ///
 /// Needs VUF_PROTOCOL_F_STATUS, and with it back-ends wait for it: DPDK starts
-/// no ring before DRIVER_OK. 0 resets the device.
+/// no ring before DRIVER_OK. 0 resets the device: what it had mapped of its shared
+/// memory is unmapped. The virtio features count as acknowledged still, as back-ends
+/// differ in whether they forget them.
 ///
 /// status  VIRTIO_CONFIG_S_* of the driver, 8 bits
 ///

@@ -29,7 +29,7 @@ pub const VUF_MAX_OPS: usize = 65536;
 ///   VUF_REQUEST_VRING_KICK        index
 ///   VUF_REQUEST_SET_INFLIGHT_FD   inflight, fd
 ///   VUF_REQUEST_SET_LOG_FD        fd
-///   VUF_REQUEST_SET_STATUS        value: the device status
+///   VUF_REQUEST_SET_STATUS        value: the device status, and not 0
 ///   VUF_REQUEST_NET_SET_MTU       value
 ///   VUF_REQUEST_SEND_RARP         value: the address, its first byte lowest
 ///

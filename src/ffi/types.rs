@@ -505,8 +505,8 @@ pub struct vuf_backend_ops {
     >,
     /// Take away a whole mapping (BACKEND_SHMEM_UNMAP). Also called, and the
     /// result then ignored, for each one that lives when the device is reset
-    /// (inside vuf_client_reset_device()) or the channel ends (inside
-    /// vuf_client_process_backend_requests()).
+    /// (inside vuf_client_reset_device(), or vuf_client_set_status() with 0) or the
+    /// channel ends (inside vuf_client_process_backend_requests()).
     pub shmem_unmap:
         Option<unsafe extern "C" fn(user: *mut c_void, area: *const vuf_shmem_area) -> c_int>,
     /// The configuration space has changed (BACKEND_CONFIG_CHANGE_MSG): read it

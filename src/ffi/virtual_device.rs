@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod group;
+pub mod names;
 pub mod rings;
 pub mod sharing;
 pub mod types;
@@ -328,7 +329,10 @@ fn public_event(event: Option<&Event>) -> vuf_device_event {
         ring: fields.ring,
         region: fields.region,
         has_value: fields.has_value,
-        reserved: 0,
+        peer_pid: event
+            .and_then(|event| event.peer)
+            .map(|peer| peer.pid)
+            .unwrap_or_default(),
         value: fields.value,
         text: text.map(|byte| c_char::from_ne_bytes([byte])),
     }

@@ -267,6 +267,21 @@ impl BlkRing {
         self.used.bits()
     }
 
+    /// What a split ring's device has used since the ring was new, by the heads of
+    /// the requests: also what no driver could make sense of.
+    pub fn used_heads(&self) -> Vec<u32> {
+        let used = u16::try_from(self.used_base()).unwrap();
+        assert!(used <= self.size, "the oldest were written over");
+        let head = |at| u32::from_le(self.memory.get(self.device + 4 + u64::from(at) * 8));
+        (0..used).map(head).collect()
+    }
+
+    /// The head of the request that was submitted last, in a split ring.
+    pub fn last_head(&self) -> u32 {
+        let at = u64::from(self.avail_idx.wrapping_sub(1) % self.size);
+        u16::from_le(self.memory.get(self.driver + 4 + at * 2)).into()
+    }
+
     /// What was made available in a split ring.
     pub fn avail_index(&self) -> u16 {
         self.avail_idx

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+use vhost_user_frontend::message::Request;
 use vhost_user_frontend::{
     Base, DeviceOptions, Event, EventKind, Kind, OnUnfenced, Peer, Recovery, StopMode, Timeout,
 };
@@ -128,6 +129,8 @@ struct Case<'a> {
     named: &'a str,
     /// A later message is answered.
     answers_follow: bool,
+    /// The configuration space has been told before.
+    config_known: bool,
     fault: Fault,
 }
 
@@ -522,17 +525,28 @@ impl Case<'_> {
         let refusals = || {
             let all = events.iter();
             let all = all.filter(|event| event.kind == EventKind::ConfigRefused);
-            all.map(|event| event.error.as_ref().map(|error| error.kind))
+            all.map(|event| {
+                let error = event.error.as_ref().unwrap();
+                (error.kind, error.request == Some(Request::GetConfig))
+            })
         };
         // Said of one that has none, which was not told either.
-        let without = |kind: &Option<Kind>| *kind == Some(Kind::NotNegotiated);
+        let without = |kind: &Kind| *kind == Kind::NotNegotiated;
         let mut sent = outcomes[0].log.iter();
         let sent = sent.any(|line| line.starts_with("> SET_CONFIG"));
         ensure!(
-            !sent || !refusals().any(|kind| without(&kind)),
+            !sent || !refusals().any(|(kind, _)| without(&kind)),
             "SET_CONFIG"
         );
-        let refused = refusals().any(|kind| !without(&kind));
+        let refused = |reading| refusals().any(|(kind, of)| !without(&kind) && of == reading);
+        // Only to tell it again: what was not told before cannot be wrong now.
+        let (effect, _) = expected(self.fault, self.message);
+        let again = self.message.name == "GET_CONFIG" && self.config_known;
+        ensure!(
+            refused(true) == (again && matches!(effect, Effect::Refused(_))),
+            "CONFIG_REFUSED for GET_CONFIG"
+        );
+        let refused = refused(false);
         let write = self.message.name == "SET_CONFIG" && self.message.need_reply;
         ensure!(!refused || (write && no), "CONFIG_REFUSED");
         ensure!(
@@ -616,6 +630,7 @@ pub fn faults(mut done: impl FnMut(Result<(), String>)) {
     for kindred in KINDRED {
         let messages = messages(kindred);
         let mut channel = false;
+        let mut config_known = false;
         for (at, message) in messages.iter().enumerate() {
             channel |= message.name == "SET_BACKEND_REQ_FD";
             let answers_follow = messages[at + 1..].iter().any(|later| later.answered);
@@ -629,10 +644,12 @@ pub fn faults(mut done: impl FnMut(Result<(), String>)) {
                     message,
                     named,
                     answers_follow,
+                    config_known,
                     fault,
                 };
                 done(checked(&case, kindred.reply_ack, |slower| case.run(slower)));
             }
+            config_known |= message.name == "GET_CONFIG";
         }
     }
 }

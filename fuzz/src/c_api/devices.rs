@@ -2,7 +2,7 @@
 //! two calls, as in the target `device`; what it says badly is said there.
 
 use super::super::device::{Back, EVENT, RAM, SIZE};
-use super::{About, Block, CLOSED, Calls, Place, close_on_exec};
+use super::{About, Block, CLOSED, Calls, Place, close_on_exec, text};
 use std::cell::Cell;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use vhost_user_frontend::ffi::types::*;
 use vhost_user_frontend::ffi::virtual_device::config::*;
 use vhost_user_frontend::ffi::virtual_device::group::*;
+use vhost_user_frontend::ffi::virtual_device::names::*;
 use vhost_user_frontend::ffi::virtual_device::rings::*;
 use vhost_user_frontend::ffi::virtual_device::sharing::*;
 use vhost_user_frontend::ffi::virtual_device::types::*;
@@ -535,6 +536,7 @@ impl Calls<'_> {
             }
         }
         assert!(event.kind <= VUF_DEVICE_EVENT_CONFIG_REFUSED);
+        assert_ne!(text(vuf_device_event_name(event.kind)), "unknown");
     }
 
     /// What a back-end does between two calls.

@@ -151,8 +151,11 @@ impl Core {
                 }
                 return Err(error);
             }
-            // It has none, as old DPDK.
+            // It has none, as old DPDK; or the guest reads on what was told last.
             (What::Step(Step::GetConfig), Err(error)) if matches!(error.kind, Kind::Nack) => {
+                if self.config.is_known() {
+                    self.config_refused(error);
+                }
                 self.done(&Step::GetConfig, 0);
                 return Ok(());
             }
@@ -205,11 +208,8 @@ impl Core {
         if matches!(step, Step::GetFeatures) {
             self.offered = Some(told & !plan::OURS);
         }
-        match (&step, &self.mode) {
-            (Step::ResetDevice, _) => self.buffer = None,
-            // A reset all the same.
-            (Step::SetStatus(0), Mode::Up(live)) => live.client.mappings_are_gone(),
-            _ => {}
+        if matches!(step, Step::ResetDevice) {
+            self.buffer = None;
         }
         Ok(())
     }
@@ -362,12 +362,16 @@ impl Core {
         Ok(true)
     }
 
-    fn write_refused(&mut self, error: Error) {
+    fn config_refused(&mut self, error: Error) {
         let event = Event {
             error: Some(error),
             ..self.event(EventKind::ConfigRefused)
         };
         self.events.push(event);
+    }
+
+    fn write_refused(&mut self, error: Error) {
+        self.config_refused(error);
         // What the guest has written does not stand.
         self.changed.store(true, Ordering::Relaxed);
     }

@@ -44,8 +44,14 @@ impl Core {
                         self.all_gone();
                     }
                     Some(Fenced::Unfenced) => {
+                        let peer = socket::peer_credentials(fence.watch().fd);
                         self.unfenced = true;
-                        self.tell(EventKind::Unfenced);
+                        let event = Event {
+                            peer,
+                            ..self.event(EventKind::Unfenced)
+                        };
+                        self.events.push(event);
+                        self.news();
                         self.proceed(now);
                     }
                     // It may have been held up by those before.
@@ -193,6 +199,7 @@ impl Core {
         }
         let refused = refused || matches!(error.class(), Class::Refused);
         let socket = live.client.read_notifier();
+        let peer = socket::peer_credentials(socket);
         forget(poll, socket);
         if let Some((channel, _)) = live.client.channel_interest() {
             forget(poll, channel.fd);
@@ -218,6 +225,7 @@ impl Core {
             recovery,
             delay,
             count: self.link.attempt(),
+            peer,
             ..self.event(EventKind::Lost)
         };
         self.events.push(event);

@@ -10,7 +10,8 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 pub const VUF_DEVICE_EVENT_NONE: u32 = 0;
 /// The handshake went through: vuf_device_get_info() has what is offered.
 pub const VUF_DEVICE_EVENT_CONNECTED: u32 = 1;
-/// The connection is lost; the error says why, recovery how the rings go on.
+/// The connection is lost; the error says why, recovery how the rings go on, peer_pid
+/// who was at the other end.
 pub const VUF_DEVICE_EVENT_LOST: u32 = 2;
 /// An attempt to connect has failed, count in a row; the next comes after delay_ms.
 pub const VUF_DEVICE_EVENT_RETRYING: u32 = 3;
@@ -25,7 +26,7 @@ pub const VUF_DEVICE_EVENT_CONFIG_CHANGED: u32 = 7;
 /// The rings cannot go on before vuf_device_reset(): the guest has to be asked
 /// for it (virtio's DEVICE_NEEDS_RESET).
 pub const VUF_DEVICE_EVENT_NEEDS_RESET: u32 = 8;
-/// The back-end that was given up may still write guest memory.
+/// The back-end that was given up, peer_pid, may still write guest memory.
 pub const VUF_DEVICE_EVENT_UNFENCED: u32 = 9;
 /// It is gone after all.
 pub const VUF_DEVICE_EVENT_FENCED: u32 = 10;
@@ -34,7 +35,9 @@ pub const VUF_DEVICE_EVENT_NEEDS_FD: u32 = 11;
 /// Others, count of them, wanted to connect while a back-end is in use.
 pub const VUF_DEVICE_EVENT_PEERS_REFUSED: u32 = 12;
 /// The back-end refused a write to its configuration space, or has none, or is not
-/// the first that was lost over this write; the error says how.
+/// the first that was lost over this write; the error says how. With GET_CONFIG for
+/// request: it refused to tell the space again, after a change or a loss, and the
+/// guest reads on what was told last.
 pub const VUF_DEVICE_EVENT_CONFIG_REFUSED: u32 = 13;
 
 // ---- how rings go on after a loss ----
@@ -311,8 +314,9 @@ pub struct vuf_device_event {
     pub region: i32,
     /// 1 if value is what the back-end sent.
     pub has_value: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Of LOST and UNFENCED the process that was at the other end, as in
+    /// struct vuf_device_info; 0 where it cannot be seen from here.
+    pub peer_pid: i32,
     /// The back-end's raw value.
     pub value: u64,
     /// The error in words, NUL-terminated; empty where there is none.
