@@ -3,28 +3,31 @@
 //! A log of 32 MiB, of a guest with 1 TiB, into a bitmap of that size, against the
 //! plain loop (one atomic exchange for each word that is not zero, as in QEMU),
 //! against reading the log, and against changing the same memory with nothing
-//! atomic. The ways take turns, each with the caches emptied before, and the
-//! medians are compared: a machine that is busy slows all of them down.
+//! atomic. Those three are C (plain_loop.c), as the programs are that have such a
+//! loop, and optimised for speed. The caches are emptied before each turn.
 //!
-//! No scan is much faster than "memory alone". Where pages are dirty here and there,
-//! one in a thousand, that is four lines of ten in the log and in the bitmap; where
-//! the log is clean, or its marks lie together, the plain loop is nearly as fast as
-//! memory, too.
+//! docs/benchmarks.md says what came of it.
 
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::as_conversions,
-    clippy::indexing_slicing,
+    clippy::panic,
     clippy::print_stdout,
+    clippy::indexing_slicing,
     clippy::unwrap_used,
     reason = "a benchmark ends by panicking, and says what it measured"
 )]
 
+mod common;
+
+use common::back_ends::Place;
+use common::{Contender, Table, race, results, rounds, shared_library};
 use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_void};
 use std::hint::black_box;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
-use std::time::Instant;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
 use vhost_user_frontend::ffi::dirty_log::vuf_dirty_log_sync;
 
 const SIZE: usize = 32 << 20;
@@ -33,7 +36,72 @@ const PAGES: usize = SIZE * 8;
 const MARKS: usize = PAGES / 1000;
 /// Pages that are dirty one behind the other: 2 MiB.
 const RUN: usize = 512;
-const ROUNDS: usize = 25;
+
+/// The bits of a word, and where it lies.
+#[repr(C)]
+struct Mark {
+    word: usize,
+    bits: u64,
+}
+
+/// The functions of plain_loop.c.
+struct Plain {
+    plain_loop: unsafe extern "C" fn(*mut u64, *mut u64, usize) -> u64,
+    reading: unsafe extern "C" fn(*const u64, usize) -> u64,
+    memory_alone: unsafe extern "C" fn(*mut u64, *mut u64, usize, *const Mark, usize) -> u64,
+}
+
+impl Plain {
+    fn compile(place: &Place) -> Self {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/plain_loop.c");
+        let library = shared_library(place, &source, &["-std=gnu99", "-O3"]);
+        let library = CString::new(library.as_os_str().as_bytes()).unwrap();
+        // SAFETY: the path is a string; the library runs nothing when it is loaded.
+        let library = unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_NOW) };
+        assert!(!library.is_null());
+        Self {
+            plain_loop: find(library, c"plain_loop"),
+            reading: find(library, c"reading"),
+            memory_alone: find(library, c"memory_alone"),
+        }
+    }
+}
+
+/// A function of this type.
+fn find<F>(library: *mut c_void, name: &CStr) -> F {
+    // SAFETY: a library that stays, and a name that ends.
+    let at = unsafe { libc::dlsym(library, name.as_ptr()) };
+    assert!(!at.is_null(), "{name:?}");
+    // SAFETY: it has this type there, and so the size of a pointer.
+    unsafe { std::mem::transmute_copy(&at) }
+}
+
+/// A log and a bitmap.
+#[derive(Clone, Copy)]
+struct Memory {
+    log: *mut u64,
+    bitmap: *mut u64,
+}
+
+impl Memory {
+    fn new() -> Self {
+        let (log, bitmap) = (shared_memory(), shared_memory());
+        Self { log, bitmap }
+    }
+
+    /// Just these marks in the log, and an empty bitmap.
+    fn fill(self, marks: &[Mark]) {
+        for at in [self.log, self.bitmap] {
+            // SAFETY: so long it is, and nobody has a reference to it.
+            unsafe { at.write_bytes(0, WORDS) };
+        }
+        for mark in marks {
+            let word = self.log.wrapping_add(mark.word);
+            // SAFETY: a word of the log, to which nobody has a reference.
+            unsafe { word.write(mark.bits.to_le()) };
+        }
+    }
+}
 
 /// Memory as back-ends get it, every page of it there.
 fn shared_memory() -> *mut u64 {
@@ -50,91 +118,13 @@ fn shared_memory() -> *mut u64 {
     at.cast()
 }
 
-fn ours(log: &[AtomicU64], bitmap: &mut [u64], _: &[Mark]) -> u64 {
+fn ours(memory: Memory) -> u64 {
+    let (log, bitmap) = (memory.log.cast(), memory.bitmap.cast());
     let mut fresh = 0;
     // SAFETY: both are there, and of this size.
-    let rc = unsafe {
-        vuf_dirty_log_sync(
-            log.as_ptr().cast_mut().cast(),
-            SIZE,
-            0,
-            PAGES as u64,
-            bitmap.as_mut_ptr().cast(),
-            &raw mut fresh,
-        )
-    };
+    let rc = unsafe { vuf_dirty_log_sync(log, SIZE, 0, PAGES as u64, bitmap, &raw mut fresh) };
     assert_eq!(rc, 0);
     fresh
-}
-
-#[inline(never)]
-fn plain_loop(log: &[AtomicU64], bitmap: &mut [u64], _: &[Mark]) -> u64 {
-    let mut fresh = 0;
-    for (word, bits) in log.iter().zip(bitmap) {
-        if word.load(Relaxed) != 0 {
-            let taken = word.swap(0, Acquire);
-            fresh += u64::from((taken & !*bits).count_ones());
-            *bits |= taken;
-        }
-    }
-    fresh
-}
-
-fn plain(log: &[AtomicU64]) -> &[u64] {
-    // SAFETY: this program has one thread, and nobody else has the memory.
-    unsafe { std::slice::from_raw_parts(log.as_ptr().cast(), log.len()) }
-}
-
-/// As wide and as many at once as the compiler makes it.
-#[inline(never)]
-fn read(words: &[u64]) -> u64 {
-    let mut all = [0; 16];
-    for words in words.chunks_exact(16) {
-        for (all, word) in all.iter_mut().zip(words) {
-            *all |= word;
-        }
-    }
-    all.iter().fold(0, |all, word| all | word)
-}
-
-fn reading(log: &[AtomicU64], _: &mut [u64], _: &[Mark]) -> u64 {
-    black_box(read(plain(log)));
-    0
-}
-
-/// What no scan can do without: the log is read, and the words that must change in
-/// log and bitmap are changed. Which ones that are it knows beforehand, and the
-/// stores are plain ones.
-#[inline(never)]
-fn memory_alone(log: &[AtomicU64], bitmap: &mut [u64], marks: &[Mark]) -> u64 {
-    const BLOCK: usize = 512;
-    let mut rest = marks;
-    for block in 0..WORDS / BLOCK {
-        let end = (block + 1) * BLOCK;
-        black_box(read(plain(&log[end - BLOCK..end])));
-        let n = rest.iter().take_while(|mark| mark.word < end).count();
-        let (here, behind) = rest.split_at(n);
-        rest = behind;
-        #[cfg(target_arch = "x86_64")]
-        for mark in here {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: a hint, harmless with any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>((&raw const bitmap[mark.word]).cast()) };
-        }
-        for mark in here {
-            log[mark.word].store(0, Relaxed);
-        }
-        for mark in here {
-            bitmap[mark.word] |= mark.bits;
-        }
-    }
-    count(marks)
-}
-
-/// The bits of a word, and where it lies.
-struct Mark {
-    word: usize,
-    bits: u64,
 }
 
 fn count(marks: &[Mark]) -> u64 {
@@ -151,47 +141,51 @@ fn marks(pages: impl Iterator<Item = usize>) -> Vec<Mark> {
     words.map(|(word, bits)| Mark { word, bits }).collect()
 }
 
-type Way = fn(&[AtomicU64], &mut [u64], &[Mark]) -> u64;
-
-const WAYS: [(&str, Way); 4] = [
-    ("ours", ours),
-    ("plain loop", plain_loop),
-    ("reading", reading),
-    ("memory alone", memory_alone),
-];
-
-fn milliseconds(log: &[AtomicU64], bitmap: &mut [u64], marks: &[Mark], other: &[u64]) -> [f64; 4] {
-    let all = count(marks);
-    let mut times = [const { Vec::new() }; 4];
-    for _ in 0..ROUNDS {
-        for ((name, way), times) in WAYS.iter().zip(&mut times) {
-            bitmap.fill(0);
-            for mark in marks {
-                log[mark.word].fetch_or(mark.bits.to_le(), Relaxed);
-            }
-            // Out of the caches, as after the second in which they were set.
-            black_box(read(other));
-            let begin = Instant::now();
-            let fresh = way(log, bitmap, marks);
-            times.push(begin.elapsed().as_secs_f64() * 1e3);
-            if *name != "reading" {
-                assert_eq!(fresh, all, "{name}");
-                assert_eq!(read(plain(log)), 0, "{name}");
-            }
-        }
-    }
-    times.map(|mut times| {
-        times.sort_by(f64::total_cmp);
-        times[ROUNDS / 2]
-    })
+/// The ways to go about it; each takes its turn on the same memory.
+fn contenders<'a>(
+    plain: &'a Plain,
+    memory: Memory,
+    other: Memory,
+    marks: &'a [Mark],
+) -> [Contender<'a>; 4] {
+    // SAFETY: so many words are there.
+    let read = |log| unsafe { (plain.reading)(log, WORDS) };
+    let turn = move |way: &dyn Fn() -> u64| -> (u64, Duration) {
+        memory.fill(marks);
+        // Out of the caches, as after the second in which they were set.
+        black_box(read(other.log) | read(other.bitmap));
+        let begin = Instant::now();
+        let result = way();
+        (result, begin.elapsed())
+    };
+    let scan = move |way: &dyn Fn() -> u64| {
+        let (fresh, time) = turn(way);
+        assert_eq!(read(memory.log), 0);
+        (fresh, time)
+    };
+    let counting = move |way: &dyn Fn() -> u64| {
+        let (fresh, time) = scan(way);
+        assert_eq!(fresh, count(marks));
+        time
+    };
+    let (log, bitmap) = (memory.log, memory.bitmap);
+    let (first, n) = (marks.as_ptr(), marks.len());
+    // SAFETY: both have so many words.
+    let plain_loop = move || unsafe { (plain.plain_loop)(log, bitmap, WORDS) };
+    // SAFETY: the same, and the marks are in these words.
+    let alone = move || unsafe { (plain.memory_alone)(log, bitmap, WORDS, first, n) };
+    [
+        Contender::new("this library", move || counting(&|| ours(memory))),
+        Contender::new("plain loop", move || counting(&plain_loop)),
+        Contender::new("reading", move || turn(&|| read(log)).1),
+        Contender::new("memory alone", move || scan(&alone).1),
+    ]
 }
 
 fn main() {
-    // SAFETY: zeros are words, and there are so many.
-    let log = unsafe { std::slice::from_raw_parts(shared_memory().cast::<AtomicU64>(), WORDS) };
-    // SAFETY: the same, and nobody else has them.
-    let bitmap = unsafe { std::slice::from_raw_parts_mut(shared_memory(), WORDS) };
-    let other = vec![1; 4 * WORDS];
+    let place = Place::new();
+    let plain = Plain::compile(&place);
+    let (memory, other) = (Memory::new(), Memory::new());
     let mut seed = 1_u64;
     let mut dice = |below: usize| {
         seed ^= seed << 13;
@@ -206,27 +200,22 @@ fn main() {
         bits: u64::MAX,
     });
     let logs = [
-        ("clean", Vec::new()),
-        ("0.1 % of the pages, anywhere", marks(anywhere.into_iter())),
+        ("none", Vec::new()),
+        ("one in 1000, anywhere", marks(anywhere.into_iter())),
         (
-            "0.1 %, in runs of 512 pages",
+            "one in 1000, in runs of 512",
             marks(runs.into_iter().flat_map(|page| page..page + RUN)),
         ),
-        ("full", full.collect()),
+        ("all", full.collect()),
     ];
-    println!("32 MiB of log, medians of {ROUNDS} rounds, in ms; and how many times the");
-    println!("plain loop's speed, and the speed of reading, ours is");
-    print!("{:30}", "");
-    for (name, _) in WAYS {
-        print!("{name:>13}");
-    }
-    println!("{:>9}{:>9}", "/plain", "/reading");
-    for (name, marks) in logs {
-        let times = milliseconds(log, bitmap, &marks, &other);
-        print!("{name:30}");
-        for time in times {
-            print!("{time:13.2}");
+    let mut table = Table::new(&["dirty pages", "scan", "ms", "× this library"]);
+    for (dirty, marks) in logs {
+        let mut contenders = contenders(&plain, memory, other, &marks);
+        race(rounds(25), &mut contenders);
+        for it in results(&contenders) {
+            let time = format!("{:.2}", it.time.as_secs_f64() * 1e3);
+            table.row(&[dirty, &it.name, &time, &format!("{:.2}", it.ratio)]);
         }
-        println!("{:9.2}{:9.2}", times[1] / times[0], times[2] / times[0]);
     }
+    table.print("The scan of a dirty log");
 }

@@ -14,7 +14,7 @@
 mod common;
 
 use common::back_ends::Place;
-use common::{Contender, Table, micros, race, results, rounds, skipped};
+use common::{Contender, Table, micros, race, results, rounds, run, shared_library, skipped};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -46,13 +46,6 @@ fn load(path: &Path) -> Duration {
     Duration::from_nanos(output.trim().parse().unwrap())
 }
 
-fn run(command: &mut Command) -> String {
-    let output = command.output();
-    let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
 /// The names after NEEDED.
 fn needed(library: &Path) -> Vec<String> {
     let text = run(Command::new("readelf").arg("-d").arg(library));
@@ -65,12 +58,7 @@ fn needed(library: &Path) -> Vec<String> {
 fn empty(place: &Place) -> PathBuf {
     let source = place.file("empty.c");
     std::fs::write(&source, "int nothing_at_all;\n").unwrap();
-    let library = place.file("libempty.so");
-    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
-    let mut command = Command::new(compiler);
-    command.args(["-shared", "-Wl,--no-as-needed", "-o"]);
-    run(command.arg(&library).arg(&source).args(["-lgcc_s", "-lc"]));
-    library
+    shared_library(place, &source, &["-Wl,--no-as-needed", "-lgcc_s", "-lc"])
 }
 
 fn main() {

@@ -19,7 +19,9 @@ mod postcopy;
 mod shmem;
 mod vring;
 
-use crate::connection::{Connection, Counters, Expect, Outgoing, Reply, Timeouts, TraceSink};
+use crate::connection::{
+    Arrived, Connection, Counters, Expect, Outgoing, Reply, Timeouts, TraceSink,
+};
 use crate::error::{Error, Kind, Phase, Result};
 use crate::message::{
     self, Barrier, Bounds, CryptoAsym, CryptoSym, MemRegion, ProtocolFeatures, Request, RequestInfo,
@@ -278,21 +280,23 @@ impl BackendClient {
     fn tell(&self, call: &Call<'_>) -> Result<()> {
         let acked = self.acked(call);
         let wait = self.needs_barrier(call);
-        self.checked(call, |deadline| {
-            let out = Self::outgoing(call, acked);
-            if acked {
-                self.connection
-                    .call(&out, ACK, deadline, |reply| op::acknowledged(&reply))
-            } else if wait {
-                let features = Call::new(Request::GetFeatures, NOTHING);
-                let expect = Self::expect(&features)?;
-                let barrier = Self::outgoing(&features, false);
+        let deadline = self.ready(call)?;
+        let out = Self::outgoing(call, acked);
+        let told = if acked {
+            self.connection
+                .call(&out, ACK, deadline)
+                .and_then(|reply| reply.decode(|reply| op::acknowledged(&reply)))
+        } else if wait {
+            let features = Call::new(Request::GetFeatures, NOTHING);
+            let barrier = Self::outgoing(&features, false);
+            Self::expect(&features).and_then(|expect| {
                 self.connection
                     .send_with_barrier(&out, &barrier, expect, deadline)
-            } else {
-                self.connection.send(&out, deadline)
-            }
-        })
+            })
+        } else {
+            self.connection.send(&out, deadline)
+        };
+        told.map_err(|error| call.name(error))
     }
 
     /// Whether the request is acknowledged.
@@ -315,18 +319,24 @@ impl BackendClient {
 
     /// Sends what is always answered with a reply of its own.
     fn ask<T>(&self, call: &Call<'_>, decode: impl FnOnce(Reply<'_>) -> Result<T>) -> Result<T> {
-        self.checked(call, |deadline| {
-            let expect = Self::expect(call)?;
-            self.connection
-                .call(&Self::outgoing(call, false), expect, deadline, decode)
-        })
+        self.answered(call)
+            .and_then(|reply| reply.decode(decode))
+            .map_err(|error| call.name(error))
     }
 
-    fn checked<T>(&self, call: &Call<'_>, send: impl FnOnce(Deadline) -> Result<T>) -> Result<T> {
+    /// Sends it, and waits for the reply.
+    fn answered(&self, call: &Call<'_>) -> Result<Arrived<'_>> {
+        let deadline = self.ready(call)?;
+        let expect = Self::expect(call)?;
+        self.connection
+            .call(&Self::outgoing(call, false), expect, deadline)
+    }
+
+    /// Checks whether a request may be sent now; it may take until then.
+    fn ready(&self, call: &Call<'_>) -> Result<Deadline> {
+        self.check(call).map_err(|error| call.name(error))?;
         let timeout = call.timeout.or(self.timeouts.of(call.info.wait));
-        self.check(call)
-            .and_then(|()| send(Deadline::after(timeout)))
-            .map_err(|error| call.name(error))
+        Ok(Deadline::after(timeout))
     }
 
     /// Whether a request may be sent now.

@@ -30,6 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+pub(crate) use blocking::Arrived;
 pub(crate) use channel::{Answer, Incoming, Serve, Served};
 pub(crate) use machine::Reply;
 pub(crate) use stepping::{Outcome, Pending};

@@ -12,7 +12,10 @@ pub mod acker;
 pub mod back_ends;
 pub mod bare;
 
+use back_ends::Place;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 /// One way to do what is measured.
@@ -122,6 +125,24 @@ pub fn most_fds() -> usize {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     usize::try_from(hard).unwrap()
+}
+
+/// What a program prints that must succeed.
+pub fn run(command: &mut Command) -> String {
+    let output = command.output();
+    let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Makes a shared library of one C file.
+pub fn shared_library(place: &Place, source: &Path, flags: &[&str]) -> PathBuf {
+    let library = place.file("library.so");
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
+    let mut command = Command::new(compiler);
+    command.args(["-shared", "-fPIC", "-o"]);
+    run(command.arg(&library).arg(source).args(flags));
+    library
 }
 
 /// What cannot be measured here, and why.

@@ -19,11 +19,11 @@ impl BackendClient {
     }
 
     /// Checks and encodes a memory table; `send` also gets the size of a region.
-    pub(super) fn with_table<R>(
+    pub(super) fn with_table(
         &self,
         regions: &[SharedRegion<'_>],
-        send: impl FnOnce(&Call<'_>, usize) -> Result<R>,
-    ) -> Result<R> {
+        send: &mut dyn FnMut(&Call<'_>, usize) -> Result<()>,
+    ) -> Result<()> {
         let request = Request::SetMemTable;
         let features = self.negotiated.protocol();
         checks::regions(regions, features).map_err(|error| error.of(request))?;
@@ -68,13 +68,13 @@ impl BackendClient {
     }
 
     /// Checks and encodes a request about one region.
-    pub(super) fn with_region<R>(
+    pub(super) fn with_region(
         &self,
         request: Request,
         region: &MemRegion,
         fds: &[BorrowedFd<'_>],
-        send: impl FnOnce(&Call<'_>) -> Result<R>,
-    ) -> Result<R> {
+        send: &mut dyn FnMut(&Call<'_>) -> Result<()>,
+    ) -> Result<()> {
         self.in_order(request, self.negotiated.check_memory())?;
         let features = self.negotiated.protocol();
         checks::region(region, features).map_err(|e| e.of(request))?;
@@ -118,10 +118,9 @@ impl BackendClient {
         let request = Request::IotlbMsg;
         checks::iotlb(entry).map_err(|error| error.of(request))?;
         let call = Call::new(request, entry.as_bytes());
-        self.checked(&call, |_| {
-            let out = Self::outgoing(&call, true);
-            self.connection.post(&out, ACK)
-        })
+        self.check(&call)
+            .and_then(|()| self.connection.post(&Self::outgoing(&call, true), ACK))
+            .map_err(|error| call.name(error))
     }
 
     // ---- the dirty log ----

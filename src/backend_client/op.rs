@@ -3,7 +3,7 @@
 
 use super::{ACK, BackendClient, Call, NOTHING, SharedRegion, Timeout, checks, decode};
 use crate::connection::{Outcome, Pending, Reply};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::message::{
     self, ConfigHeader, Inflight, MAX_CONFIG_SIZE, MemRegion, ProtocolFeatures, Request,
     SHMEM_REGIONS, ShmemConfig, VringAddr, VringState,
@@ -254,6 +254,21 @@ impl BackendClient {
         op: &Op<'_>,
         send: impl FnOnce(&Call<'_>) -> Result<R>,
     ) -> Result<R> {
+        let (mut send, mut sent) = (Some(send), None);
+        self.encode_once(op, &mut |call| {
+            sent = send.take().map(|send| send(call)).transpose()?;
+            Ok(())
+        })?;
+        sent.ok_or_else(|| Error::new(Kind::Panic, "a request was encoded in vain"))
+    }
+
+    /// The same for a `send` that runs once. A function of its own, and not once more
+    /// for each that sends.
+    fn encode_once(
+        &self,
+        op: &Op<'_>,
+        send: &mut dyn FnMut(&Call<'_>) -> Result<()>,
+    ) -> Result<()> {
         let request = op.request();
         let ring = match op.ring() {
             Some(index) => Some(self.ring(request, index)?),
@@ -304,7 +319,7 @@ impl BackendClient {
             Op::SetBackendReqFd(fd) | Op::SetLogFd(fd) => send(&call(NOTHING).fds(&[*fd])),
             Op::SetMemTable(regions) => {
                 self.in_order(request, self.negotiated.check_memory())?;
-                self.with_table(regions, |call, _| send(call))
+                self.with_table(regions, &mut |call, _| send(call))
             }
             Op::AddMemRegion(region) => {
                 self.with_region(request, &region.region, &[region.fd], send)
@@ -431,27 +446,10 @@ impl BackendClient {
     /// Begins a request; [`outcome`](Self::outcome) has what became of it.
     pub(crate) fn begin(&self, op: &Op<'_>, timeout: Timeout) -> Result<Begun> {
         self.encode(op, |call| {
-            let pending = self.checked(call, |_| match call.info.reply {
-                message::Reply::Always(_) => {
-                    let expect = Self::expect(call)?;
-                    self.connection
-                        .begin(&Self::outgoing(call, false), Some(expect))
-                }
-                _ if self.acked(call) => self
-                    .connection
-                    .begin(&Self::outgoing(call, true), Some(ACK)),
-                _ if self.needs_barrier(call) => {
-                    let features = Call::new(Request::GetFeatures, NOTHING);
-                    let expect = Self::expect(&features)?;
-                    let barrier = Self::outgoing(&features, false);
-                    self.connection.begin_with_barrier(
-                        &Self::outgoing(call, false),
-                        &barrier,
-                        expect,
-                    )
-                }
-                _ => self.connection.begin(&Self::outgoing(call, false), None),
-            })?;
+            let pending = self
+                .check(call)
+                .and_then(|()| self.begin_call(call))
+                .map_err(|error| call.name(error))?;
             Ok(Begun {
                 pending,
                 effect: op.effect(),
@@ -461,6 +459,24 @@ impl BackendClient {
                 carries_fds: !call.fds.is_empty(),
             })
         })
+    }
+
+    fn begin_call(&self, call: &Call<'_>) -> Result<Pending> {
+        let out = Self::outgoing(call, self.acked(call));
+        match call.info.reply {
+            message::Reply::Always(_) => {
+                let expect = Self::expect(call)?;
+                self.connection.begin(&out, Some(expect))
+            }
+            _ if out.need_reply => self.connection.begin(&out, Some(ACK)),
+            _ if self.needs_barrier(call) => {
+                let features = Call::new(Request::GetFeatures, NOTHING);
+                let expect = Self::expect(&features)?;
+                let barrier = Self::outgoing(&features, false);
+                self.connection.begin_with_barrier(&out, &barrier, expect)
+            }
+            _ => self.connection.begin(&out, None),
+        }
     }
 
     /// What became of a request, as soon as that is known. Not to be asked again.

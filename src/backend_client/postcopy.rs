@@ -49,7 +49,7 @@ impl BackendClient {
             let error = Error::new(Kind::State, text);
             return Err(self.or_ended(error).of(request));
         }
-        let result = self.with_table(regions, |call, size| {
+        let result = self.with_table(regions, &mut |call, size| {
             let call = &Call {
                 info: call.info.postcopy_table(),
                 ..*call

@@ -27,33 +27,50 @@ const MAX_SERVED: usize = 1 << 16;
 /// How often a send is tried that waits for room which cannot be polled for.
 const THROTTLE: Duration = Duration::from_millis(1);
 
+/// A request that is done, with the lock held: a reply that cannot be decoded ends
+/// the connection before anybody goes on. To be decoded, even if there is none.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Arrived<'a> {
+    connection: &'a Connection,
+    state: MutexGuard<'a, State>,
+    ticket: Ticket,
+}
+
+impl Arrived<'_> {
+    pub(crate) fn decode<T>(mut self, decode: impl FnOnce(Reply<'_>) -> Result<T>) -> Result<T> {
+        let result = self.state.machine.outcome(self.ticket, decode);
+        self.connection.leave(&mut self.state);
+        drop(self.connection.emit(self.state));
+        result
+    }
+}
+
 impl Connection {
     /// Sends a request and returns once it is in the socket.
     pub(crate) fn send(&self, out: &Outgoing<'_>, deadline: Deadline) -> Result<()> {
-        self.exchange(out, None, deadline, |_| Ok(()))
+        self.exchange(out, None, deadline)?.decode(|_| Ok(()))
     }
 
-    /// Sends a request and waits for its reply, which goes through `decode`.
-    pub(crate) fn call<T>(
+    /// Sends a request and waits for its reply.
+    pub(crate) fn call(
         &self,
         out: &Outgoing<'_>,
         expect: Expect,
         deadline: Deadline,
-        decode: impl FnOnce(Reply<'_>) -> Result<T>,
-    ) -> Result<T> {
-        self.exchange(out, Some(expect), deadline, decode)
+    ) -> Result<Arrived<'_>> {
+        self.exchange(out, Some(expect), deadline)
     }
 
-    fn exchange<T>(
+    fn exchange(
         &self,
         out: &Outgoing<'_>,
         expect: Option<Expect>,
         deadline: Deadline,
-        decode: impl FnOnce(Reply<'_>) -> Result<T>,
-    ) -> Result<T> {
+    ) -> Result<Arrived<'_>> {
         let mut state = self.enter().map_err(|error| error.of(out.request))?;
         self.submit(&mut state, out, expect)
-            .and_then(|ticket| self.finish(state, ticket, deadline, decode))
+            .and_then(|ticket| self.finish(state, ticket, deadline))
             .map_err(|error| error.of(out.request))
     }
 
@@ -73,7 +90,8 @@ impl Connection {
         let result = match self.submit(&mut state, barrier, Some(expect)) {
             Ok(second) => {
                 state.machine.is_barrier(second, out.request);
-                self.finish(state, second, deadline, |_| Ok(()))
+                self.finish(state, second, deadline)
+                    .and_then(|arrived| arrived.decode(|_| Ok(())))
             }
             Err(error) => {
                 drop(state);
@@ -106,27 +124,24 @@ impl Connection {
     }
 
     /// Moves bytes until the request is done or its deadline passes.
-    pub(super) fn finish<T>(
-        &self,
-        state: MutexGuard<'_, State>,
+    pub(super) fn finish<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
         ticket: Ticket,
         deadline: Deadline,
-        decode: impl FnOnce(Reply<'_>) -> Result<T>,
-    ) -> Result<T> {
+    ) -> Result<Arrived<'a>> {
         let mut state = self.settle(state, ticket, deadline);
-        let result = match state.machine.done(ticket) {
-            true => {
-                let result = state.machine.outcome(ticket, decode);
-                self.leave(&mut state);
-                result
-            }
-            false => {
-                count(&mut state.machine.ledger.counters.timeouts);
-                Err(self.give_up(&mut state, ticket))
-            }
-        };
+        if state.machine.done(ticket) {
+            return Ok(Arrived {
+                connection: self,
+                state,
+                ticket,
+            });
+        }
+        count(&mut state.machine.ledger.counters.timeouts);
+        let error = self.give_up(&mut state, ticket);
         drop(self.emit(state));
-        result
+        Err(error)
     }
 
     fn settle<'a>(

@@ -35,9 +35,8 @@ impl Connection {
         decode: impl FnOnce(Outcome<'_>) -> Result<T>,
     ) -> Result<T> {
         let state = self.enter()?;
-        self.finish(state, pending.ticket, deadline, |reply| {
-            decode(pending.told(reply))
-        })
+        self.finish(state, pending.ticket, deadline)?
+            .decode(|reply| decode(pending.told(reply)))
     }
 
     /// The next request is only to know that those before it have been processed.

@@ -578,27 +578,36 @@ impl Machine {
         ticket: Ticket,
         decode: impl FnOnce(Reply<'_>) -> Result<T>,
     ) -> Result<T> {
+        let (payload, fd) = self.arrived(ticket)?;
+        let result = decode(Reply {
+            payload: &payload,
+            fd,
+        });
+        self.keep_spare(payload);
+        result.inspect_err(|error| self.decoded(error))
+    }
+
+    /// What came for a request that is done, which is forgotten.
+    fn arrived(&mut self, ticket: Ticket) -> Result<(Vec<u8>, Option<OwnedFd>)> {
         let at = self.slots.iter().position(|slot| slot.ticket == ticket);
         let Some(slot) = at.and_then(|at| self.slots.remove(at)) else {
-            return Err(Error::new(
-                Kind::Panic,
-                "a request under way has been forgotten",
-            ));
+            let text = "a request under way has been forgotten";
+            return Err(Error::new(Kind::Panic, text));
         };
-        let result = match slot.failed {
-            Some(error) => Err(error),
-            None => decode(Reply {
-                payload: &slot.payload,
-                fd: slot.fd,
-            }),
-        };
-        self.keep_spare(slot.payload);
-        match result {
-            Err(error) if error.kind == Kind::Protocol => {
-                self.fail_all(&error);
+        match slot.failed {
+            Some(error) => {
+                self.keep_spare(slot.payload);
+                self.decoded(&error);
                 Err(error)
             }
-            result => result,
+            None => Ok((slot.payload, slot.fd)),
+        }
+    }
+
+    /// What came means nothing, if this is its error.
+    fn decoded(&mut self, error: &Error) {
+        if error.kind == Kind::Protocol {
+            self.fail_all(error);
         }
     }
 

@@ -215,28 +215,17 @@ impl Deref for MemoryList {
 impl MemoryList {
     /// A whole list, in any order. An error has the position in it.
     pub(crate) fn new(regions: Vec<GuestRegion>) -> Result<Self> {
-        let mut sorted: Vec<_> = regions.into_iter().enumerate().collect();
-        sorted.sort_by_key(|(_, region)| region.guest_addr);
-        for ((index, one), (next, other)) in sorted.iter().zip(sorted.iter().skip(1)) {
-            if one.end() > other.guest_addr {
-                return Err(overlap(one, other).region(*index.max(next)));
-            }
+        let mut sorted = Vec::with_capacity(regions.len());
+        for (index, region) in regions.into_iter().enumerate() {
+            let place = place(&sorted, &region).map_err(|error| error.region(index))?;
+            sorted.insert(place, region);
         }
-        Ok(Self(sorted.into_iter().map(|(_, region)| region).collect()))
+        Ok(Self(sorted.into()))
     }
 
     /// One more. After an error the list is as before, here and below.
     pub(crate) fn add(&mut self, region: GuestRegion) -> Result<()> {
-        let position = self.position(&region);
-        let (below, above) = self.split_at(position);
-        let neighbours = [below.last(), above.first()];
-        let other = neighbours
-            .into_iter()
-            .flatten()
-            .find(|other| other.guest_addr < region.end() && region.guest_addr < other.end());
-        if let Some(other) = other {
-            return Err(overlap(&region, other));
-        }
+        place(self, &region)?;
         self.insert(region);
         Ok(())
     }
@@ -257,19 +246,10 @@ impl MemoryList {
         Ok(())
     }
 
-    /// How many regions lie below.
-    fn position(&self, region: &GuestRegion) -> usize {
-        self.partition_point(|other| other.guest_addr < region.guest_addr)
-    }
-
     fn insert(&mut self, region: GuestRegion) {
-        let (below, above) = self.split_at(self.position(&region));
-        self.0 = below
-            .iter()
-            .cloned()
-            .chain([region])
-            .chain(above.iter().cloned())
-            .collect();
+        let mut regions = self.to_vec();
+        regions.insert(below(self, &region), region);
+        self.0 = regions.into();
     }
 
     fn take_out(&mut self, region: &GuestRegion) {
@@ -281,7 +261,7 @@ impl MemoryList {
     }
 
     fn holds(&self, region: &GuestRegion) -> bool {
-        self.get(self.position(region)) == Some(region)
+        self.get(below(self, region)) == Some(region)
     }
 
     /// The first region that the other list does not hold.
@@ -314,8 +294,21 @@ impl MemoryList {
     }
 }
 
-fn overlap(one: &GuestRegion, other: &GuestRegion) -> Error {
-    Error::invalid(format!("{one}, overlaps {other}"))
+/// How many regions lie below.
+fn below(sorted: &[GuestRegion], region: &GuestRegion) -> usize {
+    sorted.partition_point(|other| other.guest_addr < region.guest_addr)
+}
+
+/// Where a region goes that overlaps none.
+fn place(sorted: &[GuestRegion], region: &GuestRegion) -> Result<usize> {
+    let place = below(sorted, region);
+    let neighbours = sorted.iter().skip(place.saturating_sub(1)).take(2);
+    for other in neighbours {
+        if other.guest_addr < region.end() && region.guest_addr < other.end() {
+            return Err(Error::invalid(format!("{region}, overlaps {other}")));
+        }
+    }
+    Ok(place)
 }
 
 /// The region that has all of a range in it, as a ring must lie: back-ends do not

@@ -389,9 +389,9 @@ struct Number(u128);
 
 impl Display for Number {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            small @ 0..=0xffff => write!(f, "{small}"),
-            large => write!(f, "{large:#x}"),
+        match u16::try_from(self.0) {
+            Ok(small) => write!(f, "{small}"),
+            Err(_) => write!(f, "{:#x}", self.0),
         }
     }
 }
