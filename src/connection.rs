@@ -28,7 +28,7 @@ use machine::{Abandoned, Machine, Ticket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) use blocking::Arrived;
 pub(crate) use channel::{Answer, Incoming, Serve, Served};
@@ -296,8 +296,9 @@ impl Connection {
         state: &mut State,
         out: &Outgoing<'_>,
         expect: Option<Expect>,
+        since: Instant,
     ) -> Result<Ticket> {
-        let ticket = state.machine.submit(self.fd(), out, expect);
+        let ticket = state.machine.submit(self.fd(), out, expect, since);
         if ticket.is_err() {
             self.wake(state); // others may have failed with it
         }

@@ -1,5 +1,5 @@
-//! What a request costs: heap allocations and system calls of the calling
-//! thread. The peer runs on another thread and does not count.
+//! What a request costs: heap allocations, system calls and looks at the clock of
+//! the calling thread. The peer runs on another thread and does not count.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -23,8 +23,8 @@ use std::sync::Arc;
 use std::thread;
 use std::thread::LocalKey;
 use std::time::Duration;
-use vhost_user_frontend::message::{BackendRequest, Barrier, Request, VringState};
-use vhost_user_frontend::{BackendClient, BackendHandler, Op, Options, Timeout};
+use vhost_user_frontend::message::{BackendRequest, Barrier, Flow, Request, VringState};
+use vhost_user_frontend::{BackendClient, BackendHandler, Op, Options, Timeout, TraceRecord};
 
 type Counter = Cell<usize>;
 
@@ -33,6 +33,7 @@ thread_local! {
     static SENDS: Counter = const { Cell::new(0) };
     static RECEIVES: Counter = const { Cell::new(0) };
     static POLLS: Counter = const { Cell::new(0) };
+    static CLOCKS: Counter = const { Cell::new(0) };
     /// Calls that may have put this thread to sleep.
     static WAITS: Counter = const { Cell::new(0) };
     /// The time that this thread is told, while it stands still.
@@ -56,11 +57,12 @@ struct Cost {
     sends: usize,
     receives: usize,
     polls: usize,
+    clocks: usize,
 }
 
 /// What `call` costs.
 fn cost_of(call: impl FnOnce()) -> Cost {
-    let counters = [&ALLOCATIONS, &SENDS, &RECEIVES, &POLLS];
+    let counters = [&ALLOCATIONS, &SENDS, &RECEIVES, &POLLS, &CLOCKS];
     let before = counters.map(LocalKey::get);
     call();
     let after = counters.map(LocalKey::get);
@@ -69,6 +71,7 @@ fn cost_of(call: impl FnOnce()) -> Cost {
         sends: after[1] - before[1],
         receives: after[2] - before[2],
         polls: after[3] - before[3],
+        clocks: after[4] - before[4],
     }
 }
 
@@ -100,7 +103,7 @@ static ALLOCATOR: Counting = Counting;
 /// Functions of the C library, as this program's own: the linker takes them for
 /// every call in it. Each counts, and makes the system call.
 mod system_calls {
-    use super::{POLLS, RECEIVES, SENDS, STOPPED, WAITS, count};
+    use super::{CLOCKS, POLLS, RECEIVES, SENDS, STOPPED, WAITS, count};
     use libc::{
         c_int, c_long, c_uint, c_void, clockid_t, mmsghdr, msghdr, nfds_t, pollfd, ssize_t,
         timespec,
@@ -164,6 +167,7 @@ mod system_calls {
     #[unsafe(no_mangle)]
     unsafe extern "C" fn clock_gettime(clock: clockid_t, time: *mut timespec) -> c_int {
         static REAL: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
+        count(&CLOCKS);
         let mut real = REAL.load(Ordering::Relaxed);
         if real.is_null() {
             // Of the C library, which makes no system call.
@@ -232,7 +236,7 @@ fn no_request_allocates_after_the_first() {
 }
 
 #[test]
-fn each_message_is_one_sendmsg_and_each_answer_one_recvmsg() {
+fn each_message_is_one_sendmsg_and_each_answer_one_recvmsg_and_a_look_at_the_clock() {
     let _leak = no_fd_leak();
     for reply_ack in [false, true] {
         for (case, cost) in costs(reply_ack) {
@@ -248,6 +252,8 @@ fn each_message_is_one_sendmsg_and_each_answer_one_recvmsg() {
                 sends,
                 receives,
                 polls: 0,
+                // For the deadline, and how long the answer took.
+                clocks: 1 + receives,
             };
             assert_eq!(cost, expected, "{:?}, REPLY_ACK {reply_ack}", case.request);
         }
@@ -264,6 +270,54 @@ fn a_deadline_of_its_own_costs_one_poll_more() {
         cost_of(|| assert_eq!(client.get_vring_base(3, timeout).unwrap(), 0x1234))
     });
     assert_eq!((cost.sends, cost.polls, cost.receives), (1, 1, 1));
+    assert_eq!(cost.clocks, 3);
+}
+
+/// One receive that waits may wait for long: not when a callback of the trace, or an
+/// answer before this one, has taken most of the time.
+#[test]
+fn time_that_passes_within_a_call_is_seen() {
+    let _leak = no_fd_leak();
+    for (list, passes) in [(false, Flow::Sent), (true, Flow::Received)] {
+        let (client, peer) = adopted(FEATURES, protocol(true), patient());
+        let sink = move |record: &TraceRecord| {
+            if record.flow == passes {
+                let (seconds, nanoseconds) = STOPPED.get().unwrap();
+                let most = i64::try_from(PATIENCE.as_secs()).unwrap() * 3 / 4;
+                STOPPED.set(Some((seconds + most, nanoseconds)));
+            }
+        };
+        client.set_trace(Some(Arc::new(sink))).unwrap();
+        let mut cost = None;
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                if list {
+                    (0..2).for_each(|_| drop(peer.expect(Request::SetVringNum)));
+                    peer.ack(Request::SetVringNum, 0);
+                    while untaken(&peer) > 0 {
+                        thread::yield_now();
+                    }
+                    peer.ack(Request::SetVringNum, 0);
+                } else {
+                    common::answer(&peer, Case::of(Request::GetFeatures), true, true);
+                }
+            });
+            while_time_stands_still(|| {
+                cost = Some(cost_of(|| match list {
+                    true => {
+                        let list =
+                            [0, 1].map(|index| Op::SetVringNum(VringState { index, num: 8 }));
+                        let submitted = client.submit(&list, Timeout::After(PATIENCE));
+                        assert_eq!(submitted.applied, 2);
+                    }
+                    false => assert_eq!(client.get_features().unwrap(), FEATURES),
+                }));
+            });
+        });
+        let cost = cost.unwrap();
+        let expected = (1, 1 + usize::from(list), 1);
+        assert_eq!((cost.sends, cost.receives, cost.polls), expected, "{list}");
+    }
 }
 
 struct Nobody;
@@ -301,6 +355,7 @@ fn an_open_channel_costs_one_poll_more() {
         sends: ROUND_TRIPS,
         receives: ROUND_TRIPS,
         polls: ROUND_TRIPS,
+        clocks: 3 * ROUND_TRIPS,
     };
     assert_eq!(cost, expected);
 }
@@ -337,6 +392,7 @@ fn ten_round_trips_are_ten_sendmsg_and_ten_recvmsg() {
         sends: ROUND_TRIPS,
         receives: ROUND_TRIPS,
         polls: 0,
+        clocks: 2 * ROUND_TRIPS,
     };
     assert_eq!(cost, expected);
 }
@@ -358,27 +414,35 @@ fn a_list_is_one_send_for_as_much_as_the_window_takes() {
             .map(|index| Op::SetVringNum(VringState { index, num: 8 }))
             .collect();
         let (client, peer) = adopted(FEATURES, protocol(reply_ack), patient());
-        let submit = || {
+        let submit = |timeout| {
             thread::scope(|scope| {
                 scope.spawn(|| answer_in_bursts(&peer, list.len(), reply_ack));
                 cost_of(|| {
-                    let submitted = client.submit(&list, Timeout::Default);
+                    let submitted = client.submit(&list, timeout);
                     assert_eq!(submitted.applied, list.len());
                 })
             })
         };
-        submit();
-        let expected = Cost {
-            allocations: 0,
-            sends,
-            receives,
-            polls: 0,
-        };
-        assert_eq!(
-            submit(),
-            expected,
-            "{number} requests, REPLY_ACK {reply_ack}"
-        );
+        submit(Timeout::Default);
+        // A deadline of the whole is one look more, and one for what it leaves to a
+        // barrier.
+        let whole = 1 + usize::from(!reply_ack);
+        for (timeout, whole) in [(Timeout::Default, 0), (Timeout::After(PATIENCE), whole)] {
+            let expected = Cost {
+                allocations: 0,
+                sends,
+                receives,
+                polls: 0,
+                // When it was sent, for the deadline, and how long the answers took;
+                // a barrier is a request like others.
+                clocks: whole + 3 * receives,
+            };
+            assert_eq!(
+                submit(timeout),
+                expected,
+                "{number} requests, REPLY_ACK {reply_ack}, {timeout:?}"
+            );
+        }
     }
 }
 
@@ -489,8 +553,10 @@ fn a_trace_that_is_off_costs_nothing() {
             assert_eq!((never.allocations, off), (0, never), "{context}");
             // Which shows that it was on; it makes no system call of its own.
             assert!(on.allocations > 0, "{context}");
+            // But what it calls may take time.
             let without = Cost {
                 allocations: 0,
+                clocks: never.clocks,
                 ..on
             };
             assert_eq!(without, never, "{context}");

@@ -305,8 +305,10 @@ impl BackendClient {
             };
             let index = taken;
             taken = taken.saturating_add(1);
-            let deadline = whole
-                .unwrap_or_else(|| Deadline::after(self.timeouts.of(about.request.info().wait)));
+            let deadline = || match whole {
+                Some(whole) => whole.anew(),
+                None => Deadline::after(self.timeouts.of(about.request.info().wait)),
+            };
             let outcome =
                 self.connection
                     .finish_begun(&pending, deadline, |outcome| match outcome {

@@ -69,8 +69,8 @@ impl Connection {
         deadline: Deadline,
     ) -> Result<Arrived<'_>> {
         let mut state = self.enter().map_err(|error| error.of(out.request))?;
-        self.submit(&mut state, out, expect)
-            .and_then(|ticket| self.finish(state, ticket, deadline))
+        self.submit(&mut state, out, expect, deadline.as_of)
+            .and_then(|ticket| self.finish(state, ticket, || deadline))
             .map_err(|error| error.of(out.request))
     }
 
@@ -85,12 +85,12 @@ impl Connection {
     ) -> Result<()> {
         let mut state = self.enter().map_err(|error| error.of(out.request))?;
         let first = self
-            .submit(&mut state, out, None)
+            .submit(&mut state, out, None, deadline.as_of)
             .map_err(|error| error.of(out.request))?;
-        let result = match self.submit(&mut state, barrier, Some(expect)) {
+        let result = match self.submit(&mut state, barrier, Some(expect), deadline.as_of) {
             Ok(second) => {
                 state.machine.is_barrier(second, out.request);
-                self.finish(state, second, deadline)
+                self.finish(state, second, || deadline)
                     .and_then(|arrived| arrived.decode(|_| Ok(())))
             }
             Err(error) => {
@@ -123,14 +123,18 @@ impl Connection {
         error
     }
 
-    /// Moves bytes until the request is done or its deadline passes.
+    /// Moves bytes until the request is done or its deadline passes. That is asked for
+    /// only if there is something to wait for.
     pub(super) fn finish<'a>(
         &'a self,
         state: MutexGuard<'a, State>,
         ticket: Ticket,
-        deadline: Deadline,
+        deadline: impl FnOnce() -> Deadline,
     ) -> Result<Arrived<'a>> {
-        let mut state = self.settle(state, ticket, deadline);
+        let mut state = match state.machine.done(ticket) {
+            true => state,
+            false => self.settle(state, ticket, deadline()),
+        };
         if state.machine.done(ticket) {
             return Ok(Arrived {
                 connection: self,
@@ -148,18 +152,26 @@ impl Connection {
         &'a self,
         mut state: MutexGuard<'a, State>,
         ticket: Ticket,
-        deadline: Deadline,
+        mut deadline: Deadline,
     ) -> MutexGuard<'a, State> {
+        // Nothing has taken time since the deadline saw the clock.
+        let mut fresh = true;
         let mut quick = true;
         let mut spins = !self.spin.is_zero();
         let mut served = 0;
         loop {
             // Before any wait: who hangs has been seen to begin.
+            let told = state.told;
             state = self.emit(state);
             if state.machine.done(ticket) {
                 return state;
             }
-            if deadline.passed() {
+            fresh &= state.told == told;
+            if !std::mem::take(&mut fresh) {
+                deadline = deadline.anew();
+            }
+            let left = deadline.remained();
+            if left.is_some_and(|left| left.is_zero()) {
                 return self.last_look(state, ticket);
             }
             let mut write = state.machine.wants_write() && !state.writing;
@@ -173,11 +185,10 @@ impl Connection {
             let stand_in = state.deaf && state.may_serve();
             if state.rung || !(read || write || stand_in) {
                 // Nobody waits anew for what others have to hear first.
-                state = self.sleep(state, deadline.remaining());
+                state = self.sleep(state, left);
             } else if read && !write && spins {
                 (state, spins) = self.spin(state, deadline);
-            } else if read && !write && quick && state.channel.is_none() && self.may_block(deadline)
-            {
+            } else if read && !write && quick && state.channel.is_none() && self.may_block(left) {
                 quick = false;
                 state = self.read_blocking(state);
             } else {
@@ -219,9 +230,9 @@ impl Connection {
         state
     }
 
-    /// Whether blocking in one receive cannot outlast the deadline.
-    fn may_block(&self, deadline: Deadline) -> bool {
-        match (self.quick_wait, deadline.remaining()) {
+    /// Whether blocking in one receive cannot outlast what is left of the time.
+    fn may_block(&self, left: Option<Duration>) -> bool {
+        match (self.quick_wait, left) {
             (Some(longest), Some(left)) => longest.saturating_add(TICKS) <= left,
             (None, Some(_)) => false,
             (_, None) => true,

@@ -27,11 +27,12 @@ impl Connection {
         result
     }
 
-    /// Waits for the outcome of a request that was begun.
+    /// Waits for the outcome of a request that was begun. The deadline is asked for only
+    /// if it is not there yet.
     pub(crate) fn finish_begun<T>(
         &self,
         pending: &Pending,
-        deadline: Deadline,
+        deadline: impl FnOnce() -> Deadline,
         decode: impl FnOnce(Outcome<'_>) -> Result<T>,
     ) -> Result<T> {
         let state = self.enter()?;

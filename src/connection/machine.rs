@@ -47,8 +47,8 @@ struct Slot {
     wanted: bool,
     /// Nobody ever did.
     posted: bool,
-    /// When it was taken, and the request for whose sake: the one before it, if
-    /// it is a barrier.
+    /// When the call for it began, and the request for whose sake: the one before
+    /// it, if it is a barrier.
     since: Instant,
     on_behalf: Request,
     failed: Option<Error>,
@@ -187,16 +187,16 @@ impl Machine {
     // ---- sending ----
 
     /// Takes a request: sends it at once if nothing is before it and it fits,
-    /// keeps it otherwise.
+    /// keeps it otherwise. `since` is before that: the back-end may answer before
+    /// the send returns.
     pub(super) fn submit(
         &mut self,
         socket: BorrowedFd<'_>,
         out: &Outgoing<'_>,
         expect: Option<Expect>,
+        since: Instant,
     ) -> Result<Ticket> {
         self.check_open(socket)?;
-        // The back-end may answer before the send returns.
-        let since = Instant::now();
         let header = header(out)?;
         let sent = if self.outbox.is_empty() {
             match socket::send(socket, &parts(&header, out), out.fds) {
@@ -495,6 +495,8 @@ impl Machine {
     }
 
     fn parse(&mut self, inbox: &mut Inbox) -> Result<()> {
+        // One look at the clock for all that one read has brought.
+        let mut read = None;
         while let Some(header) = inbox.header()? {
             let mut slots = self.slots.iter_mut();
             let oldest = slots.find(|slot| slot.expect.is_some() && !slot.queued);
@@ -528,14 +530,15 @@ impl Machine {
             }
             slot.expect = None;
             let zero = payload.iter().all(|byte| *byte == 0);
-            self.last_acked = (expect.ack && zero).then(|| (slot.request, Instant::now()));
+            let mut now = || *read.get_or_insert_with(Instant::now);
+            self.last_acked = (expect.ack && zero).then(|| (slot.request, now()));
             let counters = &mut self.ledger.counters;
             count(&mut counters.replies_received);
             if slot.posted && !zero {
                 count(&mut counters.posted_refused);
             }
             if slot.wanted {
-                counters.waited(slot.since.elapsed(), slot.on_behalf);
+                counters.waited(now().saturating_duration_since(slot.since), slot.on_behalf);
                 slot.payload.clear();
                 slot.payload.extend_from_slice(payload);
             }

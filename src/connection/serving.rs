@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
+use std::time::Instant;
 
 /// How many requests of the back-end are served before anything else is looked
 /// at.
@@ -217,7 +218,7 @@ impl Connection {
             let text = "too many requests have been posted that the back-end has not answered";
             return Err(Error::new(Kind::Os(Errno::EAGAIN), text));
         }
-        let ticket = self.submit(&mut state, out, Some(expect))?;
+        let ticket = self.submit(&mut state, out, Some(expect), Instant::now())?;
         state.machine.disown(ticket);
         // It may not have fit; who waits sends the rest, or else the event loop.
         self.ring(&mut state);

@@ -9,6 +9,7 @@ use super::{Connection, Expect, Outgoing};
 use crate::error::{Error, Phase, Result};
 use crate::socket::Watch;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// How often one step reads: each read brings one message or many.
 const MAX_READS: usize = 64;
@@ -70,7 +71,7 @@ impl Connection {
     /// Begins a request, with a reply or without one.
     pub(crate) fn begin(&self, out: &Outgoing<'_>, expect: Option<Expect>) -> Result<Pending> {
         let mut state = self.enter()?;
-        let ticket = self.submit(&mut state, out, expect)?;
+        let ticket = self.submit(&mut state, out, expect, Instant::now())?;
         Ok(Pending::new(ticket, expect))
     }
 
@@ -83,9 +84,10 @@ impl Connection {
         expect: Expect,
     ) -> Result<Pending> {
         let mut state = self.enter()?;
-        let first = self.submit(&mut state, out, None)?;
+        let since = Instant::now();
+        let first = self.submit(&mut state, out, None, since)?;
         let second = self
-            .submit(&mut state, barrier, Some(expect))
+            .submit(&mut state, barrier, Some(expect), since)
             .inspect_err(|_| state.machine.disown(first))?;
         state.machine.is_barrier(second, out.request);
         Ok(Pending {

@@ -7,27 +7,49 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-/// A point in time that a wait may not pass; `None` waits for ever.
+/// A point in time that a wait may not pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Deadline(Option<Instant>);
+pub(crate) struct Deadline {
+    /// `None` is for ever.
+    at: Option<Instant>,
+    /// What the clock said last: until something has taken time, it need not be
+    /// asked again.
+    pub(crate) as_of: Instant,
+}
 
 impl Deadline {
     pub(crate) fn after(timeout: Option<Duration>) -> Self {
+        let as_of = Instant::now();
         // A time beyond what the clock can hold is as good as for ever.
-        Self(timeout.and_then(|t| Instant::now().checked_add(t)))
+        let at = timeout.and_then(|timeout| as_of.checked_add(timeout));
+        Self { at, as_of }
+    }
+
+    /// The same point in time, seen from now.
+    pub(crate) fn anew(self) -> Self {
+        Self {
+            as_of: Instant::now(),
+            ..self
+        }
     }
 
     /// Time left: zero once it has passed, `None` for ever.
     pub(crate) fn remaining(self) -> Option<Duration> {
-        self.0
-            .map(|at| at.saturating_duration_since(Instant::now()))
+        self.at.and_then(|_| self.anew().remained())
+    }
+
+    /// Time that was left when the clock was asked last.
+    pub(crate) fn remained(self) -> Option<Duration> {
+        self.at.map(|at| at.saturating_duration_since(self.as_of))
     }
 
     /// This deadline, or one that far from now if that is earlier.
     pub(crate) fn no_later_than(self, longest: Duration) -> Self {
-        Self::after(Some(
-            self.remaining().map_or(longest, |left| left.min(longest)),
-        ))
+        let soon = Self::after(Some(longest));
+        Self {
+            at: self.at.into_iter().chain(soon.at).min(),
+            ..soon
+        }
     }
 
     pub(crate) fn passed(self) -> bool {
