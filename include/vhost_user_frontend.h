@@ -2640,6 +2640,7 @@ struct vuf_api {
                                          struct vuf_backend_exit *exit);
     int (*vuf_device_set_process)(struct vuf_device *device,
                                   struct vuf_backend_process *process);
+    const char *(*vuf_device_event_name)(uint32_t kind);
 };
 
 #ifdef __cplusplus

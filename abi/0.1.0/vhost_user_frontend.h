@@ -740,7 +740,8 @@
 #define VUF_DEVICE_EVENT_CONNECTED 1
 
 /**
- * The connection is lost; the error says why, recovery how the rings go on.
+ * The connection is lost; the error says why, recovery how the rings go on, peer_pid
+ * who was at the other end.
  */
 #define VUF_DEVICE_EVENT_LOST 2
 
@@ -776,7 +777,7 @@
 #define VUF_DEVICE_EVENT_NEEDS_RESET 8
 
 /**
- * The back-end that was given up may still write guest memory.
+ * The back-end that was given up, peer_pid, may still write guest memory.
  */
 #define VUF_DEVICE_EVENT_UNFENCED 9
 
@@ -797,7 +798,9 @@
 
 /**
  * The back-end refused a write to its configuration space, or has none, or is not
- * the first that was lost over this write; the error says how.
+ * the first that was lost over this write; the error says how. With GET_CONFIG for
+ * request: it refused to tell the space again, after a change or a loss, and the
+ * guest reads on what was told last.
  */
 #define VUF_DEVICE_EVENT_CONFIG_REFUSED 13
 
@@ -840,7 +843,8 @@
 #define VUF_ON_UNFENCED_WAIT 0
 
 /**
- * Another is used beside it.
+ * Another is used beside it, and beside eight of them at most: with a ninth it waits
+ * until one of the nine is gone.
  */
 #define VUF_ON_UNFENCED_PROCEED 1
 
@@ -1300,7 +1304,7 @@ struct vuf_inflight {
  *   VUF_REQUEST_VRING_KICK        index
  *   VUF_REQUEST_SET_INFLIGHT_FD   inflight, fd
  *   VUF_REQUEST_SET_LOG_FD        fd
- *   VUF_REQUEST_SET_STATUS        value: the device status
+ *   VUF_REQUEST_SET_STATUS        value: the device status, and not 0
  *   VUF_REQUEST_NET_SET_MTU       value
  *   VUF_REQUEST_SEND_RARP         value: the address, its first byte lowest
  *
@@ -1645,8 +1649,8 @@ struct vuf_backend_ops {
     /**
      * Take away a whole mapping (BACKEND_SHMEM_UNMAP). Also called, and the
      * result then ignored, for each one that lives when the device is reset
-     * (inside vuf_client_reset_device()) or the channel ends (inside
-     * vuf_client_process_backend_requests()).
+     * (inside vuf_client_reset_device(), or vuf_client_set_status() with 0) or the
+     * channel ends (inside vuf_client_process_backend_requests()).
      */
     int (*shmem_unmap)(void *user, const struct vuf_shmem_area *area);
     /**
@@ -1985,9 +1989,10 @@ struct vuf_device_event {
      */
     uint32_t has_value;
     /**
-     * Zero.
+     * Of LOST and UNFENCED the process that was at the other end, as in
+     * struct vuf_device_info; 0 where it cannot be seen from here.
      */
-    uint32_t reserved;
+    int32_t peer_pid;
     /**
      * The back-end's raw value.
      */
@@ -2635,6 +2640,7 @@ struct vuf_api {
                                          struct vuf_backend_exit *exit);
     int (*vuf_device_set_process)(struct vuf_device *device,
                                   struct vuf_backend_process *process);
+    const char *(*vuf_device_event_name)(uint32_t kind);
 };
 
 #ifdef __cplusplus
@@ -2742,7 +2748,9 @@ uint64_t vuf_supported_protocol_features(void);
  * options  NULL for the defaults; read during the call
  * out      gets the client; NULL on failure
  *
- * Nothing is sent. Returns 0, otherwise
+ * Nothing is sent.
+ *
+ * Returns 0, otherwise
  *   -EINVAL    an argument is NULL, an option is not valid, or fd is a socket
  *              of another kind or a listening one
  *   -EBADF     fd is not open
@@ -3738,7 +3746,9 @@ int vuf_client_reset_device(struct vuf_client *client);
  * Tells the back-end the device status (SET_STATUS).
  *
  * Needs VUF_PROTOCOL_F_STATUS, and with it back-ends wait for it: DPDK starts
- * no ring before DRIVER_OK. 0 resets the device.
+ * no ring before DRIVER_OK. 0 resets the device: what it had mapped of its shared
+ * memory is unmapped. The virtio features count as acknowledged still, as back-ends
+ * differ in whether they forget them.
  *
  * status  VIRTIO_CONFIG_S_* of the driver, 8 bits
  *
@@ -3748,7 +3758,8 @@ int vuf_client_reset_device(struct vuf_client *client);
  *   VUF_E_NACK            the back-end refused
  * or a common code.
  */
-int vuf_client_set_status(struct vuf_client *client, uint32_t status);
+int vuf_client_set_status(struct vuf_client *client,
+                          uint32_t status);
 
 /**
  * Asks the back-end for the device status (GET_STATUS).
@@ -4219,6 +4230,16 @@ int vuf_device_set_process(struct vuf_device *device,
  */
 int vuf_device_get_quiet(const struct vuf_device *device,
                          struct vuf_quiet *quiet);
+
+/**
+ * Names an event of a device.
+ *
+ * kind  its number, as VUF_DEVICE_EVENT_*
+ *
+ * Returns the name of the constant without VUF_DEVICE_EVENT_, as "CONNECTED", or
+ * "unknown" for a number that this library never tells; never NULL.
+ */
+const char *vuf_device_event_name(uint32_t kind);
 
 /**
  * States the virtio features that the guest's driver has acknowledged

@@ -166,6 +166,7 @@ pub struct vuf_api {
     pub vuf_backend_process_wait: unsafe extern "C" fn(process: *mut vuf_backend_process, timeout_ms: u32, exit: *mut vuf_backend_exit) -> c_int,
     pub vuf_backend_process_terminate: unsafe extern "C" fn(process: *mut vuf_backend_process, timeout_ms: u32, exit: *mut vuf_backend_exit) -> c_int,
     pub vuf_device_set_process: unsafe extern "C" fn(device: *mut vuf_device, process: *mut vuf_backend_process) -> c_int,
+    pub vuf_device_event_name: extern "C" fn(kind: u32) -> *const c_char,
 }
 
 pub(super) static TABLE: vuf_api = vuf_api {
@@ -294,4 +295,5 @@ pub(super) static TABLE: vuf_api = vuf_api {
     vuf_backend_process_wait: crate::ffi::programs::process::vuf_backend_process_wait,
     vuf_backend_process_terminate: crate::ffi::programs::process::vuf_backend_process_terminate,
     vuf_device_set_process: crate::ffi::virtual_device::vuf_device_set_process,
+    vuf_device_event_name: crate::ffi::virtual_device::names::vuf_device_event_name,
 };
