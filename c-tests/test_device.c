@@ -1005,7 +1005,8 @@ static void bad_options_are_refused(void **state)
     OPTIONS_REFUSED(-EINVAL, "jitter", jitter_percent, 101);
     OPTIONS_REFUSED(-EINVAL, "jitter", jitter_percent, 256 + 10);
     OPTIONS_REFUSED(-EINVAL, "delay", first_delay_ms, 51);
-    OPTIONS_REFUSED(-EINVAL, "on_unfenced", on_unfenced, 2);
+    OPTIONS_REFUSED(-EINVAL, "killed", on_unfenced, VUF_ON_UNFENCED_KILL); /* by its path */
+    OPTIONS_REFUSED(-EINVAL, "on_unfenced", on_unfenced, 3);
     OPTIONS_REFUSED(-EINVAL, "out_of_order", out_of_order, 3);
     OPTIONS_REFUSED(-EINVAL, "reserved", reserved, 1);
     OPTIONS_REFUSED(-EINVAL, "shmem_map", backend_ops, &half);
