@@ -142,17 +142,7 @@ if [ "${1-}" = --baseline ]; then
     exit
 fi
 
-passed=0 failed=0
-check() { # WHAT COMMAND...
-    what=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        echo "FAILED: $what"
-        failed=$((failed + 1))
-    fi
-}
+. c-tests/checks.sh
 
 check 'the C ABI is as its baseline' same "$BASELINE" "$PWD/$HEADER" "$MAP"
 cmp -s "$BASELINE" "$dir/whole.abi" ||
@@ -260,9 +250,8 @@ stripped() {
     ! made_so "$dir/whole.abi" "$dir/stripped.so" >"$dir/words"
 }
 check 'told: no debug information in the library' stripped
-check 'told: padding' padded
-check 'told: no debug information' undescribed
-check 'told: an empty baseline' emptied
+check_aloud 'told: padding' padded
+check_aloud 'told: no debug information' undescribed
+check_aloud 'told: an empty baseline' emptied
 
-echo "$passed passed, $failed failed"
-[ $failed = 0 ]
+sum_up

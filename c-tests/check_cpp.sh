@@ -26,18 +26,7 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-passed=0 failed=0 skipped=0
-check() { # WHAT COMMAND...
-    what=$1
-    shift
-    if "$@" >"$dir/said" 2>&1; then
-        passed=$((passed + 1))
-    else
-        echo "FAILED: $what"
-        cat "$dir/said"
-        failed=$((failed + 1))
-    fi
-}
+. c-tests/checks.sh
 
 # ---- is it all there? ----
 
@@ -194,5 +183,4 @@ fails() {
 check 'docs/cpp.md runs' says
 check 'docs/cpp.md without a back-end' fails
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed = 0 ]
+sum_up

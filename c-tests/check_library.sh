@@ -13,19 +13,7 @@ MAP=src/$NAME.map
 dir=$(mktemp -d "${TMPDIR:-/tmp}/vuf-library.XXXXXX") || exit 1
 trap 'rm -rf "$dir"' EXIT
 trap 'exit 130' INT TERM
-passed=0 failed=0 skipped=0
-
-check() { # WHAT COMMAND...
-    what=$1
-    shift
-    if "$@" >"$dir/words" 2>&1; then
-        passed=$((passed + 1))
-    else
-        echo "FAILED: $what"
-        cat "$dir/words"
-        failed=$((failed + 1))
-    fi
-}
+. c-tests/checks.sh
 # told WORDS COMMAND...: the command must fail and say so.
 told() {
     words=$1
@@ -280,9 +268,4 @@ told 'not linked with: -z,nodelete' linked ${all%,-z,nodelete}
 told 'not linked with: -Bsymbolic' linked -Wl,"${all#-Wl,-Bsymbolic,}"
 told 'needs what it did not' linked $all -Wl,--no-as-needed -lcmocka
 
-if [ $skipped = 0 ]; then
-    echo "$passed passed, $failed failed"
-else
-    echo "$passed passed, $failed failed, $skipped skipped"
-fi
-[ $failed = 0 ]
+sum_up

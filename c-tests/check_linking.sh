@@ -29,18 +29,7 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-passed=0 failed=0 skipped=0
-check() { # WHAT COMMAND...
-    what=$1
-    shift
-    if "$@" >"$dir/words" 2>&1; then
-        passed=$((passed + 1))
-    else
-        echo "FAILED: $what"
-        cat "$dir/words"
-        failed=$((failed + 1))
-    fi
-}
+. c-tests/checks.sh
 skip() { # HOW-MANY WHY
     echo "skipped: $2"
     skipped=$((skipped + $1))
@@ -215,9 +204,4 @@ nothing_is_left() {
 }
 check 'make uninstall' nothing_is_left
 
-if [ $skipped = 0 ]; then
-    echo "$passed passed, $failed failed"
-else
-    echo "$passed passed, $failed failed, $skipped skipped"
-fi
-[ $failed = 0 ]
+sum_up

@@ -25,18 +25,7 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-passed=0 failed=0
-check() { # WHAT COMMAND...
-    what=$1
-    shift
-    if "$@" >"$dir/words" 2>&1; then
-        passed=$((passed + 1))
-    else
-        echo "FAILED: $what"
-        cat "$dir/words"
-        failed=$((failed + 1))
-    fi
-}
+. c-tests/checks.sh
 
 truncate -s 8M "$dir/disk"
 "$TARGET/debug/examples/embedded_backend" --socket "$dir/socket" --file "$dir/disk" >"$dir/ready" &
@@ -115,5 +104,4 @@ bad loading 'not so' 'functions at another place in the table' \
     "$in_table { s/vuf_version)/x)/; s/vuf_error_class)(int rc)/vuf_version)(void)/; s/x)(void)/vuf_error_class)(int rc)/ }"
 bad loading 'no library' 'another soname' 's/^#define VUF_SONAME .*/#define VUF_SONAME "libvhost_user_frontend.so.9"/'
 
-echo "$passed passed, $failed failed"
-[ $failed = 0 ]
+sum_up

@@ -34,18 +34,7 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-passed=0 failed=0 skipped=0
-check() { # WHAT COMMAND...
-    what=$1
-    shift
-    if "$@" >"$dir/said" 2>&1; then
-        passed=$((passed + 1))
-    else
-        echo "FAILED: $what"
-        cat "$dir/said"
-        failed=$((failed + 1))
-    fi
-}
+. c-tests/checks.sh
 
 $MAKE install DESTDIR="$dir/root" PREFIX=/usr LIBDIR=/usr/lib/test >"$dir/said" 2>&1 || {
     cat "$dir/said"
@@ -147,5 +136,4 @@ from read_block import *
 assert $fact"
 done <"$dir/facts.txt"
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed = 0 ]
+sum_up

@@ -15,18 +15,7 @@ trap 'exit 130' INT TERM
 # Not even a message through a socket orders two threads: what the library shares
 # between them, its own lock must guard.
 export TSAN_OPTIONS='io_sync=0 exitcode=66'
-passed=0 failed=0
-
-check() { # WHAT COMMAND...
-    what=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        echo "FAILED: $what"
-        failed=$((failed + 1))
-    fi
-}
+. c-tests/checks.sh
 
 skip() {
     echo "SKIPPED: no search for data races: $1"
@@ -131,8 +120,8 @@ check 'a race of Rust code is told' told 'race\.rs' "$dir/rust-race"
 for program in $PROGRAMS; do
     check "$program is instrumented" instrumented "$OUT/c-tests/$program"
 done
-check 'C tests' sh c-tests/run_programs.sh $OUT/c-tests
-check 'Rust tests' instrumented_cargo thread $OUT test -Zbuild-std \
+check_aloud 'C tests' sh c-tests/run_programs.sh $OUT/c-tests
+check_aloud 'Rust tests' instrumented_cargo thread $OUT test -Zbuild-std \
     --test threads --test timing --test regressions --test replies --test ended
 for test in threads timing regressions replies ended; do
     for program in "$OUT/cargo/$host/debug/deps/$test"-*; do
@@ -140,5 +129,4 @@ for test in threads timing regressions replies ended; do
         check "$program is instrumented" instrumented "$program"
     done
 done
-echo "$passed passed, $failed failed, 0 skipped"
-[ $failed = 0 ]
+sum_up

@@ -16,18 +16,7 @@ trap 'exit 130' INT TERM
 export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1
 # dlopen goes through the sanitizer, which does not have the program's rpath.
 export LD_LIBRARY_PATH="$PWD/build"
-passed=0 failed=0
-
-check() { # WHAT COMMAND...
-    what=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        echo "FAILED: $what"
-        failed=$((failed + 1))
-    fi
-}
+. c-tests/checks.sh
 
 # tells WORDS PROGRAM...: the program must fail and say so.
 tells() {
@@ -84,7 +73,6 @@ if ! $CC $FLAGS -o "$dir/leak" "$dir/leak.c" 2>"$dir/words"; then
     exit 0
 fi
 
-skipped=0
 if find_nightly asan; then
     instrumented_cargo address $OUT rustc --lib --crate-type staticlib || exit 1
     instrumented_programs $OUT "$FLAGS" c-tests || exit 1
@@ -119,10 +107,9 @@ done
 
 # Devices are freed at random moments, and some thousand are more than hundreds.
 export VUF_CLOSE_ROUNDS="${VUF_CLOSE_ROUNDS:-3000}"
-check 'C tests' sh c-tests/run_programs.sh $OUT/c-tests
+check_aloud 'C tests' sh c-tests/run_programs.sh $OUT/c-tests
 if [ $skipped = 0 ]; then
-    check 'Rust tests' instrumented_cargo address $OUT test \
+    check_aloud 'Rust tests' instrumented_cargo address $OUT test \
         --lib --test fuzz_corpus --test regressions --test replies --test transcripts
 fi
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed = 0 ]
+sum_up
