@@ -46,7 +46,7 @@ export VUF_FOREIGN_BACKEND="$1/foreign_backend" VUF_MOCK_BACKEND="$1/vuf-mock-ba
 export VUF_INFLIGHT_BACKEND="$1/inflight_backend"
 echo "user $(id -u), $(grep CapEff /proc/self/status), $(ulimit -n) descriptors"
 [ "$(id -u)" != 0 ] && [ "$(ulimit -n)" = "$2" ] || exit 1
-sh run_programs.sh build/c-tests
+VUF_JOBS=4 sh run_programs.sh build/c-tests
 result=$?
 # The fault sweep has a stage of its own, and asks nothing of the user.
 for binary in rust/*; do

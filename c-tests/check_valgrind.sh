@@ -18,7 +18,8 @@ fi
 # run DIRECTORY: its programs, into the log. A forked child has open what its
 # parent has, and is not looked at.
 run() {
-    VUF_THREADS_ONE_BY_ONE=1 VUF_CLOSE_ROUNDS=60 sh c-tests/run_programs.sh "$1" valgrind --quiet --child-silent-after-fork=yes \
+    VUF_JOBS=$(getconf _NPROCESSORS_ONLN) VUF_THREADS_ONE_BY_ONE=1 VUF_CLOSE_ROUNDS=60 \
+        sh c-tests/run_programs.sh "$1" valgrind --quiet --child-silent-after-fork=yes \
         --error-exitcode=9 --track-fds=yes --leak-check=full --show-leak-kinds=all \
         --errors-for-leak-kinds=all --suppressions=c-tests/valgrind.supp >"$dir/log" 2>&1
 }

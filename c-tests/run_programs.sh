@@ -4,6 +4,8 @@
 # one. Exit status 1: one of them failed, or there is none.
 # Usage: run_programs.sh [--real] DIRECTORY [WRAPPER...]
 # --real: those that drive back-ends in daily use, in place of the others.
+# VUF_JOBS: so many at once; most of their time they wait. What they print is told
+# in their order all the same.
 set -u
 prefix=test
 if [ "$1" = --real ]; then
@@ -18,16 +20,26 @@ examples=${CARGO_TARGET_DIR:-target}/debug/examples
 : "${VUF_INFLIGHT_BACKEND:=$examples/inflight_backend}"
 : "${VUF_MOCK_BACKEND:=build/vuf-mock-backend}"
 export VUF_EMBEDDED_BACKEND VUF_FOREIGN_BACKEND VUF_INFLIGHT_BACKEND VUF_MOCK_BACKEND
+said=$(mktemp -d "${TMPDIR:-/tmp}/vuf-programs.XXXXXX") || exit 1
+trap 'rm -rf "$said"' EXIT
+trap 'exit 130' INT TERM
 
-result=1
 for program in "$directory/$prefix"_*; do
-    case ${program##*/} in *.* | *'*') continue ;; esac
-    [ $result != 1 ] || result=0
-    echo "== $program"
-    timeout 600 "$@" "$program" || {
-        # Who is killed by a signal says nothing: 124 is the timeout's.
-        echo "FAILED: $program, exit status $?"
-        result=2
+    case ${program##*/} in *.* | *'*') ;; *) echo "$program" ;; esac
+done >"$said/programs"
+# shellcheck disable=SC2016
+xargs -P "${VUF_JOBS:-1}" -I '{}' sh -c '
+    said=$1/${2##*/} program=$2
+    shift 2
+    timeout 600 "$@" "$program" >"$said" 2>&1 || {
+        # Who is killed by a signal says nothing: 124 is of the timeout.
+        echo "FAILED: $program, exit status $?" >>"$said"
+        exit 1
     }
-done
-[ $result = 0 ]
+' sh "$said" '{}' "$@" <"$said/programs"
+result=$?
+while read -r program; do
+    echo "== $program"
+    cat "$said/${program##*/}"
+done <"$said/programs"
+[ $result = 0 ] && [ -s "$said/programs" ]
