@@ -60,10 +60,10 @@ impl Members {
 /// in the same order, so two groups that share devices do not wait for each other.
 fn locked(devices: &[Visit]) -> Vec<MutexGuard<'_, Core>> {
     let mut devices: Vec<(usize, &Device)> = devices.iter().map(|it| &**it).enumerate().collect();
-    devices.sort_by_key(|(_, device)| ptr::from_ref(*device));
+    devices.sort_unstable_by_key(|(_, device)| ptr::from_ref(*device));
     let locks = devices.into_iter().map(|(place, it)| (place, it.lock()));
     let mut cores: Vec<_> = locks.collect();
-    cores.sort_by_key(|(place, _)| *place);
+    cores.sort_unstable_by_key(|(place, _)| *place);
     cores.into_iter().map(|(_, core)| core).collect()
 }
 
