@@ -145,15 +145,18 @@ c_tests_built() {
     $MAKE -j "$(getconf _NPROCESSORS_ONLN)" c-tests
 }
 
-# They spend hardly a tenth of their time on a processor.
-c_tests() {
-    VUF_JOBS=4 sh c-tests/run_programs.sh build/c-tests
+# Where the back-ends in daily use are, as far as this machine has them.
+find_back_ends() {
+    sh c-tests/backends.sh --env >"$SCRATCH/back-ends" && . "$SCRATCH/back-ends"
 }
 
-# Back-ends in daily use, as far as this machine has them.
+# They spend hardly a tenth of their time on a processor.
+c_tests() {
+    find_back_ends && VUF_JOBS=4 sh c-tests/run_programs.sh build/c-tests
+}
+
 real_back_ends() {
-    sh c-tests/backends.sh --env >"$SCRATCH/back-ends" && . "$SCRATCH/back-ends" &&
-        sh c-tests/run_programs.sh --real build/c-tests
+    find_back_ends && sh c-tests/run_programs.sh --real build/c-tests
 }
 
 # Once more with the library as cargo makes it.
@@ -288,8 +291,8 @@ stage 'fault sweep' fault_sweep
 stage 'scripted back-end' mock_tests
 collect
 stage 'every C function has a test' sh c-tests/check_coverage.sh
-stage 'C tests' c_tests
 [ "${1-}" != --full ] || stage 'back-ends in daily use: get them' sh c-tests/backends.sh all
+stage 'C tests' c_tests
 stage 'back-ends in daily use' real_back_ends
 stage 'C++ header, its tests and its page' sh c-tests/check_cpp.sh
 stage 'C tests on the cdylib of cargo' c_tests_cdylib
