@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT */
 /* What benches/dirty_log.rs holds the library's scan against: optimised as programs
  * in C are, and not, as the library is, for size.
  */

@@ -1,4 +1,6 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+#
 # All tests, stage by stage: `make check`, and with --full `make check-full`,
 # which adds the slow ones. Each stage writes a log under build/check/, and says
 # here how long it took and how many tests it ran.

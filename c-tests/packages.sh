@@ -1,4 +1,6 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+#
 # What the tests need besides cargo, a C compiler and make: installed with
 # apt-get when that is possible, named otherwise. Exit status 1: something that
 # the tests cannot do without is missing; without other things some are skipped.
