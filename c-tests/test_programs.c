@@ -883,8 +883,11 @@ static void a_device_that_waits_kills_nothing(void **state)
     need_processes();
     struct vuf_backend_exit ended = {.size = sizeof ended};
     bring_up(f, VUF_ON_UNFENCED_WAIT);
+    int pid = vuf_backend_process_get_pid(f->process);
     hang(f);
-    until(f, VUF_DEVICE_EVENT_UNFENCED);
+    /* Not this process, which has made both ends of the connection. */
+    assert_int_equal(until(f, VUF_DEVICE_EVENT_LOST).peer_pid, pid);
+    assert_int_equal(until(f, VUF_DEVICE_EVENT_UNFENCED).peer_pid, pid);
     assert_ok(vuf_backend_process_get_exit(f->process, &ended));
     assert_int_equal(ended.kind, VUF_BACKEND_EXIT_RUNNING);
     assert_ok(vuf_backend_process_signal(f->process, SIGCONT));
