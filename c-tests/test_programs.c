@@ -634,13 +634,20 @@ static void what_cannot_be_started_is_told(void **state)
         {{.size = sizeof bad->options, .flags = 8}, -EINVAL, "flags"},
         {{.size = sizeof bad->options, .stdout_fd = -2}, -EBADF, "stdout_fd"},
         {{.size = sizeof bad->options, .stderr_fd = -2}, -EBADF, "stderr_fd"},
-        {{.size = sizeof bad->options, .stderr_fd = 1000}, -EBADF, "/bin/true"},
+        {{.size = sizeof bad->options, .stderr_fd = 1000}, -EBADF, "stderr"},
     };
     for (size_t i = 0; i < LENGTH(bad); i++) {
         assert_refused(bad[i].code, bad[i].text,
                        vuf_backend_process_start("/bin/true", &bad[i].options, &out));
         assert_null(out);
     }
+    /* Nor does one that was closed become what gets its number next: the connection. */
+    int closed = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    close(closed);
+    struct vuf_backend_process_options options = {.size = sizeof options, .stdout_fd = closed};
+    assert_refused(-EBADF, "stdout", vuf_backend_process_start("/bin/true", &options, &out));
+    options = (struct vuf_backend_process_options){.size = sizeof options, .stderr_fd = closed};
+    assert_refused(-EBADF, "stderr", vuf_backend_process_start("/bin/true", &options, &out));
     assert_refused(-ENOENT, "/nothing", vuf_backend_process_start("/nothing", NULL, &out));
     assert_refused(-EACCES, f->place.disk, vuf_backend_process_start(f->place.disk, NULL, &out));
     assert_refused(-EINVAL, "program", vuf_backend_process_start(NULL, NULL, &out));

@@ -101,6 +101,11 @@ impl BackendProcess {
     ) -> Result<Self> {
         // Before anything is opened: it would get their numbers where they are closed.
         let inherited = (socket::standard_output(), socket::standard_error());
+        for (output, name) in [(options.stdout, "stdout"), (options.stderr, "stderr")] {
+            if matches!(output, Output::Fd(fd) if !socket::is_open(fd)) {
+                return Err(Error::bad_fd(format!("the {name} for it is not open")));
+            }
+        }
         let (ours, theirs) = sockets()?.unzip();
         let null = File::options().read(true).write(true).open("/dev/null");
         let null = null.map_err(|error| {
