@@ -16,6 +16,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -599,6 +601,59 @@ static void free_kills_and_leaves_nothing(void **state)
     vuf_backend_process_free(NULL);
 }
 
+/* A debugger of its own that does not look keeps it from being gone: as one that hangs in
+   the kernel. Returns the debugger. */
+static pid_t hold(pid_t held)
+{
+    int done[2];
+    char byte;
+    assert_int_equal(pipe2(done, O_CLOEXEC), 0);
+    pid_t tracer = fork();
+    if (tracer == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (ptrace(PTRACE_SEIZE, held, NULL, NULL) != 0 || write(done[1], "", 1) != 1) {
+            _exit(1);
+        }
+        for (;;) {
+            pause();
+        }
+    }
+    close(done[1]);
+    bool held_now = read(done[0], &byte, 1) == 1;
+    close(done[0]);
+    if (!held_now) {
+        waitpid(tracer, NULL, 0);
+        print_message("SKIPPED: no process may be traced here\n");
+        skip();
+    }
+    return tracer;
+}
+
+static void free_waits_for_no_other_wait(void **state)
+{
+    struct fixture *f = *state;
+    need_processes();
+    pthread_t thread;
+    void *good;
+    start_shell(&f->process, "exec sleep 1000");
+    pid_t pid = vuf_backend_process_get_pid(f->process);
+    pid_t tracer = hold(pid);
+    struct waiter waiter = {.process = f->process};
+    assert_int_equal(pthread_create(&thread, NULL, wait_for_it, &waiter), 0);
+    until_it_waits(&waiter);
+    int64_t begin = now_ms();
+    vuf_backend_process_free(f->process);
+    int64_t took = now_ms() - begin;
+    f->process = NULL;
+    pthread_join(thread, &good);
+    kill(tracer, SIGKILL);
+    assert_int_equal(waitpid(tracer, NULL, 0), tracer);
+    assert_int_equal(waitpid(pid, NULL, 0), pid);
+    assert_null(good);
+    /* Once 5 s, and not twice. */
+    assert_true(took >= 5000 && took < 9000);
+}
+
 static void a_forked_child_kills_nothing(void **state)
 {
     struct fixture *f = *state;
@@ -979,6 +1034,7 @@ int main(void)
         PLACE_TEST(a_process_that_ignores_sigterm_is_killed),
         PLACE_TEST(an_exit_that_somebody_else_took_is_unknown),
         PLACE_TEST(free_kills_and_leaves_nothing),
+        PLACE_TEST(free_waits_for_no_other_wait),
         PLACE_TEST(a_forked_child_kills_nothing),
         PLACE_TEST(what_cannot_be_started_is_told),
         PLACE_TEST(virtiofsd_is_asked_and_started),
