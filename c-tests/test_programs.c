@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 enum { RING_NUM = 64, RECOVERIES = 5, CONFIG_SIZE = 36 /* of the back-end with a buffer */ };
+enum { UNTOLD = 300 /* that end at once */ };
 
 #define GUEST_ADDR UINT64_C(0x40000000)
 #define GUEST_SIZE UINT64_C(0x100000)
@@ -81,6 +82,7 @@ static int set_up_place(void **state)
 static int tear_down_place(void **state)
 {
     struct fixture *f = *state;
+    signal(SIGCHLD, SIG_DFL); /* a test that failed may ignore it */
     vuf_device_free(f->device);
     vuf_client_free(f->client);
     vuf_backend_process_free(f->process);
@@ -545,6 +547,25 @@ static void an_exit_that_somebody_else_took_is_unknown(void **state)
     signal(SIGCHLD, before);
     assert_ok(rc);
     assert_int_equal(ended.kind, VUF_BACKEND_EXIT_UNKNOWN);
+}
+
+/* It may be gone before it is known by more than its number. */
+static void an_exit_that_nobody_is_told_is_unknown(void **state)
+{
+    struct fixture *f = *state;
+    need_processes();
+    struct sigaction before, ignore = {.sa_handler = SIG_IGN};
+    assert_int_equal(sigaction(SIGCHLD, &ignore, &before), 0);
+    for (unsigned n = 0; n < UNTOLD; n++) {
+        struct vuf_backend_exit ended = {.size = sizeof ended};
+        assert_ok(vuf_backend_process_start("/bin/true", NULL, &f->process));
+        assert_ok(vuf_backend_process_wait(f->process, PEER_MS, &ended));
+        assert_int_equal(ended.kind, VUF_BACKEND_EXIT_UNKNOWN);
+        assert_ok(vuf_backend_process_signal(f->process, SIGTERM));
+        vuf_backend_process_free(f->process);
+        f->process = NULL;
+    }
+    assert_int_equal(sigaction(SIGCHLD, &before, NULL), 0);
 }
 
 struct waiter {
@@ -1033,6 +1054,7 @@ int main(void)
         PLACE_TEST(a_process_ends_as_it_is_told),
         PLACE_TEST(a_process_that_ignores_sigterm_is_killed),
         PLACE_TEST(an_exit_that_somebody_else_took_is_unknown),
+        PLACE_TEST(an_exit_that_nobody_is_told_is_unknown),
         PLACE_TEST(free_kills_and_leaves_nothing),
         PLACE_TEST(free_waits_for_no_other_wait),
         PLACE_TEST(a_forked_child_kills_nothing),
