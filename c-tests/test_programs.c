@@ -16,12 +16,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 enum { RING_NUM = 64, RECOVERIES = 5, CONFIG_SIZE = 36 /* of the back-end with a buffer */ };
+enum { UNTOLD = 300 /* that end at once */ };
 
 #define GUEST_ADDR UINT64_C(0x40000000)
 #define GUEST_SIZE UINT64_C(0x100000)
@@ -79,6 +82,7 @@ static int set_up_place(void **state)
 static int tear_down_place(void **state)
 {
     struct fixture *f = *state;
+    signal(SIGCHLD, SIG_DFL); /* a test that failed may ignore it */
     vuf_device_free(f->device);
     vuf_client_free(f->client);
     vuf_backend_process_free(f->process);
@@ -545,6 +549,25 @@ static void an_exit_that_somebody_else_took_is_unknown(void **state)
     assert_int_equal(ended.kind, VUF_BACKEND_EXIT_UNKNOWN);
 }
 
+/* It may be gone before it is known by more than its number. */
+static void an_exit_that_nobody_is_told_is_unknown(void **state)
+{
+    struct fixture *f = *state;
+    need_processes();
+    struct sigaction before, ignore = {.sa_handler = SIG_IGN};
+    assert_int_equal(sigaction(SIGCHLD, &ignore, &before), 0);
+    for (unsigned n = 0; n < UNTOLD; n++) {
+        struct vuf_backend_exit ended = {.size = sizeof ended};
+        assert_ok(vuf_backend_process_start("/bin/true", NULL, &f->process));
+        assert_ok(vuf_backend_process_wait(f->process, PEER_MS, &ended));
+        assert_int_equal(ended.kind, VUF_BACKEND_EXIT_UNKNOWN);
+        assert_ok(vuf_backend_process_signal(f->process, SIGTERM));
+        vuf_backend_process_free(f->process);
+        f->process = NULL;
+    }
+    assert_int_equal(sigaction(SIGCHLD, &before, NULL), 0);
+}
+
 struct waiter {
     struct vuf_backend_process *process;
     atomic_long id;
@@ -599,6 +622,59 @@ static void free_kills_and_leaves_nothing(void **state)
     vuf_backend_process_free(NULL);
 }
 
+/* A debugger of its own that does not look keeps it from being gone: as one that hangs in
+   the kernel. Returns the debugger. */
+static pid_t hold(pid_t held)
+{
+    int done[2];
+    char byte;
+    assert_int_equal(pipe2(done, O_CLOEXEC), 0);
+    pid_t tracer = fork();
+    if (tracer == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (ptrace(PTRACE_SEIZE, held, NULL, NULL) != 0 || write(done[1], "", 1) != 1) {
+            _exit(1);
+        }
+        for (;;) {
+            pause();
+        }
+    }
+    close(done[1]);
+    bool held_now = read(done[0], &byte, 1) == 1;
+    close(done[0]);
+    if (!held_now) {
+        waitpid(tracer, NULL, 0);
+        print_message("SKIPPED: no process may be traced here\n");
+        skip();
+    }
+    return tracer;
+}
+
+static void free_waits_for_no_other_wait(void **state)
+{
+    struct fixture *f = *state;
+    need_processes();
+    pthread_t thread;
+    void *good;
+    start_shell(&f->process, "exec sleep 1000");
+    pid_t pid = vuf_backend_process_get_pid(f->process);
+    pid_t tracer = hold(pid);
+    struct waiter waiter = {.process = f->process};
+    assert_int_equal(pthread_create(&thread, NULL, wait_for_it, &waiter), 0);
+    until_it_waits(&waiter);
+    int64_t begin = now_ms();
+    vuf_backend_process_free(f->process);
+    int64_t took = now_ms() - begin;
+    f->process = NULL;
+    pthread_join(thread, &good);
+    kill(tracer, SIGKILL);
+    assert_int_equal(waitpid(tracer, NULL, 0), tracer);
+    assert_int_equal(waitpid(pid, NULL, 0), pid);
+    assert_null(good);
+    /* Once 5 s, and not twice. */
+    assert_true(took >= 5000 && took < 9000);
+}
+
 static void a_forked_child_kills_nothing(void **state)
 {
     struct fixture *f = *state;
@@ -634,13 +710,20 @@ static void what_cannot_be_started_is_told(void **state)
         {{.size = sizeof bad->options, .flags = 8}, -EINVAL, "flags"},
         {{.size = sizeof bad->options, .stdout_fd = -2}, -EBADF, "stdout_fd"},
         {{.size = sizeof bad->options, .stderr_fd = -2}, -EBADF, "stderr_fd"},
-        {{.size = sizeof bad->options, .stderr_fd = 1000}, -EBADF, "/bin/true"},
+        {{.size = sizeof bad->options, .stderr_fd = 1000}, -EBADF, "stderr"},
     };
     for (size_t i = 0; i < LENGTH(bad); i++) {
         assert_refused(bad[i].code, bad[i].text,
                        vuf_backend_process_start("/bin/true", &bad[i].options, &out));
         assert_null(out);
     }
+    /* Nor does one that was closed become what gets its number next: the connection. */
+    int closed = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    close(closed);
+    struct vuf_backend_process_options options = {.size = sizeof options, .stdout_fd = closed};
+    assert_refused(-EBADF, "stdout", vuf_backend_process_start("/bin/true", &options, &out));
+    options = (struct vuf_backend_process_options){.size = sizeof options, .stderr_fd = closed};
+    assert_refused(-EBADF, "stderr", vuf_backend_process_start("/bin/true", &options, &out));
     assert_refused(-ENOENT, "/nothing", vuf_backend_process_start("/nothing", NULL, &out));
     assert_refused(-EACCES, f->place.disk, vuf_backend_process_start(f->place.disk, NULL, &out));
     assert_refused(-EINVAL, "program", vuf_backend_process_start(NULL, NULL, &out));
@@ -883,8 +966,11 @@ static void a_device_that_waits_kills_nothing(void **state)
     need_processes();
     struct vuf_backend_exit ended = {.size = sizeof ended};
     bring_up(f, VUF_ON_UNFENCED_WAIT);
+    int pid = vuf_backend_process_get_pid(f->process);
     hang(f);
-    until(f, VUF_DEVICE_EVENT_UNFENCED);
+    /* Not this process, which has made both ends of the connection. */
+    assert_int_equal(until(f, VUF_DEVICE_EVENT_LOST).peer_pid, pid);
+    assert_int_equal(until(f, VUF_DEVICE_EVENT_UNFENCED).peer_pid, pid);
     assert_ok(vuf_backend_process_get_exit(f->process, &ended));
     assert_int_equal(ended.kind, VUF_BACKEND_EXIT_RUNNING);
     assert_ok(vuf_backend_process_signal(f->process, SIGCONT));
@@ -968,7 +1054,9 @@ int main(void)
         PLACE_TEST(a_process_ends_as_it_is_told),
         PLACE_TEST(a_process_that_ignores_sigterm_is_killed),
         PLACE_TEST(an_exit_that_somebody_else_took_is_unknown),
+        PLACE_TEST(an_exit_that_nobody_is_told_is_unknown),
         PLACE_TEST(free_kills_and_leaves_nothing),
+        PLACE_TEST(free_waits_for_no_other_wait),
         PLACE_TEST(a_forked_child_kills_nothing),
         PLACE_TEST(what_cannot_be_started_is_told),
         PLACE_TEST(virtiofsd_is_asked_and_started),

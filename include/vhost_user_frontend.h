@@ -4860,6 +4860,7 @@ int vuf_backend_process_get_exit(const struct vuf_backend_process *process,
  *   -EINVAL     process is NULL, or exit->size is not set
  *   -E2BIG      exit->size is above 65536
  *   -ETIMEDOUT  it still runs
+ *   -ECANCELED  it is being freed, and does not end
  */
 int vuf_backend_process_wait(struct vuf_backend_process *process,
                              uint32_t timeout_ms,

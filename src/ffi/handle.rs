@@ -105,8 +105,10 @@ impl Opaque for vuf_backend_process {
     fn cancel(_process: &Arc<BackendProcess>) {}
     fn poison(_process: &Arc<BackendProcess>, _panic: &Error) {}
     fn only_here(process: &Arc<BackendProcess>) -> bool {
-        // There is nobody to tell. Who waits for its end is woken.
+        // There is nobody to tell. Who waits for its end is woken, also where it hangs
+        // or may not be killed; nor is it waited for once more when it is dropped.
         let _ = process.kill();
+        process.cancel();
         true
     }
     fn close_in_child(process: Arc<BackendProcess>) {

@@ -2,7 +2,7 @@
 
 use crate::backend_client::Timeout;
 use crate::error::{Error, Kind, Result};
-use crate::socket::{self, Child, Deadline, Exit, PASSED_FD, Spawn, Watch};
+use crate::socket::{self, Bell, Child, Deadline, Exit, PASSED_FD, Spawn, Watch};
 use nix::errno::Errno;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
@@ -64,6 +64,8 @@ pub struct BackendProcess {
     socket: Mutex<Option<OwnedFd>>,
     /// How it has ended, once that was asked.
     exit: Mutex<Option<Exit>>,
+    /// Nobody waits for it any longer.
+    canceled: Bell,
     /// Who has started it: not a forked child.
     parent: u32,
 }
@@ -101,6 +103,11 @@ impl BackendProcess {
     ) -> Result<Self> {
         // Before anything is opened: it would get their numbers where they are closed.
         let inherited = (socket::standard_output(), socket::standard_error());
+        for (output, name) in [(options.stdout, "stdout"), (options.stderr, "stderr")] {
+            if matches!(output, Output::Fd(fd) if !socket::is_open(fd)) {
+                return Err(Error::bad_fd(format!("the {name} for it is not open")));
+            }
+        }
         let (ours, theirs) = sockets()?.unzip();
         let null = File::options().read(true).write(true).open("/dev/null");
         let null = null.map_err(|error| {
@@ -124,6 +131,7 @@ impl BackendProcess {
                 .collect::<Result<Vec<_>>>()?,
             None => own_environment(),
         };
+        let canceled = Bell::new().map_err(|errno| Error::os(errno, "cannot make an event"))?;
         let child = socket::spawn(&Spawn {
             program: &name,
             arguments: &arguments,
@@ -140,6 +148,7 @@ impl BackendProcess {
             child,
             socket: Mutex::new(ours),
             exit: Mutex::new(None),
+            canceled,
             parent: std::process::id(),
         })
     }
@@ -201,15 +210,24 @@ impl BackendProcess {
             if last {
                 return Err(Error::new(Kind::TimedOut, "the process has not ended"));
             }
-            let watch = Watch {
-                fd: self.pidfd(),
+            let watches = [self.pidfd(), self.canceled.fd()].map(|fd| Watch {
+                fd,
                 read: true,
                 write: false,
                 end: false,
-            };
-            socket::wait([watch], deadline)
+            });
+            let [_, canceled] = socket::wait(watches, deadline)
                 .map_err(|errno| Error::os(errno, "cannot wait for the process"))?;
+            if canceled.readable {
+                let freed = || Error::new(Kind::Canceled, "the process is being freed");
+                return self.exit()?.ok_or_else(freed);
+            }
         }
+    }
+
+    /// Waits under way end, and later ones do not wait any more.
+    pub(crate) fn cancel(&self) {
+        self.canceled.ring();
     }
 
     /// Ends it, as the convention says: SIGTERM, and SIGKILL if it has not ended

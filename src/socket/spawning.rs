@@ -15,6 +15,7 @@ use super::wait::pause;
 use super::{Deadline, is_open};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::raw::{c_char, c_int, c_void};
@@ -55,6 +56,9 @@ pub enum Exit {
 pub(crate) struct Child {
     pid: libc::pid_t,
     pidfd: OwnedFd,
+    /// It had ended before there could be a pidfd, and nobody can tell how: where SIGCHLD
+    /// is ignored. In place of that is a descriptor that is readable.
+    gone: bool,
 }
 
 fn check(rc: c_int) -> nix::Result<()> {
@@ -201,7 +205,17 @@ pub(crate) fn spawn(what: &Spawn<'_>) -> nix::Result<Child> {
         )
     })?;
     match open_pidfd(pid) {
-        Ok(pidfd) => Ok(Child { pid, pidfd }),
+        Ok(pidfd) => Ok(Child {
+            pid,
+            pidfd,
+            gone: false,
+        }),
+        // The number may be another's by now.
+        Err(Errno::ESRCH) => Ok(Child {
+            pid,
+            pidfd: EventFd::from_value_and_flags(1, EfdFlags::EFD_CLOEXEC)?.into(),
+            gone: true,
+        }),
         Err(errno) => {
             end_by_number(pid);
             Err(errno)
@@ -252,6 +266,9 @@ impl Child {
 
     /// Sends it a signal. ESRCH: it has ended and was waited for.
     pub(crate) fn signal(&self, number: c_int) -> nix::Result<()> {
+        if self.gone {
+            return Err(Errno::ESRCH);
+        }
         let no_info = std::ptr::null::<libc::siginfo_t>();
         let fd = self.pidfd.as_raw_fd();
         // SAFETY: it takes three numbers, and a pointer that may be null.
@@ -261,6 +278,9 @@ impl Child {
 
     /// How it has ended, if it has. The kernel tells once. Linux 5.4.
     pub(crate) fn reap(&self) -> nix::Result<Option<Exit>> {
+        if self.gone {
+            return Ok(Some(Exit::Unknown));
+        }
         // SAFETY: all zero is a value of this struct of numbers and pointers.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         let fd = libc::id_t::try_from(self.pidfd.as_raw_fd()).map_err(|_| Errno::EBADF)?;

@@ -275,6 +275,7 @@ pub unsafe extern "C" fn vuf_backend_process_get_exit(
 ///   -EINVAL     process is NULL, or exit->size is not set
 ///   -E2BIG      exit->size is above 65536
 ///   -ETIMEDOUT  it still runs
+///   -ECANCELED  it is being freed, and does not end
 ///
 /// # Safety
 /// As for vuf_backend_process_get_exit().
