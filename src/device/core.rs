@@ -144,8 +144,9 @@ pub(super) struct Core {
     /// What is offered, as the back-end told last.
     pub(super) offered: Option<u64>,
     pub(super) recovering: bool,
-    /// Threads in functions of the caller's that read where rings stand.
-    pub(super) reading: Vec<ThreadMark>,
+    /// Threads in functions of the caller's that read where rings stand, and which
+    /// rings. One that stops another ring in there is here twice.
+    pub(super) reading: Vec<(ThreadMark, Vec<usize>)>,
     /// A back-end refused the memory that is wanted.
     pub(super) memory_refused: bool,
     /// What this back-end lacks: another connection will hardly help.
@@ -265,6 +266,12 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Whether this thread is in a function that is to tell where this ring stands.
+    pub(super) fn reads(&self, here: ThreadMark, ring: usize) -> bool {
+        let mut reading = self.reading.iter();
+        reading.any(|(mark, rings)| *mark == here && rings.contains(&ring))
     }
 
     /// Rings begin anew: what others were at that were lost, and are not to run any
