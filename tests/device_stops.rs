@@ -330,6 +330,18 @@ fn who_is_asked_by_a_stop_may_stop_that_very_ring() {
     vmm.device.reset();
 }
 
+/// No ring at all begins anew then.
+#[test]
+fn the_start_of_no_ring_forgets_nothing() {
+    let (mut vmm, mut peer) = runs(Manners::default(), OutOfOrder::NeedsReset, 0);
+    lose(&mut vmm, &mut peer, 5);
+    assert!(vmm.device.stop(None, StopMode::Drain).bases_valid);
+    vmm.device.start(&[]).unwrap();
+    assert_eq!(vmm.device.vring_base(0).unwrap(), 5);
+    goes_on_from(&mut vmm, &mut peer, 5);
+    assert_eq!(peer.count(Request::GetInflightFd), 1);
+}
+
 /// The answer to the stop before it says where the ring of before stood, and not this
 /// one.
 #[test]

@@ -82,7 +82,7 @@ impl Device {
             }
             starts.push((index, kept));
         }
-        if rings.iter().all(|ring| ring.base == Base::New) {
+        if !rings.is_empty() && rings.iter().all(|ring| ring.base == Base::New) {
             core.drop_stale_buffer();
         }
         if !core.buffer_holds(&starts) {
