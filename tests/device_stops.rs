@@ -342,6 +342,26 @@ fn the_start_of_no_ring_forgets_nothing() {
     assert_eq!(peer.count(Request::GetInflightFd), 1);
 }
 
+/// A ring that needs another buffer, and not what was in the one before, has it
+/// replaced; then none can go on with that.
+#[test]
+fn what_was_in_a_buffer_that_is_replaced_is_gone() {
+    let (mut vmm, mut peer) = runs(Manners::default(), OutOfOrder::NeedsReset, 0);
+    lose(&mut vmm, &mut peer, 5);
+    assert!(vmm.device.stop(None, StopMode::Drain).bases_valid);
+    let larger = Ring {
+        size: 128,
+        ..vmm.ring(1, Base::At(0))
+    };
+    vmm.device.start(&[larger]).unwrap();
+    let first = vmm.ring(0, Base::Resume);
+    let error = vmm.device.start(&[first]).unwrap_err();
+    assert_eq!(error.kind, Kind::State, "{error}");
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(peer.told.running(), [1]);
+    assert_eq!(peer.told.inflight, Some((2, 128)));
+}
+
 /// The answer to the stop before it says where the ring of before stood, and not this
 /// one.
 #[test]

@@ -279,30 +279,39 @@ impl Core {
     pub(super) fn drop_stale_buffer(&mut self) {
         let lost = |stood: &Stood| matches!(stood, Stood::Unknown | Stood::Buffered(_));
         if self.stood.iter().any(lost) && self.kept.iter().all(Option::is_none) {
-            self.buffer = None;
-            // Without the rest they cannot go on.
-            for stood in self.stood.iter_mut().filter(|stood| lost(stood)) {
+            self.drop_buffer();
+        }
+    }
+
+    fn drop_buffer(&mut self) {
+        self.buffer = None;
+        // Without the rest they cannot go on.
+        for stood in &mut self.stood {
+            if let Stood::Buffered(_) = stood {
                 *stood = Stood::Unknown;
             }
-            if let Mode::Up(live) = &mut self.mode {
-                live.actual.drop_buffer();
-            }
+        }
+        if let Mode::Up(live) = &mut self.mode {
+            live.actual.drop_buffer();
         }
     }
 
     /// Whether the in-flight buffer, if rings depend on it, has room for these as
-    /// well.
-    pub(super) fn buffer_holds(&self, starts: &[(usize, Kept)]) -> bool {
+    /// well. If none does, another takes its place.
+    pub(super) fn buffer_holds(&mut self, starts: &[(usize, Kept)]) -> bool {
         let Some(buffer) = &self.buffer else {
             return true;
         };
+        let holds = starts.iter().all(|(index, kept)| {
+            usize::from(buffer.key.num_queues) > *index
+                && u32::from(buffer.key.queue_size) >= kept.size
+        });
         let mut resumed = starts.iter().map(|(_, kept)| kept);
         let depends = self.kept.iter().any(Option::is_some) || resumed.any(|kept| kept.buffered);
-        !depends
-            || starts.iter().all(|(index, kept)| {
-                usize::from(buffer.key.num_queues) > *index
-                    && u32::from(buffer.key.queue_size) >= kept.size
-            })
+        if !holds && !depends {
+            self.drop_buffer();
+        }
+        holds || !depends
     }
 
     // ---- waiting ----
