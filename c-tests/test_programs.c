@@ -865,7 +865,8 @@ static void a_device_kills_a_process_that_hangs(void **state)
     finish(f, submit(f, 0), 0);
     hang(f);
     int slot = submit(f, 1);
-    until(f, VUF_DEVICE_EVENT_LOST);
+    struct vuf_device_event lost = until(f, VUF_DEVICE_EVENT_LOST);
+    assert_int_equal(lost.peer_pid, vuf_backend_process_get_pid(f->process));
     until(f, VUF_DEVICE_EVENT_NEEDS_FD);
     assert_int_equal(f->seen[VUF_DEVICE_EVENT_UNFENCED], 0);
     assert_int_equal(info_of(f).unfenced, 0);
@@ -884,7 +885,9 @@ static void a_device_that_waits_kills_nothing(void **state)
     struct vuf_backend_exit ended = {.size = sizeof ended};
     bring_up(f, VUF_ON_UNFENCED_WAIT);
     hang(f);
-    until(f, VUF_DEVICE_EVENT_UNFENCED);
+    struct vuf_device_event unfenced = until(f, VUF_DEVICE_EVENT_UNFENCED);
+    /* And not this process, which made both ends of the connection. */
+    assert_int_equal(unfenced.peer_pid, vuf_backend_process_get_pid(f->process));
     assert_ok(vuf_backend_process_get_exit(f->process, &ended));
     assert_int_equal(ended.kind, VUF_BACKEND_EXIT_RUNNING);
     assert_ok(vuf_backend_process_signal(f->process, SIGCONT));

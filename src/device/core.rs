@@ -19,7 +19,7 @@ use crate::backend_client::{BackendClient, BackendHandler, Begun, FD_WINDOW, WIN
 use crate::connection::{ThreadMark, TraceSink};
 use crate::error::Error;
 use crate::message::{Inflight, SHMEM_REGIONS};
-use crate::socket::{Pollable, Watch};
+use crate::socket::{self, Credentials, Pollable, Watch};
 use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicBool;
@@ -80,6 +80,17 @@ pub(super) struct Live {
 }
 
 impl Live {
+    /// The process at the other end.
+    pub(super) fn peer(&self) -> Option<Credentials> {
+        let peer = socket::peer_credentials(self.client.read_notifier())?;
+        // The kernel names who has made the two ends, which was done here.
+        let pid = self.process.as_ref().map(|process| process.pid());
+        Some(Credentials {
+            pid: pid.unwrap_or(peer.pid),
+            ..peer
+        })
+    }
+
     /// A change of memory is not answered yet.
     pub(super) fn memory_under_way(&self) -> bool {
         let mut steps = self.under_way.iter();

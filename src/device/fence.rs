@@ -21,7 +21,7 @@
 mod tests;
 
 use super::link::Process;
-use crate::socket::{self, Watch};
+use crate::socket::{self, Credentials, Watch};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,8 @@ pub(crate) enum Fenced {
 pub(crate) struct Fence<S> {
     socket: S,
     limit: Option<Instant>,
+    /// Who is at the other end.
+    peer: Option<Credentials>,
     /// Who is killed at the limit.
     process: Process,
     /// That has passed.
@@ -76,11 +78,22 @@ impl<S: AsFd> Fence<S> {
             socket,
             // A time beyond what the clock can hold never comes.
             limit: limit.and_then(|limit| now.checked_add(limit)),
+            peer: None,
             process: None,
             overdue: false,
             pollable,
             next_look: now,
         }
+    }
+
+    /// Who is at the other end, which the socket alone may not tell.
+    pub(crate) fn known_as(mut self, peer: Option<Credentials>) -> Self {
+        self.peer = peer;
+        self
+    }
+
+    pub(crate) fn peer(&self) -> Option<Credentials> {
+        self.peer
     }
 
     /// At the limit this process is killed, and has as long again as [`KILLED`] to be

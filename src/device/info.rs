@@ -1,11 +1,11 @@
 //! What is known of a device.
 
-use super::core::Core;
+use super::core::{Core, Live};
 use super::{Device, plan};
 use crate::connection::{Counters, TraceSink};
 use crate::error::Result;
 use crate::message::SHMEM_REGIONS;
-use crate::socket::{self, Credentials};
+use crate::socket::Credentials;
 use std::sync::{PoisonError, Weak};
 
 /// What is known of a device.
@@ -60,15 +60,7 @@ impl Device {
             queue_num: actual.and_then(|it| it.queue_num.told()),
             max_mem_slots: actual.and_then(|it| it.slots.told()),
             shmem_sizes: live.map_or([0; SHMEM_REGIONS], |live| live.shmem),
-            peer: live.and_then(|live| {
-                let peer = socket::peer_credentials(live.client.read_notifier())?;
-                // The kernel names who has made the two ends, which was done here.
-                let pid = live.process.as_ref().map(|process| process.pid());
-                Some(Credentials {
-                    pid: pid.unwrap_or(peer.pid),
-                    ..peer
-                })
-            }),
+            peer: live.and_then(Live::peer),
             generation: core.generation,
             applied: core.applied,
             connections: core.lives,

@@ -44,7 +44,7 @@ impl Core {
                         self.all_gone();
                     }
                     Some(Fenced::Unfenced) => {
-                        let peer = socket::peer_credentials(fence.watch().fd);
+                        let peer = fence.peer();
                         self.unfenced = true;
                         let event = Event {
                             peer,
@@ -199,7 +199,7 @@ impl Core {
         }
         let refused = refused || matches!(error.class(), Class::Refused);
         let socket = live.client.read_notifier();
-        let peer = socket::peer_credentials(socket);
+        let peer = live.peer();
         forget(poll, socket);
         if let Some((channel, _)) = live.client.channel_interest() {
             forget(poll, channel.fd);
@@ -213,7 +213,7 @@ impl Core {
             delay = self.link.failed(now, refused);
         } else {
             let client = Arc::clone(&live.client);
-            let fence = Fence::new(client, self.options.fence_limit(), now);
+            let fence = Fence::new(client, self.options.fence_limit(), now).known_as(peer);
             let killed = self.options.on_unfenced == OnUnfenced::Kill;
             let fence = fence.killing(live.process.filter(|_| killed));
             self.link.stop();
