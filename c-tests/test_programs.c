@@ -948,7 +948,8 @@ static void a_device_kills_a_process_that_hangs(void **state)
     finish(f, submit(f, 0), 0);
     hang(f);
     int slot = submit(f, 1);
-    until(f, VUF_DEVICE_EVENT_LOST);
+    struct vuf_device_event lost = until(f, VUF_DEVICE_EVENT_LOST);
+    assert_int_equal(lost.peer_pid, vuf_backend_process_get_pid(f->process));
     until(f, VUF_DEVICE_EVENT_NEEDS_FD);
     assert_int_equal(f->seen[VUF_DEVICE_EVENT_UNFENCED], 0);
     assert_int_equal(info_of(f).unfenced, 0);

@@ -19,14 +19,17 @@ mod stepper;
 #[path = "common/vmm.rs"]
 mod vmm;
 
-use blk_peer::{Peer, Place};
+use blk_peer::{PATIENCE, Peer, Place};
 use blk_ring::Layout;
+use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 use stepper::{Manners, OFFERED, Stepper};
 use vhost_user_frontend::{
-    self as vuf, DeviceOptions, EventKind, Kind, MemoryState, OnUnfenced, StopMode, Timeout,
+    self as vuf, BackendProcess, Base, DeviceOptions, EventKind, Kind, MemoryState, OnUnfenced,
+    ProcessOptions, StopMode, Timeout,
 };
 use vmm::Vmm;
 
@@ -242,4 +245,35 @@ fn it_is_not_fenced_before_the_last_is_gone() {
     vmm.until(EventKind::NeedsFd);
     assert_eq!(vmm.count(EventKind::Fenced), 1);
     assert!(!vmm.device.info().unfenced);
+}
+
+/// Of a process that was started here the kernel says that it is this one, which made
+/// both ends of the connection.
+#[test]
+fn a_process_that_was_started_here_is_told_by_its_own_number() {
+    // It has to be there first.
+    fn patient(options: &mut DeviceOptions) {
+        brief(options);
+        options.quick = Timeout::After(Duration::from_secs(2));
+        options.slow = options.quick;
+    }
+    let mut vmm = Vmm::reaching(Place::new(), vuf::Peer::Fd, Layout::Split, 1, patient);
+    let arguments = [OsString::from("--file"), vmm.place.file("disk").into()];
+    let options = ProcessOptions {
+        arguments: arguments.to_vec(),
+        ..ProcessOptions::default()
+    };
+    let process = Arc::new(BackendProcess::start(&blk_peer::program(), &options).unwrap());
+    vmm.device.set_process(&process).unwrap();
+    vmm.negotiate(0);
+    vmm.start(Base::New);
+    vmm.device.wait(Timeout::After(PATIENCE)).unwrap();
+    process.signal(libc::SIGSTOP).unwrap();
+    vmm.fill(0);
+    let call = vmm.rings[0].call.as_fd().try_clone_to_owned().unwrap();
+    vmm.device.set_call(0, Some(call.as_fd())).unwrap();
+    for kind in [EventKind::Lost, EventKind::Unfenced] {
+        let peer = vmm.until(kind).peer.unwrap();
+        assert_eq!(peer.pid, process.pid(), "{kind:?}");
+    }
 }

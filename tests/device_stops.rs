@@ -279,6 +279,89 @@ fn who_is_asked_by_a_stop_may_stop() {
     assert_eq!(vmm.device.vring_base(1).unwrap(), 3);
 }
 
+/// Stops the very ring that is asked for.
+struct StoppingItself {
+    device: Weak<Device>,
+    asked: Arc<AtomicI32>,
+}
+
+impl RingIndices for StoppingItself {
+    fn used(&self) -> Option<u16> {
+        let asked = self.asked.fetch_add(1, Ordering::SeqCst);
+        assert!(asked < 9, "it is asked again and again");
+        if let Some(device) = self.device.upgrade().filter(|_| asked > 0) {
+            device.stop(None, StopMode::Drain);
+        }
+        Some(4)
+    }
+}
+
+/// It is not asked once more, for ever, where it stands.
+#[test]
+fn who_is_asked_by_a_stop_may_stop_that_very_ring() {
+    fn policy(options: &mut DeviceOptions) {
+        options.assume_features = Some(OFFERED);
+        options.out_of_order = OutOfOrder::ReplayFromUsed;
+    }
+    let mut vmm = Vmm::new(Layout::Split, 2, policy);
+    let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+    vmm.device.set_features(vmm.features()).unwrap();
+    let region = vmm.region();
+    vmm.device.set_memory(vec![region], false).unwrap();
+    let asked = Arc::new(AtomicI32::new(0));
+    let stopping = Arc::new(StoppingItself {
+        device: Arc::downgrade(&vmm.device),
+        asked: Arc::clone(&asked),
+    });
+    let first = Ring {
+        indices: Some(stopping),
+        ..vmm.ring(0, Base::New)
+    };
+    let second = vmm.ring(1, Base::New);
+    vmm.device.start(&[first, second]).unwrap();
+    vmm.until_applied_beside(&mut peer);
+    lose(&mut vmm, &mut peer, 3);
+    let quiet = vmm.device.stop(Some(&[0]), StopMode::Drain);
+    assert!(quiet.quiesced, "{quiet:?}");
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+    // The ring of which nobody is asked at that moment is asked for, as ever.
+    assert_eq!(vmm.device.vring_base(1).unwrap(), 3);
+    // Nobody is held up by who has asked.
+    vmm.device.reset();
+}
+
+/// No ring at all begins anew then.
+#[test]
+fn the_start_of_no_ring_forgets_nothing() {
+    let (mut vmm, mut peer) = runs(Manners::default(), OutOfOrder::NeedsReset, 0);
+    lose(&mut vmm, &mut peer, 5);
+    assert!(vmm.device.stop(None, StopMode::Drain).bases_valid);
+    vmm.device.start(&[]).unwrap();
+    assert_eq!(vmm.device.vring_base(0).unwrap(), 5);
+    goes_on_from(&mut vmm, &mut peer, 5);
+    assert_eq!(peer.count(Request::GetInflightFd), 1);
+}
+
+/// A ring that needs another buffer, and not what was in the one before, has it
+/// replaced; then none can go on with that.
+#[test]
+fn what_was_in_a_buffer_that_is_replaced_is_gone() {
+    let (mut vmm, mut peer) = runs(Manners::default(), OutOfOrder::NeedsReset, 0);
+    lose(&mut vmm, &mut peer, 5);
+    assert!(vmm.device.stop(None, StopMode::Drain).bases_valid);
+    let larger = Ring {
+        size: 128,
+        ..vmm.ring(1, Base::At(0))
+    };
+    vmm.device.start(&[larger]).unwrap();
+    let first = vmm.ring(0, Base::Resume);
+    let error = vmm.device.start(&[first]).unwrap_err();
+    assert_eq!(error.kind, Kind::State, "{error}");
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(peer.told.running(), [1]);
+    assert_eq!(peer.told.inflight, Some((2, 128)));
+}
+
 /// The answer to the stop before it says where the ring of before stood, and not this
 /// one.
 #[test]

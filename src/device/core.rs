@@ -155,8 +155,9 @@ pub(super) struct Core {
     /// What is offered, as the back-end told last.
     pub(super) offered: Option<u64>,
     pub(super) recovering: bool,
-    /// Threads in functions of the caller's that read where rings stand.
-    pub(super) reading: Vec<ThreadMark>,
+    /// Threads in functions of the caller's that read where rings stand, and which
+    /// rings. One that stops another ring in there is here twice.
+    pub(super) reading: Vec<(ThreadMark, Vec<usize>)>,
     /// A back-end refused the memory that is wanted.
     pub(super) memory_refused: bool,
     /// What this back-end lacks: another connection will hardly help.
@@ -278,35 +279,50 @@ impl Core {
         }
     }
 
+    /// Whether this thread is in a function that is to tell where this ring stands.
+    pub(super) fn reads(&self, here: ThreadMark, ring: usize) -> bool {
+        let mut reading = self.reading.iter();
+        reading.any(|(mark, rings)| *mark == here && rings.contains(&ring))
+    }
+
     /// Rings begin anew: what others were at that were lost, and are not to run any
     /// more, is in the in-flight buffer still, and nothing of these.
     pub(super) fn drop_stale_buffer(&mut self) {
         let lost = |stood: &Stood| matches!(stood, Stood::Unknown | Stood::Buffered(_));
         if self.stood.iter().any(lost) && self.kept.iter().all(Option::is_none) {
-            self.buffer = None;
-            // Without the rest they cannot go on.
-            for stood in self.stood.iter_mut().filter(|stood| lost(stood)) {
+            self.drop_buffer();
+        }
+    }
+
+    fn drop_buffer(&mut self) {
+        self.buffer = None;
+        // Without the rest they cannot go on.
+        for stood in &mut self.stood {
+            if let Stood::Buffered(_) = stood {
                 *stood = Stood::Unknown;
             }
-            if let Mode::Up(live) = &mut self.mode {
-                live.actual.drop_buffer();
-            }
+        }
+        if let Mode::Up(live) = &mut self.mode {
+            live.actual.drop_buffer();
         }
     }
 
     /// Whether the in-flight buffer, if rings depend on it, has room for these as
-    /// well.
-    pub(super) fn buffer_holds(&self, starts: &[(usize, Kept)]) -> bool {
+    /// well. If none does, another takes its place.
+    pub(super) fn buffer_holds(&mut self, starts: &[(usize, Kept)]) -> bool {
         let Some(buffer) = &self.buffer else {
             return true;
         };
+        let holds = starts.iter().all(|(index, kept)| {
+            usize::from(buffer.key.num_queues) > *index
+                && u32::from(buffer.key.queue_size) >= kept.size
+        });
         let mut resumed = starts.iter().map(|(_, kept)| kept);
         let depends = self.kept.iter().any(Option::is_some) || resumed.any(|kept| kept.buffered);
-        !depends
-            || starts.iter().all(|(index, kept)| {
-                usize::from(buffer.key.num_queues) > *index
-                    && u32::from(buffer.key.queue_size) >= kept.size
-            })
+        if !holds && !depends {
+            self.drop_buffer();
+        }
+        holds || !depends
     }
 
     // ---- waiting ----

@@ -36,8 +36,9 @@ struct Reading<'a>(&'a Device, ThreadMark);
 impl Drop for Reading<'_> {
     fn drop(&mut self) {
         let mut core = self.0.lock();
-        if let Some(at) = core.reading.iter().position(|mark| *mark == self.1) {
-            core.reading.swap_remove(at);
+        // What a thread began last it ends first.
+        if let Some(at) = core.reading.iter().rposition(|(mark, _)| *mark == self.1) {
+            core.reading.remove(at);
         }
         drop(core);
         self.0.read.notify_all();
@@ -172,7 +173,7 @@ impl Device {
         let client = self.lock().live().map(|live| Arc::clone(&live.client));
         let inside = self.drives_here()
             || self.askers().contains(&here)
-            || self.lock().reading.contains(&here)
+            || self.lock().reading.iter().any(|(mark, _)| *mark == here)
             || client.is_some_and(|client| client.called_back_here());
         match inside {
             true => Err(called_back()),
@@ -232,7 +233,8 @@ impl Device {
         unplaced: Vec<Unplaced>,
     ) -> Vec<Placed> {
         let here = ThreadMark::here();
-        core.reading.push(here);
+        let rings = unplaced.iter().map(|(index, ..)| *index).collect();
+        core.reading.push((here, rings));
         drop(core);
         let _reading = Reading(self, here);
         let read = |(index, origin, indices): Unplaced| {
@@ -250,7 +252,7 @@ impl Device {
     pub(super) fn unread<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
         let here = ThreadMark::here();
         // It may be such a function that stops a ring.
-        while core.reading.iter().any(|mark| *mark != here) {
+        while core.reading.iter().any(|(mark, _)| *mark != here) {
             core = self.read.wait(core).unwrap_or_else(PoisonError::into_inner);
         }
         core

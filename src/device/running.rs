@@ -82,7 +82,7 @@ impl Device {
             }
             starts.push((index, kept));
         }
-        if rings.iter().all(|ring| ring.base == Base::New) {
+        if !rings.is_empty() && rings.iter().all(|ring| ring.base == Base::New) {
             core.drop_stale_buffer();
         }
         if !core.buffer_holds(&starts) {
@@ -192,12 +192,14 @@ impl Device {
     }
 
     /// Where rings stand that were lost, and are not to go on: read now, as they cannot
-    /// be any more once they are stopped. The lock, and what was read.
+    /// be any more once they are stopped. The lock, and what was read. Not of a ring
+    /// that is stopped by who is asked for it at this moment.
     fn left_behind(&self, named: impl Fn(usize) -> bool) -> (MutexGuard<'_, Core>, Vec<Placed>) {
+        let here = ThreadMark::here();
         let mut core = self.unread(self.lock());
         loop {
             let mut left = core.left_behind();
-            left.retain(|(index, ..)| named(*index));
+            left.retain(|(index, ..)| named(*index) && !core.reads(here, *index));
             if left.is_empty() {
                 return (core, Vec::new());
             }

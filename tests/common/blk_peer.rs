@@ -72,7 +72,7 @@ pub struct Peer(pub Child);
 impl Peer {
     /// Starts it, and returns when it listens.
     pub fn start(place: &Place, args: &[&str]) -> Self {
-        let program = std::env::var_os("VUF_INFLIGHT_BACKEND").map_or_else(built, PathBuf::from);
+        let program = program();
         let child = Command::new(&program)
             .arg("--socket")
             .arg(place.file("sock"))
@@ -121,6 +121,11 @@ impl Drop for Peer {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// What is started.
+pub fn program() -> PathBuf {
+    std::env::var_os("VUF_INFLIGHT_BACKEND").map_or_else(built, PathBuf::from)
 }
 
 /// Beside this program, where cargo puts examples.
