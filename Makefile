@@ -109,8 +109,9 @@ build/vuf-mock-backend: FORCE
 	$(BUILD) build --release --locked --manifest-path mock/Cargo.toml --target-dir build/mock
 	cp build/mock/release/vuf-mock-backend $@
 
-build/vhost-user-probe: examples/vhost_user_probe.c examples/names.c examples/names.h $(SO) include/$(NAME).h
-	$(CC) $(USE) -o $@ $(filter %.c,$^) $(LINK)
+PROBE   := examples/vhost_user_probe.c examples/names.c
+build/vhost-user-probe: $(PROBE) examples/names.h $(SO) include/$(NAME).h
+	$(CC) $(USE) -o $@ $(PROBE) $(LINK)
 
 build/blk-demo: examples/blk_demo.c examples/virtio_blk.c examples/names.c examples/virtio_blk.h examples/names.h $(SO) include/$(NAME).h
 	$(CC) $(USE) -o $@ $(filter %.c,$^) $(LINK)
@@ -234,13 +235,19 @@ FILL_IN  = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@SONAME@|$(SONAME)|g' -e 's|@
            -e 's|@PC_PREFIX@|$(if $(ROOT),$${pcfiledir}/../$(ROOT),$(PREFIX))|' \
            -e 's|@PC_LIBDIR@|$(if $(ROOT),$${prefix}/$(BELOW),$(LIBDIR))|' \
            -e 's|@CMAKE_PREFIX@|$(if $(ROOT),$${vuf_libdir}/$(ROOT),$(PREFIX))|'
+# The probe is linked once more for where it goes: there it finds the library beside its
+# own folder, and looks nowhere else. Who gives an empty RPATH wants none.
+PLACE    = -Wl,-rpath,'$(if $(ROOT),$$ORIGIN/../$(BELOW),$(LIBDIR))'
+INSTALLED_RPATH = $(if $(RPATH),$(PLACE))
 PUBLIC  := $(wildcard include/*.h include/*.hpp)
 CMAKE   := $(LIBDIR)/cmake/$(NAME)
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include \
 	  $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(CMAKE)
-	install -m 755 build/vhost-user-probe build/vuf-mock-backend $(DESTDIR)$(PREFIX)/bin/
+	install -m 755 build/vuf-mock-backend $(DESTDIR)$(PREFIX)/bin/
+	$(CC) $(USE) -o $(DESTDIR)$(PREFIX)/bin/vhost-user-probe $(PROBE) -Lbuild -l$(NAME) \
+	  $(INSTALLED_RPATH) $(LDFLAGS)
 	install -m 644 $(PUBLIC) $(DESTDIR)$(PREFIX)/include/
 	install -m 755 $(SO).$(VERSION) $(DESTDIR)$(LIBDIR)/
 	ln -sf lib$(NAME).so.$(VERSION) $(DESTDIR)$(LIBDIR)/$(SONAME)

@@ -15,21 +15,8 @@ SOURCES=$PWD/c-tests/linking
 ARCH=$($CC -print-multiarch 2>/dev/null || :)
 LIB=lib${ARCH:+/$ARCH}
 
-back_end=
-# Short, because the path of a socket holds 107 bytes at most.
-dir=$(mktemp -d /tmp/vuf-linking.XXXXXX) || exit 1
-clean_up() {
-    code=$?
-    trap - EXIT INT TERM
-    [ -z "$back_end" ] || { kill "$back_end" && wait "$back_end"; } 2>/dev/null
-    rm -rf "$dir"
-    exit "$code"
-}
-trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
 . c-tests/checks.sh
+begin linking
 skip() { # HOW-MANY WHY
     echo "skipped: $2"
     skipped=$((skipped + $1))
@@ -52,6 +39,19 @@ tree=$dir/elsewhere/moved
 # One without the shared library, where -l means the archive.
 cp -a "$tree" "$dir/archive-only"
 rm "$dir/archive-only/$LIB/"*.so*
+
+# It looks for the library there, and nowhere else.
+probe_finds_it() {
+    env -u LD_LIBRARY_PATH "$tree/bin/vhost-user-probe" "$dir/socket" &&
+        [ "$(readelf -dW "$tree/bin/vhost-user-probe" |
+            sed -n 's/.*(RUNPATH).*\[\(.*\)\]/\1/p')" = "\$ORIGIN/../$LIB" ]
+}
+check 'the installed probe finds the library, moved' probe_finds_it
+packaged() {
+    $MAKE --no-print-directory install DESTDIR="$dir/packaged" PREFIX=/usr LIBDIR="/usr/$LIB" RPATH= &&
+        ! readelf -dW "$dir/packaged/usr/bin/vhost-user-probe" | grep -E 'R(UN)?PATH'
+}
+check 'with an empty RPATH it is told no place' packaged
 
 # runs PROGRAM [shared|static]: it is linked so, and drives the back-end.
 runs() {
