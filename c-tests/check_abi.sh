@@ -16,9 +16,8 @@ cd "$(dirname "$0")/.." || exit 1
 HEADER=include/vhost_user_frontend.h
 MAP=src/vhost_user_frontend.map
 BASELINE=abi/vhost_user_frontend.0.abi
-dir=$(mktemp -d "${TMPDIR:-/tmp}/vuf-abi.XXXXXX") || exit 1
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 130' INT TERM
+. c-tests/checks.sh
+begin abi
 
 # What a program can see of the header, as C that compiles to something: each
 # constant in an enum, each function with a body. Of constants and of structs that
@@ -142,7 +141,6 @@ if [ "${1-}" = --baseline ]; then
     exit
 fi
 
-. c-tests/checks.sh
 
 check 'the C ABI is as its baseline' same "$BASELINE" "$PWD/$HEADER" "$MAP"
 cmp -s "$BASELINE" "$dir/whole.abi" ||

@@ -13,20 +13,8 @@ HEADER=include/vhost_user_frontend
 # Functions that are for native_handle().
 NOT_WRAPPED=''
 
-back_end=
-dir=$(mktemp -d "${TMPDIR:-/tmp}/vuf-cpp.XXXXXX") || exit 1
-clean_up() {
-    code=$?
-    trap - EXIT INT TERM
-    [ -z "$back_end" ] || kill "$back_end" 2>/dev/null
-    rm -rf "$dir"
-    exit "$code"
-}
-trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
 . c-tests/checks.sh
+begin cpp
 
 # ---- is it all there? ----
 

@@ -8,37 +8,8 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 : "${CC:=cc}" "${MAKE:=make}"
 TARGET=${CARGO_TARGET_DIR:-target}
-passed=0
-failed=0
-skipped=0
-pid=
-dir=$(mktemp -d /tmp/vuf-docs.XXXXXX) || exit 1
-clean_up() {
-    code=$?
-    trap - EXIT INT TERM
-    if [ -n "$pid" ]; then
-        kill "$pid" 2>/dev/null
-        wait "$pid" 2>/dev/null
-    fi
-    rm -rf "$dir"
-    exit "$code"
-}
-trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-# check WHAT COMMAND...
-check() {
-    what=$1
-    shift
-    if "$@" >"$dir/words" 2>&1; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "failed: $what"
-        sed 's/^/    /' "$dir/words"
-    fi
-}
+. c-tests/checks.sh
+begin docs
 
 # has COMMAND WHAT
 has() {
@@ -119,7 +90,7 @@ example() {
     truncate -s 8M "$dir/disk"
     "$TARGET/debug/examples/embedded_backend" --socket "$dir/socket" --file "$dir/disk" \
         >"$dir/log" 2>&1 &
-    pid=$!
+    back_end=$!
     LD_LIBRARY_PATH=build timeout 20 "$dir/example" "$dir/socket" >"$dir/out"
     status=$?
     cat "$dir/out" "$dir/log"
@@ -159,5 +130,4 @@ if has doxygen 'the reference'; then
     check 'a parameter that is not there is told' spoiled 's/\(uint64_t \*\)slots)/\1others)/'
 fi
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed = 0 ]
+sum_up

@@ -8,27 +8,8 @@ cd "$(dirname "$0")/.." || exit 1
 : "${CC:=cc}" "${CXX:=c++}" "${MAKE:=make}"
 TARGET=${CARGO_TARGET_DIR:-target}
 
-back_end=
-program=
-# The path of a socket holds 107 bytes at most, "$dir/socket" among them: where TMPDIR
-# is too long for that, it is /tmp.
-parent=${TMPDIR:-/tmp}
-[ "$(printf %s "$parent/vuf-guide.XXXXXX/socket" | wc -c)" -le 107 ] || parent=/tmp
-dir=$(mktemp -d "$parent/vuf-guide.XXXXXX") || exit 1
-# Ends the processes that were started here, by their numbers.
-clean_up() {
-    code=$?
-    trap - EXIT INT TERM
-    for one in $program $back_end; do
-        kill -KILL "$one" 2>/dev/null
-        wait "$one" 2>/dev/null
-    done
-    rm -rf "$dir"
-    exit "$code"
-}
-trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+. c-tests/checks.sh
+begin guide
 
 fail() {
     echo "guide: $1"
@@ -58,7 +39,7 @@ until_said() {
     tries=0
     until [ "$(grep -c "^$1" "$dir/out")" -ge "$2" ]; do
         tries=$((tries + 1))
-        if [ "$tries" -gt 1200 ] || ! kill -0 "$program" 2>/dev/null; then
+        if [ "$tries" -gt 1200 ] || ! kill -0 "$front_end" 2>/dev/null; then
             fail "the program does not say \"$1\" ($2)"
         fi
         sleep 0.05
@@ -74,7 +55,7 @@ run() {
     : >"$dir/out"
     start "$kind"
     LD_LIBRARY_PATH=$root/usr/lib/test "$@" "$built" "$dir/socket" >"$dir/out" 2>>"$dir/log" &
-    program=$!
+    front_end=$!
     until_said verified 2
     kill -KILL "$back_end"
     wait "$back_end" 2>/dev/null
@@ -82,10 +63,10 @@ run() {
     start "$kind"
     until_said connected 2
     until_said verified $(($(grep -c '^verified' "$dir/out") + 2))
-    kill -TERM "$program"
-    wait "$program"
+    kill -TERM "$front_end"
+    wait "$front_end"
     status=$?
-    program=
+    front_end=
     cat "$dir/out"
     [ $status = 0 ] && [ "$(tail -n 1 "$dir/out")" = 'good bye' ] || fail "it ends with $status"
     ! grep -q 'stays mapped' "$dir/out" || fail 'the back-end did not stop'

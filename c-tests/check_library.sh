@@ -10,10 +10,8 @@ TARGET=${CARGO_TARGET_DIR:-target}
 NAME=vhost_user_frontend
 HEADER=include/$NAME.h
 MAP=src/$NAME.map
-dir=$(mktemp -d "${TMPDIR:-/tmp}/vuf-library.XXXXXX") || exit 1
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 130' INT TERM
 . c-tests/checks.sh
+begin library
 # told WORDS COMMAND...: the command must fail and say so.
 told() {
     words=$1

@@ -11,21 +11,8 @@ cd "$(dirname "$0")/.." || exit 1
 TARGET=${CARGO_TARGET_DIR:-target}
 NAME=vhost_user_frontend
 
-back_end=
-# Short, because the path of a socket holds 107 bytes at most.
-dir=$(mktemp -d /tmp/vuf-old.XXXXXX) || exit 1
-clean_up() {
-    code=$?
-    trap - EXIT INT TERM
-    [ -z "$back_end" ] || { kill "$back_end" && wait "$back_end"; } 2>/dev/null
-    rm -rf "$dir"
-    exit "$code"
-}
-trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
 . c-tests/checks.sh
+begin old
 
 truncate -s 8M "$dir/disk"
 "$TARGET/debug/examples/embedded_backend" --socket "$dir/socket" --file "$dir/disk" >"$dir/ready" &

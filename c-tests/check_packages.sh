@@ -9,44 +9,11 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 : "${CC:=cc}" "${MAKE:=make}"
 TARGET=$(cd "${CARGO_TARGET_DIR:-target}" && pwd) || exit 1
-passed=0
-failed=0
-skipped=0
-pid=
-dir=$(mktemp -d /tmp/vuf-pack.XXXXXX) || exit 1
-clean_up() {
-    code=$?
-    trap - EXIT INT TERM
-    if [ -n "$pid" ]; then
-        kill "$pid" 2>/dev/null
-        wait "$pid" 2>/dev/null
-    fi
-    rm -rf "$dir"
-    exit "$code"
-}
-trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-# check WHAT COMMAND...
-check() {
-    what=$1
-    shift
-    start=$(date +%s)
-    if "$@" >"$dir/words" 2>&1; then
-        passed=$((passed + 1))
-        echo "ok: $what, $(($(date +%s) - start)) s"
-        return 0
-    fi
-    failed=$((failed + 1))
-    echo "failed: $what"
-    tail -n 40 "$dir/words" | sed 's/^/    /'
-    return 1
-}
+. c-tests/checks.sh
+begin pack
 
 finish() {
-    echo "$passed passed, $failed failed, $skipped skipped"
-    [ $failed = 0 ]
+    sum_up
     exit
 }
 
@@ -130,7 +97,7 @@ disk() {
     truncate -s 8M "$dir/disk" && rm -f "$dir/socket"
     "$TARGET/debug/examples/embedded_backend" --socket "$dir/socket" --file "$dir/disk" \
         >"$dir/ready" 2>&1 &
-    pid=$!
+    back_end=$!
     tries=0
     until grep -q ready "$dir/ready" || [ $tries -ge 100 ]; do
         tries=$((tries + 1))

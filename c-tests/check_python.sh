@@ -14,27 +14,12 @@ if ! python3 -c 'import ctypes, os; os.eventfd' 2>/dev/null; then
     exit 0
 fi
 
-back_end=
-# Short, because the path of a socket holds 107 bytes at most.
-dir=$(mktemp -d /tmp/vuf-python.XXXXXX) || exit 1
+. c-tests/checks.sh
+begin python
 stop() {
-    [ -n "$back_end" ] || return 0
-    kill "$back_end" 2>/dev/null
-    wait "$back_end" 2>/dev/null
+    end $back_end
     back_end=
 }
-clean_up() {
-    code=$?
-    trap - EXIT INT TERM
-    stop
-    rm -rf "$dir"
-    exit "$code"
-}
-trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-. c-tests/checks.sh
 
 $MAKE install DESTDIR="$dir/root" PREFIX=/usr LIBDIR=/usr/lib/test >"$dir/said" 2>&1 || {
     cat "$dir/said"

@@ -9,13 +9,11 @@ cd "$(dirname "$0")/.." || exit 1
 OUT=build/tsan
 FLAGS='-O1 -g -fno-omit-frame-pointer -fsanitize=thread'
 PROGRAMS='test_args test_connection test_errors test_hygiene test_replies test_trace'
-dir=$(mktemp -d "${TMPDIR:-/tmp}/vuf-tsan.XXXXXX") || exit 1
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 130' INT TERM
+. c-tests/checks.sh
+begin tsan
 # Not even a message through a socket orders two threads: what the library shares
 # between them, its own lock must guard.
 export TSAN_OPTIONS='io_sync=0 exitcode=66'
-. c-tests/checks.sh
 
 skip() {
     echo "SKIPPED: no search for data races: $1"

@@ -10,13 +10,11 @@ cd "$(dirname "$0")/.." || exit 1
 . c-tests/instrumented.sh
 OUT=build/asan
 FLAGS='-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all'
-dir=$(mktemp -d "${TMPDIR:-/tmp}/vuf-asan.XXXXXX") || exit 1
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 130' INT TERM
+. c-tests/checks.sh
+begin asan
 export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1
 # dlopen goes through the sanitizer, which does not have the program's rpath.
 export LD_LIBRARY_PATH="$PWD/build"
-. c-tests/checks.sh
 
 # tells WORDS PROGRAM...: the program must fail and say so.
 tells() {

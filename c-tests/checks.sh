@@ -3,6 +3,36 @@
 # Read with `.` by what checks many things one after the other: each is counted, and
 # named if it fails. They have a folder of their own, $dir.
 passed=0 failed=0 skipped=0
+back_end='' front_end=''
+
+# begin NAME: makes the folder. At the end it is removed, and whom $back_end and
+# $front_end name by then, by their numbers, are ended.
+# The path of a socket holds 107 bytes at most, "$dir/socket" among them: where TMPDIR
+# is too long for that, it is /tmp.
+begin() {
+    parent=${TMPDIR:-/tmp}
+    [ "$(printf %s "$parent/vuf-$1.123456/socket" | wc -c)" -le 107 ] || parent=/tmp
+    dir=$(mktemp -d "$parent/vuf-$1.XXXXXX") || exit 1
+    trap clean_up EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+}
+
+clean_up() {
+    code=$?
+    trap - EXIT INT TERM
+    end $front_end $back_end
+    rm -rf "$dir"
+    exit "$code"
+}
+
+# end NUMBERS...: of processes that were started here.
+end() {
+    for number; do
+        kill -KILL "$number" 2>/dev/null
+        wait "$number" 2>/dev/null
+    done
+}
 
 # check WHAT COMMAND...: what it says is told only if it fails.
 check() {
@@ -14,6 +44,7 @@ check() {
         echo "FAILED: $what"
         cat "$dir/said"
         failed=$((failed + 1))
+        return 1
     fi
 }
 
