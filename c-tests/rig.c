@@ -239,6 +239,24 @@ int ring_enable(struct rig *rig, uint32_t index)
 
 /* ---- what a failure tells ---- */
 
+void assert_returns_at(int rc, int want, const char *call, const char *file, int line)
+{
+    if (rc != want) {
+        print_error("%s:%d: %s: %d and not %d (%s)\n", file, line, call, rc, want,
+                    vuf_last_error());
+        fail();
+    }
+}
+
+void assert_says_at(const char *text, const char *call, const char *file, int line)
+{
+    if (strstr(vuf_last_error(), text) == NULL) {
+        print_error("%s:%d: %s: \"%s\" does not say \"%s\"\n", file, line, call, vuf_last_error(),
+                    text);
+        fail();
+    }
+}
+
 struct vuf_error_info last_info(void)
 {
     struct vuf_error_info info = {.size = sizeof info};

@@ -117,6 +117,21 @@ int ring_enable(struct rig *rig, uint32_t index);
 
 /* ---- what a failure tells ---- */
 
+/* For calls into the library: what it says on failure is worth having. */
+#define assert_ok(call) assert_returns(0, call)
+#define assert_returns(code, call) assert_returns_at((call), code, #call, __FILE__, __LINE__)
+void assert_returns_at(int rc, int want, const char *call, const char *file, int line);
+
+/* It fails, its words have this, and no descriptor is left open. */
+#define assert_refused(code, text, call)                                                           \
+    do {                                                                                           \
+        int fds_ = count_fds();                                                                    \
+        assert_returns(code, call);                                                                \
+        assert_says_at(text, #call, __FILE__, __LINE__);                                           \
+        assert_int_equal(count_fds(), fds_);                                                       \
+    } while (0)
+void assert_says_at(const char *text, const char *call, const char *file, int line);
+
 /* These complain, count in rig->failures and go on, for many in a test; the
    test ends with all_refused(). call, and what about it, are for the words. */
 bool same(struct rig *rig, const char *call, const char *what, long long is, long long want);

@@ -64,31 +64,6 @@ static const struct vuf_device_options quickly = {
     .jitter_percent = 1,
 };
 
-/* For calls into the library: what it says on failure is worth having. */
-#define assert_ok(call) assert_returns(0, call)
-#define assert_returns(code, call) assert_returns_at((call), code, #call, __FILE__, __LINE__)
-static void assert_returns_at(int rc, int want, const char *call, const char *file, int line)
-{
-    if (rc != want) {
-        print_error("%s:%d: %s: %d and not %d (%s)\n", file, line, call, rc, want,
-                    vuf_last_error());
-        fail();
-    }
-}
-
-/* It fails, its words have this, and no descriptor is left open. */
-#define assert_refused(code, text, call)                                                           \
-    do {                                                                                           \
-        int fds_ = count_fds();                                                                    \
-        assert_returns(code, call);                                                                \
-        if (strstr(vuf_last_error(), text) == NULL) {                                              \
-            print_error("%s:%d: " #call ": \"%s\" does not say \"%s\"\n", __FILE__, __LINE__,      \
-                        vuf_last_error(), text);                                                   \
-            fail();                                                                                \
-        }                                                                                          \
-        assert_int_equal(count_fds(), fds_);                                                       \
-    } while (0)
-
 /* ---- an event loop ---- */
 
 /* Takes one event, which may be none. */

@@ -33,8 +33,6 @@ struct fixture {
     int fds;
 };
 
-#define assert_returns(code, call) assert_int_equal(call, code)
-
 static int set_up_devices(void **state)
 {
     static struct fixture fixture;
@@ -49,13 +47,13 @@ static int set_up_devices(void **state)
         }
     }
     snprintf(f->nowhere, sizeof f->nowhere, "%.63s/nowhere", f->backends[0].dir);
-    assert_returns(0, guest_memory_create(&f->memory, GUEST_ADDR, GUEST_SIZE));
-    assert_returns(0, guest_memory_create(&f->second, SECOND_ADDR, GUEST_SIZE));
-    assert_returns(0, blk_ring_create(&f->ring, 0, RING_NUM, &f->memory, GUEST_ADDR));
-    assert_returns(0, vuf_memory_group_new(&f->group));
+    assert_ok(guest_memory_create(&f->memory, GUEST_ADDR, GUEST_SIZE));
+    assert_ok(guest_memory_create(&f->second, SECOND_ADDR, GUEST_SIZE));
+    assert_ok(blk_ring_create(&f->ring, 0, RING_NUM, &f->memory, GUEST_ADDR));
+    assert_ok(vuf_memory_group_new(&f->group));
     for (int i = 0; i < DEVICES; i++) {
         const char *path = i == ABSENT ? f->nowhere : f->backends[i].socket;
-        assert_returns(0, vuf_device_open(path, &options, &f->devices[i]));
+        assert_ok(vuf_device_open(path, &options, &f->devices[i]));
     }
     return 0;
 }
@@ -79,14 +77,14 @@ static int tear_down_devices(void **state)
 static uint32_t state_of(const struct vuf_device *device)
 {
     uint32_t state = UINT32_MAX;
-    assert_returns(0, vuf_device_get_memory_state(device, &state));
+    assert_ok(vuf_device_get_memory_state(device, &state));
     return state;
 }
 
 /* All have what is wanted, but the one without a back-end. */
 static void assert_applied(struct fixture *f)
 {
-    assert_returns(0, vuf_memory_group_wait(f->group, PEER_MS));
+    assert_ok(vuf_memory_group_wait(f->group, PEER_MS));
     for (int i = 0; i < DEVICES; i++) {
         assert_int_equal(state_of(f->devices[i]),
                          i == ABSENT ? VUF_MEMORY_ABSENT : VUF_MEMORY_APPLIED);
@@ -96,13 +94,13 @@ static void assert_applied(struct fixture *f)
 static void bring_up_all(struct fixture *f)
 {
     struct vuf_mem_region region = guest_memory_region(&f->memory);
-    assert_returns(0, vuf_memory_group_set_memory(f->group, &region, 1, 0));
+    assert_ok(vuf_memory_group_set_memory(f->group, &region, 1, 0));
     for (int i = 0; i < DEVICES; i++) {
-        assert_returns(0, vuf_memory_group_join(f->group, f->devices[i]));
+        assert_ok(vuf_memory_group_join(f->group, f->devices[i]));
     }
     for (int i = 0; i < ABSENT; i++) {
-        assert_returns(0, vuf_device_wait(f->devices[i], PEER_MS));
-        assert_returns(0, vuf_device_set_features(f->devices[i], BIT(VIRTIO_F_VERSION_1)));
+        assert_ok(vuf_device_wait(f->devices[i], PEER_MS));
+        assert_ok(vuf_device_set_features(f->devices[i], BIT(VIRTIO_F_VERSION_1)));
     }
     assert_applied(f);
 }
@@ -112,14 +110,14 @@ static void memory_comes_and_goes_for_all(void **state)
     struct fixture *f = *state;
     bring_up_all(f);
     struct vuf_ring ring = blk_ring_of_device(&f->ring, VUF_RING_BASE_NEW);
-    assert_returns(0, vuf_device_start(f->devices[0], &ring, 1));
-    assert_returns(0, vuf_device_wait(f->devices[0], PEER_MS));
+    assert_ok(vuf_device_start(f->devices[0], &ring, 1));
+    assert_ok(vuf_device_wait(f->devices[0], PEER_MS));
     const struct vuf_mem_region second = guest_memory_region(&f->second);
-    assert_returns(0, vuf_memory_group_memory_fits(f->group, &second, 1));
+    assert_ok(vuf_memory_group_memory_fits(f->group, &second, 1));
     for (int round = 0; round < ROUNDS; round++) {
-        assert_returns(0, vuf_memory_group_add_memory(f->group, &second));
+        assert_ok(vuf_memory_group_add_memory(f->group, &second));
         assert_applied(f);
-        assert_returns(0, vuf_memory_group_remove_memory(f->group, SECOND_ADDR, GUEST_SIZE));
+        assert_ok(vuf_memory_group_remove_memory(f->group, SECOND_ADDR, GUEST_SIZE));
         assert_applied(f);
     }
     /* A running ring lies there: it is taken from none of them. */
@@ -134,19 +132,19 @@ static void one_that_dies_holds_up_nobody(void **state)
     bring_up_all(f);
     const struct vuf_mem_region second = guest_memory_region(&f->second);
     backend_kill(&f->backends[1]);
-    assert_returns(0, vuf_memory_group_add_memory(f->group, &second));
-    assert_returns(0, vuf_memory_group_wait(f->group, PEER_MS));
+    assert_ok(vuf_memory_group_add_memory(f->group, &second));
+    assert_ok(vuf_memory_group_wait(f->group, PEER_MS));
     assert_int_equal(state_of(f->devices[0]), VUF_MEMORY_APPLIED);
     assert_int_equal(state_of(f->devices[1]), VUF_MEMORY_ABSENT);
-    assert_returns(0, backend_again_embedded(&f->backends[1], 1, false));
-    assert_returns(0, vuf_device_wait(f->devices[1], PEER_MS));
+    assert_ok(backend_again_embedded(&f->backends[1], 1, false));
+    assert_ok(vuf_device_wait(f->devices[1], PEER_MS));
     assert_applied(f);
     /* Who leaves keeps what it has. */
-    assert_returns(0, vuf_memory_group_leave(f->group, f->devices[1]));
-    assert_returns(0, vuf_memory_group_remove_memory(f->group, SECOND_ADDR, GUEST_SIZE));
+    assert_ok(vuf_memory_group_leave(f->group, f->devices[1]));
+    assert_ok(vuf_memory_group_remove_memory(f->group, SECOND_ADDR, GUEST_SIZE));
     assert_applied(f);
     struct vuf_quiet quiet = {.size = sizeof quiet};
-    assert_returns(0, vuf_device_remove_memory(f->devices[1], SECOND_ADDR, GUEST_SIZE, &quiet));
+    assert_ok(vuf_device_remove_memory(f->devices[1], SECOND_ADDR, GUEST_SIZE, &quiet));
 }
 
 static void free_it(void *user, const struct vuf_trace_record *record)
@@ -167,9 +165,9 @@ static void nothing_is_freed_from_inside(void **state)
     const struct vuf_mem_region second = guest_memory_region(&f->second);
     int fd = vuf_device_get_fd(f->devices[0]);
     bring_up_all(f);
-    assert_returns(0, vuf_device_set_trace(f->devices[0], free_it, f));
-    assert_returns(0, vuf_memory_group_add_memory(f->group, &second));
-    assert_returns(0, vuf_memory_group_wait(f->group, PEER_MS)); /* for the others */
+    assert_ok(vuf_device_set_trace(f->devices[0], free_it, f));
+    assert_ok(vuf_memory_group_add_memory(f->group, &second));
+    assert_ok(vuf_memory_group_wait(f->group, PEER_MS)); /* for the others */
     assert_true(f->freed > 0);
     assert_true(fcntl(fd, F_GETFD) >= 0);
 }
@@ -202,17 +200,17 @@ static void a_member_is_freed_while_another_thread_waits(void **state)
     const struct vuf_mem_region region = guest_memory_region(&f->memory);
     const struct vuf_device_options options = {
         .size = sizeof options, .num_rings = 1, .assume_features = BIT(VIRTIO_F_VERSION_1)};
-    assert_returns(0, vuf_memory_group_set_memory(f->group, &region, 1, 0));
+    assert_ok(vuf_memory_group_set_memory(f->group, &region, 1, 0));
     for (int round = 0; round < ROUNDS; round++) {
         /* Its back-end takes the connection and says nothing. */
         int fds[2];
         assert_return_code(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), errno);
         struct vuf_device *silent;
         atomic_int calls = 0;
-        assert_returns(0, vuf_device_open_fd(fds[0], &options, &silent));
-        assert_returns(0, vuf_device_set_trace(silent, count_call, &calls));
-        assert_returns(0, vuf_device_set_features(silent, BIT(VIRTIO_F_VERSION_1)));
-        assert_returns(0, vuf_memory_group_join(f->group, silent));
+        assert_ok(vuf_device_open_fd(fds[0], &options, &silent));
+        assert_ok(vuf_device_set_trace(silent, count_call, &calls));
+        assert_ok(vuf_device_set_features(silent, BIT(VIRTIO_F_VERSION_1)));
+        assert_ok(vuf_memory_group_join(f->group, silent));
         struct wait wait = {.group = f->group, .rc = 1};
         pthread_t thread;
         assert_return_code(sem_init(&wait.begun, 0, 0), errno);
@@ -247,17 +245,17 @@ static void bad_arguments_are_refused(void **state)
     assert_returns(-EINVAL, vuf_memory_group_new(NULL));
     assert_returns(-EINVAL, vuf_memory_group_join(NULL, f->devices[0]));
     assert_returns(-EINVAL, vuf_memory_group_join(f->group, NULL));
-    assert_returns(0, vuf_memory_group_join(f->group, f->devices[0]));
+    assert_ok(vuf_memory_group_join(f->group, f->devices[0]));
     assert_returns(VUF_E_STATE, vuf_memory_group_join(f->group, f->devices[0]));
     assert_returns(-EINVAL, vuf_memory_group_leave(NULL, f->devices[0]));
     assert_returns(-EINVAL, vuf_memory_group_leave(f->group, NULL));
-    assert_returns(0, vuf_memory_group_leave(f->group, f->devices[1]));
+    assert_ok(vuf_memory_group_leave(f->group, f->devices[1]));
     assert_returns(-EINVAL, vuf_memory_group_set_memory(NULL, &region, 1, 0));
     assert_returns(-EINVAL, vuf_memory_group_set_memory(f->group, NULL, 1, 0));
     assert_returns(-EINVAL, vuf_memory_group_set_memory(f->group, &region, 1, 2));
     assert_returns(-EINVAL, vuf_memory_group_add_memory(NULL, &region));
     assert_returns(-EINVAL, vuf_memory_group_add_memory(f->group, NULL));
-    assert_returns(0, vuf_memory_group_add_memory(f->group, &region));
+    assert_ok(vuf_memory_group_add_memory(f->group, &region));
     assert_returns(-EINVAL, vuf_memory_group_add_memory(f->group, &region));
     assert_returns(-EINVAL, vuf_memory_group_remove_memory(NULL, GUEST_ADDR, GUEST_SIZE));
     assert_returns(-EINVAL, vuf_memory_group_remove_memory(f->group, SECOND_ADDR, GUEST_SIZE));

@@ -43,27 +43,6 @@ struct fixture {
     unsigned seen[VUF_DEVICE_EVENT_CONFIG_REFUSED + 1];
 };
 
-#define assert_ok(call) assert_returns(0, call)
-#define assert_returns(code, call) assert_returns_at((call), code, #call, __FILE__, __LINE__)
-static void assert_returns_at(int rc, int want, const char *call, const char *file, int line)
-{
-    if (rc != want) {
-        print_error("%s:%d: %s: %d and not %d (%s)\n", file, line, call, rc, want,
-                    vuf_last_error());
-        fail();
-    }
-}
-
-/* It fails, and its words have this. */
-#define assert_refused(code, text, call)                                                           \
-    do {                                                                                           \
-        assert_returns(code, call);                                                                \
-        if (strstr(vuf_last_error(), text) == NULL) {                                              \
-            print_error(#call ": \"%s\" does not say \"%s\"\n", vuf_last_error(), text);           \
-            fail();                                                                                \
-        }                                                                                          \
-    } while (0)
-
 static int set_up_place(void **state)
 {
     static struct fixture fixture;

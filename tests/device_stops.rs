@@ -226,6 +226,18 @@ fn paused_without_a_back_end_and_resumed() {
     }
 }
 
+/// A device with two rings, neither begun, that asks where each stands; and its back-end.
+fn two_rings() -> (Vmm, Stepper) {
+    let vmm = Vmm::new(Layout::Split, 2, |options| {
+        options.assume_features = Some(OFFERED);
+        options.out_of_order = OutOfOrder::ReplayFromUsed;
+    });
+    let peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+    vmm.device.set_features(vmm.features()).unwrap();
+    vmm.device.set_memory(vec![vmm.region()], false).unwrap();
+    (vmm, peer)
+}
+
 /// Stops the device that asks it.
 struct Stopping {
     device: Weak<Device>,
@@ -250,15 +262,7 @@ impl RingIndices for Stopping {
 
 #[test]
 fn who_is_asked_by_a_stop_may_stop() {
-    fn policy(options: &mut DeviceOptions) {
-        options.assume_features = Some(OFFERED);
-        options.out_of_order = OutOfOrder::ReplayFromUsed;
-    }
-    let mut vmm = Vmm::new(Layout::Split, 2, policy);
-    let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
-    vmm.device.set_features(vmm.features()).unwrap();
-    let region = vmm.region();
-    vmm.device.set_memory(vec![region], false).unwrap();
+    let (mut vmm, mut peer) = two_rings();
     let asked = Arc::new(AtomicI32::new(0));
     let stopping = Arc::new(Stopping {
         device: Arc::downgrade(&vmm.device),
@@ -299,15 +303,7 @@ impl RingIndices for StoppingItself {
 /// It is not asked once more, for ever, where it stands.
 #[test]
 fn who_is_asked_by_a_stop_may_stop_that_very_ring() {
-    fn policy(options: &mut DeviceOptions) {
-        options.assume_features = Some(OFFERED);
-        options.out_of_order = OutOfOrder::ReplayFromUsed;
-    }
-    let mut vmm = Vmm::new(Layout::Split, 2, policy);
-    let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
-    vmm.device.set_features(vmm.features()).unwrap();
-    let region = vmm.region();
-    vmm.device.set_memory(vec![region], false).unwrap();
+    let (mut vmm, mut peer) = two_rings();
     let asked = Arc::new(AtomicI32::new(0));
     let stopping = Arc::new(StoppingItself {
         device: Arc::downgrade(&vmm.device),
