@@ -20,14 +20,14 @@ mod stepper;
 #[path = "common/vmm.rs"]
 mod vmm;
 
-use blk_peer::{PATIENCE, Peer};
+use blk_peer::{PATIENCE, Peer, deadline};
 use blk_ring::{GuestMemory, Layout};
 use std::alloc::{GlobalAlloc, Layout as Block, System};
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicIsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use stepper::{Manners, Stepper, everything};
 use vhost_user_frontend::message::{BackendRequest, ProtocolFeatures, Request, ShmemArea};
 use vhost_user_frontend::{
@@ -155,21 +155,67 @@ fn a_ring_that_was_reset_stands_nowhere() {
     }
 }
 
-/// Counts what is mapped.
+/// Knows which pages are mapped, and that nothing is mapped over anything.
 #[derive(Default)]
-struct Mapped(AtomicIsize);
+struct Mapped {
+    pages: Mutex<BTreeSet<u64>>,
+    wrong: Mutex<Vec<String>>,
+}
+
+impl Mapped {
+    fn count(&self) -> usize {
+        self.pages.lock().unwrap().len()
+    }
+
+    fn mind(&self, fine: bool, what: &str, area: &ShmemArea) {
+        if !fine {
+            self.wrong.lock().unwrap().push(format!("{what}: {area:?}"));
+        }
+    }
+}
 
 impl BackendHandler for Mapped {
     fn handles(&self, request: BackendRequest) -> bool {
         request == BackendRequest::ShmemMap
     }
-    fn shmem_map(&self, _area: &ShmemArea, _fd: OwnedFd) -> i32 {
-        self.0.fetch_add(1, Ordering::SeqCst);
+    fn shmem_map(&self, area: &ShmemArea, _fd: OwnedFd) -> i32 {
+        let fine = self.pages.lock().unwrap().insert(area.shm_offset / PAGE);
+        self.mind(fine, "mapped twice", area);
         0
     }
-    fn shmem_unmap(&self, _area: &ShmemArea) -> i32 {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+    fn shmem_unmap(&self, area: &ShmemArea) -> i32 {
+        let fine = self.pages.lock().unwrap().remove(&(area.shm_offset / PAGE));
+        self.mind(fine, "unmapped twice", area);
         0
+    }
+}
+
+const PAGE: u64 = 4096;
+
+/// Two rings run on a back-end that may map pages.
+fn with_shared_memory(without: ProtocolFeatures) -> (Vmm, Stepper, Arc<Mapped>) {
+    let more = ProtocolFeatures::SHMEM | ProtocolFeatures::BACKEND_SEND_FD;
+    let manners = Manners {
+        protocol: (everything() | more) - without,
+        ..Manners::default()
+    };
+    let mapped = Arc::new(Mapped::default());
+    let handler = Arc::clone(&mapped);
+    let mut vmm = Vmm::new(Layout::Split, 2, |options| options.handler = Some(handler));
+    let mut peer = Stepper::at(&vmm.place.file("sock"), manners);
+    vmm.until_beside(EventKind::Connected, &mut peer);
+    vmm.negotiate_again();
+    vmm.start(Base::New);
+    vmm.until_applied_beside(&mut peer);
+    (vmm, peer, mapped)
+}
+
+/// Until so many pages are mapped.
+fn until_mapped(count: usize, mapped: &Mapped, vmm: &mut Vmm, peer: &mut Stepper) {
+    let patience = deadline();
+    while mapped.count() != count {
+        assert!(Instant::now() < patience, "{} are mapped", mapped.count());
+        vmm.turn_beside(peer, usize::MAX, PATIENCE);
     }
 }
 
@@ -177,33 +223,67 @@ impl BackendHandler for Mapped {
 fn a_reset_of_any_kind_takes_mappings_away() {
     let _alone = alone();
     let (reset, status) = (ProtocolFeatures::RESET_DEVICE, ProtocolFeatures::STATUS);
-    let more = ProtocolFeatures::SHMEM | ProtocolFeatures::BACKEND_SEND_FD;
     for without in [status, reset, reset | status] {
-        let manners = Manners {
-            protocol: (everything() | more) - without,
-            ..Manners::default()
-        };
-        let mapped = Arc::new(Mapped::default());
-        let handler = Arc::clone(&mapped);
-        let mut vmm = Vmm::new(Layout::Split, 2, |options| options.handler = Some(handler));
-        let mut peer = Stepper::at(&vmm.place.file("sock"), manners);
-        vmm.until_beside(EventKind::Connected, &mut peer);
+        let (mut vmm, mut peer, mapped) = with_shared_memory(without);
         // Twice: the driver may have it mapped anew.
         for _ in 0..2 {
+            peer.map_page(0);
+            until_mapped(1, &mapped, &mut vmm, &mut peer);
+            vmm.device.reset();
+            vmm.until_applied_beside(&mut peer);
+            assert_eq!(mapped.count(), 0, "without {without:?}");
             vmm.negotiate_again();
             vmm.start(Base::New);
             vmm.until_applied_beside(&mut peer);
-            peer.map_a_page();
-            while mapped.0.load(Ordering::SeqCst) == 0 {
-                vmm.turn_beside(&mut peer, usize::MAX, PATIENCE);
-            }
-            vmm.device.reset();
-            vmm.until_applied_beside(&mut peer);
-            assert_eq!(mapped.0.load(Ordering::SeqCst), 0, "without {without:?}");
         }
         assert_eq!(peer.connections, 1);
         assert_eq!(peer.wrong, Vec::<String>::new());
+        assert_eq!(*mapped.wrong.lock().unwrap(), Vec::<String>::new());
     }
+}
+
+/// More than are told of in one step.
+const MANY: usize = 200;
+
+/// A device that has been reset, and has told the first of what that took away.
+fn in_the_middle_of_a_reset() -> (Vmm, Stepper, Arc<Mapped>) {
+    let (mut vmm, mut peer, mapped) = with_shared_memory(ProtocolFeatures::STATUS);
+    for page in 0..MANY {
+        peer.map_page(u64::try_from(page).unwrap());
+        until_mapped(page + 1, &mapped, &mut vmm, &mut peer);
+    }
+    vmm.device.reset();
+    let patience = deadline();
+    while mapped.count() == MANY {
+        assert!(Instant::now() < patience);
+        peer.serve(usize::MAX);
+        vmm.process();
+    }
+    assert!(mapped.count() > 0 && mapped.pages.lock().unwrap().contains(&0));
+    (vmm, peer, mapped)
+}
+
+#[test]
+fn mappings_that_a_reset_took_away_are_told_although_the_back_end_ends() {
+    let _alone = alone();
+    let (mut vmm, mut peer, mapped) = in_the_middle_of_a_reset();
+    peer.hang_up();
+    vmm.until_beside(EventKind::Lost, &mut peer);
+    assert_eq!(mapped.count(), 0);
+    assert_eq!(*mapped.wrong.lock().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_mapped_anew_after_a_reset_comes_after_what_it_took_away() {
+    let _alone = alone();
+    let (mut vmm, mut peer, mapped) = in_the_middle_of_a_reset();
+    // The last one that is told.
+    peer.map_page(0);
+    vmm.process();
+    until_mapped(1, &mapped, &mut vmm, &mut peer);
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(*mapped.wrong.lock().unwrap(), Vec::<String>::new());
+    assert_eq!(*mapped.pages.lock().unwrap(), BTreeSet::from([0]));
 }
 
 /// Under load, with requests in flight at each reset.

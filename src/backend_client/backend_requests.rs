@@ -2,7 +2,7 @@
 //! [`BackendHandler`] or kept for the caller's event loop, and answered.
 
 use super::negotiated::Negotiated;
-use super::shmem::Mappings;
+use super::shmem::{self, Mappings};
 use crate::connection::{Answer, Incoming, Serve, Served};
 use crate::error::{Error, Result};
 use crate::message::{
@@ -184,6 +184,14 @@ impl Waiting {
         }
         let call = self.calls.take_first().map(Event::Call);
         call.or_else(|| self.errors.take_first().map(Event::Err))
+    }
+
+    /// Of the mappings that went away by themselves, those where this one is to lie.
+    fn gone_below(&mut self, area: &ShmemArea) -> Vec<ShmemArea> {
+        let gone = std::mem::take(&mut self.gone).into_iter();
+        let (below, rest) = gone.partition(|gone| shmem::overlap(gone, area));
+        self.gone = rest;
+        below
     }
 
     fn is_empty(&self) -> bool {
@@ -390,7 +398,16 @@ impl Desk {
                 let area: ShmemArea = decode(incoming)?;
                 let fd = fd.ok_or(Errno::EINVAL)?;
                 let size = self.negotiated.shmem_size(area.shmid);
-                self.waiting().mappings.check(&area, size)?;
+                let before = {
+                    let mut waiting = self.waiting();
+                    let gone = waiting.gone.len();
+                    waiting.mappings.check(&area, size, gone)?;
+                    waiting.gone_below(&area)
+                };
+                // What was there before a reset, and is only to be told.
+                for gone in before {
+                    self.handler.shmem_unmap(&gone);
+                }
                 let result = self.handler.shmem_map(&area, fd);
                 if result == 0 {
                     self.waiting().mappings.insert(area);
@@ -435,7 +452,8 @@ impl Serve for Desk {
 
     fn ended(&self, cause: &Error) {
         let mut waiting = self.waiting();
-        waiting.gone = waiting.mappings.take().collect();
+        let mappings = waiting.mappings.take();
+        waiting.gone.extend(mappings);
         waiting.ended.get_or_insert_with(|| cause.clone());
     }
 

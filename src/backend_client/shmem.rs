@@ -9,13 +9,23 @@ pub(super) const MAX_MAPPINGS: usize = 1 << 16;
 /// The only flag: the mapping may be written.
 const WRITABLE: u64 = 1;
 
+/// Whether two areas have bytes of a region in common.
+pub(super) fn overlap(one: &ShmemArea, other: &ShmemArea) -> bool {
+    let begins_in = |a: &ShmemArea, b: &ShmemArea| {
+        let into = a.shm_offset.checked_sub(b.shm_offset);
+        into.is_some_and(|into| into < b.len)
+    };
+    one.shmid == other.shmid && (begins_in(one, other) || begins_in(other, one))
+}
+
 /// Mappings that live, by region and place. They never overlap.
 #[derive(Debug, Default)]
 pub(super) struct Mappings(BTreeMap<(u8, u64), ShmemArea>);
 
 impl Mappings {
-    /// Whether this can be mapped into a region of `size` bytes.
-    pub(super) fn check(&self, area: &ShmemArea, size: u64) -> Result<(), Errno> {
+    /// Whether this can be mapped into a region of `size` bytes, while the caller is still
+    /// to be told of so many that are `gone`.
+    pub(super) fn check(&self, area: &ShmemArea, size: u64, gone: usize) -> Result<(), Errno> {
         let end = area.shm_offset.checked_add(area.len).ok_or(Errno::EINVAL)?;
         let file_end = area.fd_offset.checked_add(area.len);
         if area.len == 0 || end > size || file_end.is_none() || area.flags & !WRITABLE != 0 {
@@ -30,7 +40,7 @@ impl Mappings {
         if before.is_some_and(|other_end| other_end > area.shm_offset) {
             return Err(Errno::EEXIST);
         }
-        if self.0.len() >= MAX_MAPPINGS {
+        if self.0.len().saturating_add(gone) >= MAX_MAPPINGS {
             return Err(Errno::ENOSPC);
         }
         Ok(())

@@ -347,12 +347,12 @@ impl Stepper {
         send(channel.as_raw_fd(), &message, MsgFlags::MSG_NOSIGNAL).unwrap();
     }
 
-    /// Asks on the back-end's channel for one page to be mapped, at the beginning of
-    /// the first shared memory region.
-    pub fn map_a_page(&self) {
+    /// Asks on the back-end's channel for a page of the first shared memory region to
+    /// be mapped.
+    pub fn map_page(&self, page: u64) {
         let channel = self.told.channel.as_ref().unwrap();
         let file = memfd_create(c"page", MFdFlags::MFD_CLOEXEC).unwrap();
-        let area = [0_u64, 0, 0, 4096, 1].map(u64::to_ne_bytes).concat();
+        let area = [0, 0, page * 4096, 4096, 1].map(u64::to_ne_bytes).concat();
         let size = u32::try_from(area.len()).unwrap();
         let header = [9_u32, 0x1, size].map(u32::to_ne_bytes).concat();
         let (parts, raw) = (
