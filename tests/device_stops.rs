@@ -23,13 +23,14 @@ use blk_peer::{PATIENCE, Peer, deadline};
 use blk_ring::Layout;
 use nix::errno::Errno;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Barrier, Weak, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 use stepper::{Manners, OFFERED, Stepper, everything};
 use vhost_user_frontend::message::{ProtocolFeatures, Request};
 use vhost_user_frontend::{
-    Base, Device, DeviceOptions, Event, EventKind, Kind, OutOfOrder, Recovery, Ring, RingIndices,
-    StopMode, Timeout,
+    Base, Device, Event, EventKind, Kind, OutOfOrder, Recovery, Ring, RingIndices, StopMode,
+    Timeout,
 };
 use vmm::{IN_ORDER, Vmm};
 
@@ -324,6 +325,71 @@ fn who_is_asked_by_a_stop_may_stop_that_very_ring() {
     assert_eq!(vmm.device.vring_base(1).unwrap(), 3);
     // Nobody is held up by who has asked.
     vmm.device.reset();
+}
+
+/// Stops the device that asks it, once two threads of it do.
+struct Meeting {
+    device: Weak<Device>,
+    asked: AtomicI32,
+    both: Barrier,
+}
+
+impl RingIndices for Meeting {
+    fn used(&self) -> Option<u16> {
+        let asked = self.asked.fetch_add(1, Ordering::SeqCst);
+        // Both rings are asked for when they are started.
+        if let Some(device) = self.device.upgrade().filter(|_| (2..4).contains(&asked)) {
+            self.both.wait();
+            device.stop(None, StopMode::Drain);
+        }
+        Some(4)
+    }
+}
+
+/// One of them is asked because the rings are stopped, the other because the next
+/// back-end has come.
+#[test]
+fn two_who_are_asked_may_both_stop() {
+    let (mut vmm, mut peer) = two_rings();
+    let meeting = Arc::new(Meeting {
+        device: Arc::downgrade(&vmm.device),
+        asked: AtomicI32::new(0),
+        both: Barrier::new(2),
+    });
+    let ring = |index| Ring {
+        indices: Some(meeting.clone()),
+        ..vmm.ring(index, Base::New)
+    };
+    vmm.device.start(&[ring(0), ring(1)]).unwrap();
+    vmm.until_applied_beside(&mut peer);
+    lose(&mut vmm, &mut peer, 3);
+
+    let (tell, told) = mpsc::channel();
+    let (device, tells) = (Arc::clone(&vmm.device), tell.clone());
+    thread::spawn(move || {
+        device.stop(Some(&[0]), StopMode::Drain);
+        tells.send("stopped").unwrap();
+    });
+    let patience = deadline();
+    while meeting.asked.load(Ordering::SeqCst) < 3 {
+        assert!(Instant::now() < patience);
+        thread::yield_now();
+    }
+    let (device, asked) = (Arc::clone(&vmm.device), Arc::clone(&meeting));
+    thread::spawn(move || {
+        while asked.asked.load(Ordering::SeqCst) < 4 {
+            assert!(Instant::now() < patience);
+            device.process().unwrap();
+        }
+        tell.send("processed").unwrap();
+    });
+    let mut done = [(); 2].map(|()| {
+        told.recv_timeout(PATIENCE)
+            .expect("they wait for each other")
+    });
+    done.sort_unstable();
+    assert_eq!(done, ["processed", "stopped"]);
+    assert!(vmm.device.quiet().quiesced);
 }
 
 /// No ring at all begins anew then.

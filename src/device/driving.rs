@@ -248,11 +248,15 @@ impl Device {
     }
 
     /// Waits until no function of the caller's reads where a ring stands: then
-    /// memory of rings that are stopped may go.
+    /// memory of rings that are stopped may go. Inside such a function it does not.
     pub(super) fn unread<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
         let here = ThreadMark::here();
-        // It may be such a function that stops a ring.
-        while core.reading.iter().any(|(mark, _)| *mark != here) {
+        // It may be such a function that stops a ring. Then another thread may wait for
+        // this one.
+        if core.reading.iter().any(|(mark, _)| *mark == here) {
+            return core;
+        }
+        while !core.reading.is_empty() {
             core = self.read.wait(core).unwrap_or_else(PoisonError::into_inner);
         }
         core
