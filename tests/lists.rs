@@ -16,7 +16,7 @@ use common::{
     give_up_privileges, identity, limit_fds, many_in_flight, no_fd_leak, only_for_root, patient,
     protocol,
 };
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, setsockopt, sockopt};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -421,6 +421,43 @@ fn neither_side_blocks_the_other_when_there_is_hardly_any_room() {
     let (submitted, ()) = both(|| client.submit(&list, Timeout::Default), back);
     all_applied(&submitted, 2000);
     works(&client, &peer);
+}
+
+/// What only waited for room in the socket has not been sent.
+#[test]
+fn what_there_was_no_room_for_did_not_go_out() {
+    let _leak = no_fd_leak();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    setsockopt(&ours, sockopt::SndBuf, &1).unwrap();
+    let options = Options {
+        adopt: Some(Adopted {
+            features: FEATURES,
+            protocol_features: protocol(true).bits(),
+        }),
+        ..patient()
+    };
+    let (client, peer) = connected_on(ours, theirs, options);
+    let submitted = client.submit(&nums(64), Timeout::After(BRIEF));
+    let mut there = 0;
+    while let Ok((bytes, _)) = peer.read(20, MsgFlags::MSG_DONTWAIT) {
+        assert_eq!(bytes.len(), 20);
+        there += 1;
+    }
+    assert!(there > 0 && there < 64, "{there}");
+    assert_eq!(told(&submitted), (there, 0, 0, Some(0)));
+    assert_eq!(submitted.failure.unwrap().error.kind, Kind::TimedOut);
+
+    // Nor has it where the back-end goes away instead.
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    setsockopt(&ours, sockopt::SndBuf, &1).unwrap();
+    let (client, peer) = connected_on(ours, theirs, options);
+    let gone = || {
+        std::thread::sleep(HELD);
+        peer.hang_up();
+    };
+    let (submitted, ()) = both(|| client.submit(&nums(64), Timeout::Default), gone);
+    assert_eq!(told(&submitted), (there, 0, 0, Some(0)));
+    assert_eq!(submitted.failure.unwrap().error.kind, Kind::Disconnected);
 }
 
 #[test]

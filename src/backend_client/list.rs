@@ -330,7 +330,12 @@ impl BackendClient {
                     } else {
                         let under_way = window.under_way.iter().flatten();
                         let under_way = under_way.map(|(pending, _)| pending);
-                        self.connection.let_go(under_way, &error);
+                        let out = self.connection.let_go(under_way, &error);
+                        // What only waited for room did not go out.
+                        submitted.sent = match error.phase {
+                            Phase::Send => index,
+                            _ => taken.saturating_add(out),
+                        };
                     }
                     submitted.fail(Some(index), error);
                     if !refused {

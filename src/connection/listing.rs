@@ -5,7 +5,7 @@ use super::machine::Abandoned;
 use super::stepping::{Outcome, Pending};
 use super::trace::count;
 use super::{Connection, Expect, Outgoing};
-use crate::error::{Error, Result};
+use crate::error::{Error, Phase, Result};
 use crate::socket::Deadline;
 
 impl Connection {
@@ -46,16 +46,29 @@ impl Connection {
     }
 
     /// Nobody asks any more for the outcome of requests that were begun, because of
-    /// this. What has not been sent is not.
-    pub(crate) fn let_go<'a>(&self, all: impl Iterator<Item = &'a Pending>, cause: &Error) {
+    /// this. What has not been sent is not. How many of them went out, which are the
+    /// first.
+    pub(crate) fn let_go<'a>(
+        &self,
+        all: impl Iterator<Item = &'a Pending>,
+        cause: &Error,
+    ) -> usize {
         let mut state = self.lock();
+        let mut out = 0_usize;
         for pending in all {
-            if state.machine.done(pending.ticket) {
-                drop(state.machine.outcome(pending.ticket, |_| Ok(())));
-            } else if state.machine.abandon(pending.ticket).0 == Abandoned::CutShort {
-                state.machine.fail_all(cause);
-            }
+            let went_out = if state.machine.done(pending.ticket) {
+                let outcome = state.machine.outcome(pending.ticket, |_| Ok(()));
+                outcome.err().is_none_or(|error| error.phase != Phase::Send)
+            } else {
+                let left = state.machine.abandon(pending.ticket).0;
+                if left == Abandoned::CutShort {
+                    state.machine.fail_all(cause);
+                }
+                left == Abandoned::Unanswered
+            };
+            out = out.saturating_add(usize::from(went_out));
         }
         self.leave(&mut state);
+        out
     }
 }

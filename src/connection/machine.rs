@@ -388,6 +388,8 @@ impl Machine {
                     let error = self.send_failed(errno);
                     self.settle(ticket, |slot| {
                         slot.queued = false;
+                        // The next answer is another's.
+                        slot.expect = None;
                         slot.failed = Some(error);
                     });
                     continue;
@@ -679,9 +681,13 @@ impl Machine {
         for slot in &mut self.slots {
             // What was still in the outbox was never sent.
             let done = slot.done();
-            slot.queued = false;
+            let unsent = std::mem::take(&mut slot.queued);
             if !done {
-                slot.failed = Some(cause.clone().about(Some(slot.request)));
+                let error = cause.clone().about(Some(slot.request));
+                slot.failed = Some(match unsent {
+                    true => error.during(Phase::Send),
+                    false => error,
+                });
             }
             if slot.failed.is_some() {
                 slot.fd = None;
