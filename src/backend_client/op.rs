@@ -8,6 +8,7 @@ use crate::message::{
     self, ConfigHeader, Inflight, MAX_CONFIG_SIZE, MemRegion, ProtocolFeatures, Request,
     SHMEM_REGIONS, ShmemConfig, VringAddr, VringState,
 };
+use crate::socket::Deadline;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 use zerocopy::{FromBytes, IntoBytes};
@@ -424,7 +425,10 @@ impl BackendClient {
         self.encode(op, |call| self.tell(call))?;
         self.remember(effect);
         if let (true, Some(desk)) = (effect.resets(), self.desk.get()) {
-            self.connection.while_unserved(|| desk.reset());
+            let deadline = Deadline::after(self.timeouts.of(op.request().info().wait));
+            if !self.connection.while_unserved(deadline, || desk.reset()) {
+                self.mappings_are_gone();
+            }
         }
         Ok(())
     }

@@ -221,8 +221,9 @@ impl Connection {
         if !state.writing {
             state.machine.flush(self.fd());
         }
-        if state.reading && !state.machine.done(ticket) {
-            state = self.sleep(state, Some(LAST_LOOK));
+        let end = Deadline::after(Some(LAST_LOOK));
+        while state.reading && !state.machine.done(ticket) && !end.passed() {
+            state = self.sleep(state, end.remaining());
         }
         // One read stops behind a message that carried descriptors.
         while !state.reading && !state.machine.done(ticket) && state.machine.receive(self.fd()) {}

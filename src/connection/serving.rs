@@ -181,16 +181,21 @@ impl Connection {
     }
 
     /// Runs something while nobody serves the channel, and under the same rules
-    /// as if the back-end had asked for it. Waits for another thread's handler.
-    pub(crate) fn while_unserved(&self, run: impl FnOnce()) {
+    /// as if the back-end had asked for it. Waits for another thread's handler, but not
+    /// past the deadline nor the end of the connection. Whether it was run.
+    pub(crate) fn while_unserved(&self, deadline: Deadline, run: impl FnOnce()) -> bool {
         let mut state = self.lock();
         while state.serving.is_some() {
-            state = self.sleep(state, None);
+            if deadline.passed() || state.machine.ended().is_some() {
+                return false;
+            }
+            state = self.sleep(state, deadline.remaining());
         }
         state.serving = Some(ThreadMark::here());
         drop(state);
         let _serving = Serving(self);
         run();
+        true
     }
 
     /// Threads that wait for the socket should wait for something else as well.
