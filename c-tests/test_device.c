@@ -728,6 +728,22 @@ static void somebody_else_connects(void **state)
     assert_works(f);
 }
 
+/* Of the ends of a pair the kernel knows who made them, not who holds the other. A VMM
+   that kills whom LOST or UNFENCED names is not to kill itself. */
+static void whoever_holds_the_other_end_of_a_pair_is_not_known(void **state)
+{
+    struct fixture *f = begin(state);
+    int ends[2];
+    make_pair(ends);
+    assert_ok(vuf_device_open_fd(ends[0], &quickly, &f->device));
+    assert_int_equal(take(f).kind, VUF_DEVICE_EVENT_NONE);
+    assert_int_equal(info_of(f).peer_pid, 0);
+    assert_int_equal(info_of(f).peer_uid, getuid());
+    close(ends[1]);
+    assert_int_equal(until(f, VUF_DEVICE_EVENT_LOST).peer_pid, 0);
+    assert_int_equal(info_of(f).peer_pid, -1);
+}
+
 /* ---- what the caller's functions may do ---- */
 
 static void tell_message(void *user, const struct vuf_trace_record *record)
@@ -1236,6 +1252,7 @@ int main(void)
         ON_EMBEDDED(a_ring_is_abandoned),
         ON_EMBEDDED(a_back_end_connects_to_it),
         ON_INFLIGHT(somebody_else_connects),
+        ON_EMBEDDED(whoever_holds_the_other_end_of_a_pair_is_not_known),
         ON_EMBEDDED(every_message_is_told),
         ON_EMBEDDED(a_posted_message_is_told),
         ON_EMBEDDED(a_miss_is_answered_from_inside),

@@ -2068,7 +2068,8 @@ struct vuf_device_info {
     uint64_t max_mem_slots;
     /**
      * The process at the other end, its user and group; -1 while there is none,
-     * and pid 0 where it cannot be seen from here.
+     * and pid 0 where it cannot be seen from here, or is not known: of a socket pair
+     * the kernel names who made it, which is this process.
      */
     int32_t peer_pid;
     /**
@@ -4881,6 +4882,7 @@ int vuf_backend_process_wait(struct vuf_backend_process *process,
  *   -E2BIG      exit->size is above 65536
  *   -EPERM      this process may not end it
  *   -ETIMEDOUT  it hangs in the kernel: it was killed, and 5 s later it has not ended
+ *   -ECANCELED  it hangs so, and is being freed
  */
 int vuf_backend_process_terminate(struct vuf_backend_process *process,
                                   uint32_t timeout_ms,

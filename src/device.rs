@@ -159,6 +159,7 @@ impl Device {
             unfenced: false,
             writes: VecDeque::new(),
             retired: Vec::new(),
+            notices: Vec::new(),
             trace: None,
             clients: Vec::new(),
         };
@@ -274,13 +275,14 @@ impl Device {
     }
 
     /// The same with a back-end that was started here, and the connection to it, which
-    /// is taken. Until that is over it is also known whom to kill.
+    /// is taken. Until that is over it is also known whom to kill. The process stays the
+    /// caller's: it ends when that lets go of it.
     pub fn set_process(&self, process: &Arc<BackendProcess>) -> Result<()> {
         let mut core = self.lock();
         core.link.check_source()?;
         let fd = process.take_socket()?;
-        core.link
-            .supply(fd, Some(Arc::clone(process)), Instant::now())?;
+        let process = Some(link::Process::of(process));
+        core.link.supply(fd, process, Instant::now())?;
         drop(core);
         self.rouse();
         Ok(())

@@ -164,7 +164,8 @@ pub(crate) fn stop_reading(fd: BorrowedFd<'_>) {
 /// listen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Credentials {
-    /// The process; 0 if it cannot be seen from here.
+    /// The process; 0 if it cannot be seen from here. To a device that is also so where
+    /// the kernel names this process, which made both ends of the connection.
     pub pid: i32,
     /// Its user.
     pub uid: u32,

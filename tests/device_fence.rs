@@ -24,6 +24,7 @@ use blk_ring::Layout;
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use stepper::{Manners, OFFERED, Stepper};
@@ -247,10 +248,8 @@ fn it_is_not_fenced_before_the_last_is_gone() {
     assert!(!vmm.device.info().unfenced);
 }
 
-/// Of a process that was started here the kernel says that it is this one, which made
-/// both ends of the connection.
-#[test]
-fn a_process_that_was_started_here_is_told_by_its_own_number() {
+/// A device whose back-end was started here, and has done what was wanted so far.
+fn with_a_process() -> (Vmm, Arc<BackendProcess>) {
     // It has to be there first.
     fn patient(options: &mut DeviceOptions) {
         brief(options);
@@ -266,6 +265,15 @@ fn a_process_that_was_started_here_is_told_by_its_own_number() {
     let process = Arc::new(BackendProcess::start(&blk_peer::program(), &options).unwrap());
     vmm.device.set_process(&process).unwrap();
     vmm.negotiate(0);
+    vmm.device.wait(Timeout::After(PATIENCE)).unwrap();
+    (vmm, process)
+}
+
+/// Of a process that was started here the kernel says that it is this one, which made
+/// both ends of the connection.
+#[test]
+fn a_process_that_was_started_here_is_told_by_its_own_number() {
+    let (mut vmm, process) = with_a_process();
     vmm.start(Base::New);
     vmm.device.wait(Timeout::After(PATIENCE)).unwrap();
     process.signal(libc::SIGSTOP).unwrap();
@@ -276,4 +284,15 @@ fn a_process_that_was_started_here_is_told_by_its_own_number() {
         let peer = vmm.until(kind).peer.unwrap();
         assert_eq!(peer.pid, process.pid(), "{kind:?}");
     }
+}
+
+/// What a device knows of does not live on for that: whoever lets go of it waits for its
+/// end, and no thread that is in the device does.
+#[test]
+fn a_process_that_is_let_go_of_ends() {
+    let (mut vmm, process) = with_a_process();
+    let pid = process.pid();
+    drop(process);
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    assert_eq!(vmm.until(EventKind::Lost).peer.unwrap().pid, pid);
 }

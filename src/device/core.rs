@@ -67,7 +67,7 @@ enum What {
 pub(super) struct Live {
     pub(super) client: Arc<BackendClient>,
     /// What is at the other end.
-    pub(super) process: Process,
+    pub(super) process: Option<Process>,
     pub(super) actual: Actual,
     under_way: VecDeque<UnderWay>,
     pub(super) connected: bool,
@@ -83,12 +83,12 @@ impl Live {
     /// Who is at the other end.
     pub(super) fn peer(&self) -> Option<Credentials> {
         let peer = socket::peer_credentials(self.client.read_notifier())?;
-        // The kernel names who has made the two ends, which was done here.
-        let pid = self.process.as_ref().map(|process| process.pid());
-        Some(Credentials {
-            pid: pid.unwrap_or(peer.pid),
-            ..peer
-        })
+        // The kernel names who has made the two ends: where that was done here, it is not
+        // known who has the other.
+        let ours = u32::try_from(peer.pid) == Ok(std::process::id());
+        let seen = if ours { 0 } else { peer.pid };
+        let pid = self.process.as_ref().map_or(seen, |process| process.pid);
+        Some(Credentials { pid, ..peer })
     }
 
     /// A change of memory is not answered yet.
@@ -169,6 +169,8 @@ pub(super) struct Core {
     pub(super) writes: VecDeque<Write>,
     /// Connections that are over; their handlers have to hear of it.
     pub(super) retired: Vec<Arc<BackendClient>>,
+    /// Descriptors of rings that are to be written, without the lock.
+    pub(super) notices: Vec<Arc<OwnedFd>>,
     pub(super) trace: Option<TraceSink>,
     /// All that some thread may still be in, also of those that are over: their
     /// messages may still be told.

@@ -8,7 +8,7 @@ use crate::backend_client::Timeout;
 use crate::connection::ThreadMark;
 use crate::error::{Error, Kind, Result};
 use crate::socket::{self, Bell, Deadline};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -207,11 +207,16 @@ impl Device {
             core.advance(false, &self.traffic, Instant::now());
         }
         let retired = std::mem::take(&mut core.retired);
+        let notices = std::mem::take(&mut core.notices);
         core.unseen = false;
         self.arm(&core);
         let moved = before != core.news;
         let client = core.live().map(|live| Arc::clone(&live.client));
         drop(core);
+        for fd in notices {
+            // One that cannot be written is nobody's but the caller's.
+            let _ = socket::notify(fd.as_fd());
+        }
         if let Some(client) = client {
             client.tell_begun();
         }

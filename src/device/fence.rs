@@ -45,7 +45,7 @@ pub(crate) struct Fence<S> {
     /// Who is at the other end.
     peer: Option<Credentials>,
     /// Who is killed at the limit.
-    process: Process,
+    process: Option<Process>,
     /// That has passed.
     overdue: bool,
     /// What happens to the socket can be polled for. Otherwise it would be readable
@@ -99,7 +99,7 @@ impl<S: AsFd> Fence<S> {
 
     /// At the limit this process is killed, and has as long again as [`KILLED`] to be
     /// gone. It is the socket that tells, still: others may share that, and the memory.
-    pub(crate) fn killing(mut self, process: Process) -> Self {
+    pub(crate) fn killing(mut self, process: Option<Process>) -> Self {
         self.process = process;
         self
     }
@@ -113,11 +113,9 @@ impl<S: AsFd> Fence<S> {
             return Some(Fenced::Gone);
         }
         self.limit.take_if(|limit| *limit <= now)?;
-        if let Some(process) = self.process.take() {
-            if process.signal(libc::SIGKILL).is_ok() {
-                self.limit = now.checked_add(KILLED);
-                return None;
-            }
+        if self.process.take().is_some_and(|process| process.kill()) {
+            self.limit = now.checked_add(KILLED);
+            return None;
         }
         self.overdue = true;
         Some(Fenced::Unfenced)

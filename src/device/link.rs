@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 /// How a back-end is reached. A path that begins with a NUL byte is the name of
@@ -97,15 +97,36 @@ pub(crate) enum Happened {
     Refused { peers: u32 },
 }
 
-/// The process at the other end, where it was started here.
-pub(crate) type Process = Option<Arc<BackendProcess>>;
+/// A process at the other end that was started here. Whoever did so has it: when they
+/// let go of it, it ends.
+#[derive(Debug, Clone)]
+pub(crate) struct Process {
+    /// Its number, also when it is gone.
+    pub(crate) pid: i32,
+    started: Weak<BackendProcess>,
+}
+
+impl Process {
+    pub(crate) fn of(process: &Arc<BackendProcess>) -> Self {
+        Self {
+            pid: process.pid(),
+            started: Arc::downgrade(process),
+        }
+    }
+
+    /// Kills it without waiting, if it is still there. Whether that could be done.
+    pub(crate) fn kill(&self) -> bool {
+        let killed = |process: Arc<BackendProcess>| process.signal(libc::SIGKILL).is_ok();
+        self.started.upgrade().is_some_and(killed)
+    }
+}
 
 /// Where connections come from.
 #[derive(Debug)]
 enum Source {
     Path(PathBuf),
     Listener(Listener),
-    Supplied(Option<(OwnedFd, Process)>),
+    Supplied(Option<(OwnedFd, Option<Process>)>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,7 +150,7 @@ pub(crate) struct Link {
     /// How many attempts have failed in a row.
     attempt: u32,
     /// Of the connection that was handed out last.
-    process: Process,
+    process: Option<Process>,
     chance: Chance,
 }
 
@@ -207,7 +228,12 @@ impl Link {
     /// Here is a connected socket, also before it is asked for: it is used after
     /// the next loss. Of several the last counts. Refused, it is closed, so use
     /// [`check_supplied`](Self::check_supplied) first if it should not be.
-    pub(crate) fn supply(&mut self, fd: OwnedFd, process: Process, now: Instant) -> Result<()> {
+    pub(crate) fn supply(
+        &mut self,
+        fd: OwnedFd,
+        process: Option<Process>,
+        now: Instant,
+    ) -> Result<()> {
         self.check_supplied(fd.as_fd())?;
         socket::set_close_on_exec(fd.as_fd())
             .map_err(|errno| Error::os(errno, "cannot prepare the socket"))?;
@@ -219,7 +245,7 @@ impl Link {
     }
 
     /// Who is at the other end of the connection that was handed out last; told once.
-    pub(crate) fn take_process(&mut self) -> Process {
+    pub(crate) fn take_process(&mut self) -> Option<Process> {
         self.process.take()
     }
 

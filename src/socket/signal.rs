@@ -40,7 +40,8 @@ impl Alarm {
 
 /// Writes an eventfd that another process may have filled: the write would wait
 /// for ever, also if it is non-blocking for us no longer. Filled, it has been
-/// seen or will be.
+/// seen or will be. (It can be filled between the two system calls. No lock may be held
+/// meanwhile.)
 pub(crate) fn notify(eventfd: BorrowedFd<'_>) -> nix::Result<()> {
     let watch = Watch {
         fd: eventfd,
@@ -50,10 +51,13 @@ pub(crate) fn notify(eventfd: BorrowedFd<'_>) -> nix::Result<()> {
     };
     let now = Deadline::after(Some(Duration::ZERO));
     match wait([watch], now)? {
-        [ready] if ready.writable => match nix::unistd::write(eventfd, &1_u64.to_ne_bytes()) {
-            Ok(_) | Err(Errno::EAGAIN) => Ok(()),
-            Err(errno) => Err(errno),
-        },
+        // One with an error is none: to write a pipe that nobody reads is to be killed.
+        [ready] if ready.writable && !ready.broken => {
+            match nix::unistd::write(eventfd, &1_u64.to_ne_bytes()) {
+                Ok(_) | Err(Errno::EAGAIN) => Ok(()),
+                Err(errno) => Err(errno),
+            }
+        }
         _ => Ok(()),
     }
 }

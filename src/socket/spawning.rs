@@ -204,14 +204,25 @@ pub(crate) fn spawn(what: &Spawn<'_>) -> nix::Result<Child> {
             environment.as_ptr(),
         )
     })?;
-    match open_pidfd(pid) {
-        Ok(pidfd) => Ok(Child {
+    let opened = open_pidfd(pid).and_then(|pidfd| {
+        let child = Child {
             pid,
             pidfd,
             gone: false,
-        }),
-        // The number may be another's by now.
-        Err(Errno::ESRCH) => Ok(Child {
+        };
+        // Nobody waits for what is no child of this process.
+        match child.wait(libc::WNOWAIT) {
+            Ok(_) => Ok(child),
+            // Linux 5.3 has pidfds, and cannot wait for them.
+            Err(Errno::EINVAL) => Err(Errno::ENOSYS),
+            Err(errno) => Err(errno),
+        }
+    });
+    match opened {
+        Ok(child) => Ok(child),
+        // It has ended, and somebody else has waited for it. The number may be another's
+        // by now, or was when it was asked for.
+        Err(Errno::ESRCH | Errno::ECHILD) => Ok(Child {
             pid,
             pidfd: EventFd::from_value_and_flags(1, EfdFlags::EFD_CLOEXEC)?.into(),
             gone: true,
@@ -281,21 +292,25 @@ impl Child {
         if self.gone {
             return Ok(Some(Exit::Unknown));
         }
-        // SAFETY: all zero is a value of this struct of numbers and pointers.
-        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        let fd = libc::id_t::try_from(self.pidfd.as_raw_fd()).map_err(|_| Errno::EBADF)?;
-        let options = libc::WEXITED | libc::WNOHANG;
-        // SAFETY: it writes a struct that lives.
-        let rc = unsafe { libc::waitid(libc::P_PIDFD, fd, &raw mut info, options) };
-        match Errno::result(rc) {
-            Ok(_) => {}
+        match self.wait(0) {
             // It ends some time, and then nothing is told.
             Err(Errno::ECHILD) => {
                 let gone = self.signal(0) == Err(Errno::ESRCH);
-                return Ok(gone.then_some(Exit::Unknown));
+                Ok(gone.then_some(Exit::Unknown))
             }
-            Err(errno) => return Err(errno),
+            exit => exit,
         }
+    }
+
+    /// How it has ended, if it has; ECHILD where it is no child (any more).
+    fn wait(&self, more: libc::c_int) -> nix::Result<Option<Exit>> {
+        // SAFETY: all zero is a value of this struct of numbers and pointers.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let fd = libc::id_t::try_from(self.pidfd.as_raw_fd()).map_err(|_| Errno::EBADF)?;
+        let options = libc::WEXITED | libc::WNOHANG | more;
+        // SAFETY: it writes a struct that lives.
+        let rc = unsafe { libc::waitid(libc::P_PIDFD, fd, &raw mut info, options) };
+        Errno::result(rc)?;
         // SAFETY: what waitid() has filled in, or zeros.
         let pid = unsafe { info.si_pid() };
         // SAFETY: likewise.

@@ -84,6 +84,8 @@ pub(crate) struct Ready {
     pub(crate) readable: bool,
     /// Something can be written, or writing would fail at once.
     pub(crate) writable: bool,
+    /// It would fail at once, or reading would, or the peer is gone.
+    pub(crate) broken: bool,
 }
 
 /// Waits until one of the descriptors is ready as wanted or the deadline passes. A
@@ -113,6 +115,7 @@ pub(crate) fn wait<const N: usize>(
         Ready {
             readable: found.intersects(PollFlags::POLLIN | broken),
             writable: found.intersects(PollFlags::POLLOUT | broken),
+            broken: found.intersects(broken),
         }
     }))
 }

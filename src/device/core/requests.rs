@@ -8,7 +8,7 @@ use crate::device::plan::{self, Drain, Next, RingStep, Step, Wanted};
 use crate::device::ring::{self, Kept, Origin, RingIndices};
 use crate::error::{Class, Error, Kind, Phase, Result};
 use crate::message::{ConfigHeader, Inflight, ProtocolFeatures, Request, VringState, virtio};
-use crate::socket::{self, Pollable};
+use crate::socket::Pollable;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -412,11 +412,9 @@ impl Core {
         // there was no back-end.
         for index in std::mem::take(&mut live.started) {
             if let Some(kept) = self.kept.get(index).and_then(Option::as_ref) {
-                let call = kept.call.as_deref();
-                for fd in [Some(&*kept.kick), call].into_iter().flatten() {
-                    // One that cannot be written is nobody's but the caller's.
-                    let _ = socket::notify(fd.as_fd());
-                }
+                let call = kept.call.as_ref().map(Arc::clone);
+                self.notices
+                    .extend([Some(Arc::clone(&kept.kick)), call].into_iter().flatten());
             }
         }
         if self.applied != Some(self.generation) {

@@ -254,7 +254,7 @@ fn a_process_is_killed_at_the_limit_and_its_socket_still_tells() {
     let process = Arc::new(process);
     // Somebody else has that end, too, and the memory perhaps.
     let (ours, theirs) = pair();
-    let mut fence = fence(ours, now).killing(Some(Arc::clone(&process)));
+    let mut fence = fence(ours, now).killing(Some(super::super::link::Process::of(&process)));
     assert_eq!(fence.step(now + LIMIT - Duration::from_nanos(1)), None);
     assert_eq!(process.exit().unwrap(), None);
     assert_eq!(fence.step(now + LIMIT), None);

@@ -359,7 +359,8 @@ pub struct vuf_device_info {
     /// GET_MAX_MEM_SLOTS; 0 if it was not asked.
     pub max_mem_slots: u64,
     /// The process at the other end, its user and group; -1 while there is none,
-    /// and pid 0 where it cannot be seen from here.
+    /// and pid 0 where it cannot be seen from here, or is not known: of a socket pair
+    /// the kernel names who made it, which is this process.
     pub peer_pid: i32,
     /// See peer_pid.
     pub peer_uid: i32,
