@@ -711,7 +711,9 @@ static void what_cannot_be_started_is_told(void **state)
 
     assert_refused(-EINVAL, "process", vuf_backend_process_get_pid(NULL));
     assert_refused(-EINVAL, "process", vuf_backend_process_get_fd(NULL));
+    fd = 77;
     assert_refused(-EINVAL, "process", vuf_backend_process_take_socket(NULL, &fd));
+    assert_int_equal(fd, -1);
     assert_refused(-EINVAL, "process", vuf_backend_process_signal(NULL, SIGTERM));
     assert_refused(-EINVAL, "process", vuf_backend_process_get_exit(NULL, &ended));
     assert_refused(-EINVAL, "process", vuf_backend_process_wait(NULL, 0, NULL));

@@ -1,7 +1,7 @@
 //! Back-end programs: started, watched, ended.
 
 use super::super::args::{self, Args};
-use super::super::device::give;
+use super::super::device::{give, no_fd_yet};
 use super::super::{boundary, handle};
 use super::types::*;
 use crate::error::{Error, Result};
@@ -175,6 +175,8 @@ pub unsafe extern "C" fn vuf_backend_process_take_socket(
     fd: *mut c_int,
 ) -> c_int {
     // SAFETY: the caller's promise.
+    unsafe { no_fd_yet(fd) };
+    // SAFETY: the caller's promise.
     unsafe {
         handle::with_process(process, |process, c| {
             let fd = c.fd_output(fd, "fd")?;
@@ -304,6 +306,7 @@ pub unsafe extern "C" fn vuf_backend_process_wait(
 ///   -E2BIG      exit->size is above 65536
 ///   -EPERM      this process may not end it
 ///   -ETIMEDOUT  it hangs in the kernel: it was killed, and 5 s later it has not ended
+///   -ECANCELED  it hangs so, and is being freed
 ///
 /// # Safety
 /// As for vuf_backend_process_get_exit().
