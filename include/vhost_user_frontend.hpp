@@ -35,7 +35,8 @@
  * (std::terminate): it has no way through the library.
  *
  * Threads. As in C: any thread may call any member function of a handle, several at
- * once; but not while another moves from it, assigns to it or destroys it.
+ * once; but not while another frees or releases it, moves from it, assigns to it or
+ * destroys it.
  *
  * Translation units with and without exceptions or RTTI may be linked together. The
  * types have no ABI beyond one release: between libraries that are compiled apart,
@@ -193,6 +194,7 @@ inline vuf_error_info info_of(int code) noexcept
     info.size = sizeof info;
     info.code = code;
     info.error_class = vuf_error_class(code);
+    info.errno_value = code < 0 && code >= -4095 ? -code : 0;
     info.ring = -1;
     info.region = -1;
     return info;
@@ -362,7 +364,8 @@ struct is_sized<T, std::enable_if_t<std::is_same_v<decltype(T::size), std::size_
 } // namespace detail
 
 /* A C struct as its documentation wants it before the fields are set: zero, with size
-   where it has one, and with -1 for descriptors. */
+   where it has one, and with -1 for descriptors: but for the outputs of
+   vuf_backend_process_options, of which 0 is this process's own and -1 is none. */
 template <class T> constexpr T make() noexcept
 {
     static_assert(std::is_standard_layout_v<T> && std::is_trivially_copyable_v<T>,
@@ -390,7 +393,11 @@ using uuid = std::array<std::uint8_t, 16>;
 template <class T> class view {
   public:
     constexpr view() noexcept = default;
-    constexpr view(T *data, std::size_t size) noexcept : data_(data), size_(size) {}
+    /* Not from a literal 0, which would be a null pointer: {0, 1} is no list. */
+    template <class P, class = std::enable_if_t<std::is_convertible_v<P *, T *>>>
+    constexpr view(P *data, std::size_t size) noexcept : data_(data), size_(size)
+    {
+    }
     constexpr view(T &one) noexcept : data_(&one), size_(1) {}
     template <class C, class Data = decltype(std::data(std::declval<C &>())),
               class = std::enable_if_t<std::is_convertible_v<
@@ -472,6 +479,16 @@ VUF_DETAIL_SERVES(shared_object_removed);
 /* noexcept is what ends the program where a callback throws. */
 template <class H> constexpr vuf_backend_ops make_backend_ops() noexcept
 {
+    static_assert(serves_iotlb_miss<H>::value || serves_iotlb_access_fail<H>::value ||
+                      serves_host_notifier<H>::value || serves_shared_object_lookup<H>::value ||
+                      serves_shmem_map<H>::value || serves_config_changed<H>::value ||
+                      serves_vring_call<H>::value || serves_vring_err<H>::value ||
+                      serves_shared_object_added<H>::value ||
+                      serves_shared_object_removed<H>::value,
+                  "a handler that serves nothing: is it a pointer, or are its members not "
+                  "public, or overloaded?");
+    static_assert(serves_shmem_map<H>::value == serves_shmem_unmap<H>::value,
+                  "what is mapped has to be unmapped: shmem_map and shmem_unmap, or neither");
     auto ops = make<vuf_backend_ops>();
     if constexpr (serves_iotlb_miss<H>::value) {
         ops.iotlb_miss = [](void *user, std::uint64_t iova, std::uint32_t perm) noexcept -> int {
@@ -837,6 +854,8 @@ class client {
                                      std::uint32_t timeout_ms = VUF_TIMEOUT_DEFAULT) noexcept
     {
         auto became = make<vuf_submit_result>();
+        /* As it stays where nothing was looked at. */
+        became.failed = became.ring = -1;
         const int rc =
             vuf_client_submit(get(), ops.data(), ops.size(), flags, timeout_ms, &became);
         return {rc, became};
@@ -1241,10 +1260,11 @@ class device {
     {
         return result<void>(vuf_device_memory_fits(get(), regions.data(), regions.size()));
     }
-    /* VUF_MEMORY_* */
+    /* VUF_MEMORY_*; where that is not known, VUF_MEMORY_PENDING: the back-end may have
+       more than is wanted. */
     result<std::uint32_t> get_memory_state() const noexcept
     {
-        std::uint32_t state = 0;
+        std::uint32_t state = VUF_MEMORY_PENDING;
         const int rc = vuf_device_get_memory_state(get(), &state);
         return {rc, state};
     }
