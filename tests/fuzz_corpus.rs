@@ -87,3 +87,8 @@ fn device() {
 fn c_api() {
     replay(fuzz::c_api, "c_api");
 }
+
+#[test]
+fn programs() {
+    replay(fuzz::programs, "programs");
+}

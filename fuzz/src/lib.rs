@@ -23,6 +23,7 @@ mod device;
 mod input;
 mod op;
 mod peer;
+mod programs;
 mod replies;
 mod rig;
 
@@ -61,6 +62,11 @@ pub fn device(data: &[u8]) {
 pub fn c_api(data: &[u8]) {
     device::prepare();
     run(data, c_api::run);
+}
+
+/// A file that describes a back-end.
+pub fn programs(data: &[u8]) {
+    programs::run(data);
 }
 
 fn run(data: &[u8], body: fn(&mut Rig, &[u8]) -> Result<(), Late>) {

@@ -693,6 +693,68 @@ fn device(write: &dyn Fn(&str, &[Vec<u8>])) {
     }
 }
 
+/// Files that describe back-ends, and such as do not.
+const FILES: [(&str, &str); 25] = [
+    ("empty", ""),
+    (
+        "good",
+        r#"{"description":"a disk","type":"block","binary":"/usr/bin/it"}"#,
+    ),
+    (
+        "spaced",
+        " {\r\n\t\"type\" : \"fs\" , \"binary\" : \"/a\" } \n",
+    ),
+    (
+        "tags",
+        r#"{"type":"net","binary":"/b","tags":["x",{"y":[1,-2.5e+3,null]}]}"#,
+    ),
+    (
+        "escapes",
+        r#"{"type":"\u0067pu","binary":"\/c\"\\\b\f\n\r\t"}"#,
+    ),
+    ("surrogates", r#"{"type":"\ud83d\ude00","binary":"/d"}"#),
+    ("lone-surrogate", r#"{"type":"\ud83d","binary":"/d"}"#),
+    ("nul", r#"{"type":"a\u0000","binary":"/e"}"#),
+    ("relative", r#"{"type":"rng","binary":"e"}"#),
+    ("no-type", r#"{"binary":"/f"}"#),
+    ("empty-type", r#"{"type":"","binary":"/f"}"#),
+    ("no-binary", r#"{"type":"scsi"}"#),
+    ("type-is-a-number", r#"{"type":1,"binary":"/g"}"#),
+    (
+        "description-is-null",
+        r#"{"description":null,"type":"i2c","binary":"/g"}"#,
+    ),
+    ("twice", r#"{"type":"a","type":"b","binary":"/h"}"#),
+    ("array", r#"["type","binary"]"#),
+    ("text", r#""type""#),
+    ("number", "-0.0e-1"),
+    ("large-number", r#"{"type":"a","binary":"/i","x":1e999}"#),
+    ("leading-zero", r#"{"type":"a","binary":"/i","x":01}"#),
+    ("comma", r#"{"type":"a","binary":"/i",}"#),
+    ("behind", r#"{"type":"a","binary":"/i"} {}"#),
+    ("open", r#"{"type":"a","binary":"/i"#),
+    ("control-character", "{\"type\":\"a\nb\",\"binary\":\"/i\"}"),
+    ("byte-order-mark", "\u{feff}{}"),
+];
+
+fn programs(write: &dyn Fn(&str, &[Vec<u8>])) {
+    for (name, text) in FILES {
+        write(name, &[text.as_bytes().to_vec()]);
+    }
+    write(
+        "not-utf-8",
+        &[b"{\"type\":\"\xff\",\"binary\":\"/e\"}".to_vec()],
+    );
+    let nested = |deep: usize| [b"[".repeat(deep), b"]".repeat(deep)].concat();
+    let member = |value: Vec<u8>| {
+        let before = br#"{"type":"a","binary":"/j","x":"#.to_vec();
+        [before, value, b"}".to_vec()]
+    };
+    for deep in [31, 32] {
+        write(&format!("{deep}-deep"), &member(nested(deep)));
+    }
+}
+
 fn main() -> std::io::Result<()> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
     let into = |target: &str| {
@@ -709,5 +771,6 @@ fn main() -> std::io::Result<()> {
     c_devices(&into("c_api")?);
     channel(&into("channel")?);
     device(&into("device")?);
+    programs(&into("programs")?);
     Ok(())
 }
