@@ -65,7 +65,11 @@ FUZZ_SECONDS ?= 60
 
 .PHONY: all lib tools c-tests demo bench fuzz check check-full header header-check abi-baseline install uninstall clean FORCE
 .DELETE_ON_ERROR:
+# As old as its beginning: what is changed meanwhile is newer.
+BUILT := build/built
+BEGUN := $(shell date +%s.%N)
 all: lib tools
+	@touch -d @$(BEGUN) $(BUILT)
 
 lib: $(SO) $(ARCHIVE)
 
@@ -173,7 +177,7 @@ fuzz:
 	@$(CARGO) +nightly --version >/dev/null 2>&1 || \
 	  { echo 'make fuzz needs a nightly Rust: rustup toolchain install nightly'; exit 1; }
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked
-	@for target in replies c_api channel device; do \
+	@for target in replies c_api channel device programs; do \
 	  mkdir -p build/fuzz/$$target && \
 	  $(CARGO) +nightly fuzz run --target-dir build/fuzz/cargo $$target \
 	    build/fuzz/$$target fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) \
@@ -242,7 +246,11 @@ INSTALLED_RPATH = $(if $(RPATH),$(PLACE))
 PUBLIC  := $(wildcard include/*.h include/*.hpp)
 CMAKE   := $(LIBDIR)/cmake/$(NAME)
 
-install: all
+# Only what was not built, or has changed since, is built by it: who installs as root may
+# have no cargo, or one that would make all of it again. (Where nothing was built, find
+# says so.)
+SOURCES := build.rs Cargo.lock Cargo.toml examples include mock/Cargo.* mock/src src
+install: $(if $(shell find $(SOURCES) -type f -newer $(BUILT) 2>&1),all)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include \
 	  $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(CMAKE)
 	install -m 755 build/vuf-mock-backend $(DESTDIR)$(PREFIX)/bin/

@@ -8,29 +8,20 @@ cd "$(dirname "$0")/.." || exit 1
 
 PROBE=build/vhost-user-probe
 BACK_ENDS=${CARGO_TARGET_DIR:-target}/debug/examples
-passed=0
-failed=0
-skipped=0
-pid=
-dir=$(mktemp -d "${TMPDIR:-/tmp}/vuf-probe.XXXXXX") || exit 1
+. c-tests/checks.sh
+begin probe
 
 end_back_end() {
-    if [ -n "$pid" ]; then
-        kill -CONT "$pid" 2>/dev/null
-        kill "$pid" 2>/dev/null
-        wait "$pid" 2>/dev/null
-        pid=
-    fi
+    end $back_end
+    back_end=
 }
-trap 'end_back_end; rm -rf "$dir"' EXIT
-trap 'exit 130' INT TERM
 
 # start COMMAND...: a back-end that says "ready".
 start() {
     end_back_end
     : >"$dir/ready"
     "$@" >"$dir/ready" 2>"$dir/log" &
-    pid=$!
+    back_end=$!
     tries=0
     until grep -q '^ready$' "$dir/ready"; do
         tries=$((tries + 1))
@@ -131,13 +122,12 @@ start_program() {
     end_back_end
     rm -f "$socket"
     "$@" >"$dir/log" 2>&1 &
-    pid=$!
+    back_end=$!
     tries=0
-    until [ -S "$socket" ] || [ $tries -gt 200 ]; do
+    until listening "$socket" || [ $tries -gt 200 ]; do
         tries=$((tries + 1))
         sleep 0.1
     done
-    sleep 0.3 # from bind to listen
 }
 
 # has VARIABLE NAME: whether that program is here.
@@ -179,13 +169,14 @@ json 0 'r["shared_memory_regions"][0]["bytes"] > 0 and all(
     set(bit) == {"bit", "name", "served"} for bit in r["protocol_features"]["bits"])' -- "$socket"
 start "$BACK_ENDS/foreign_backend" --socket "$socket" --log "$dir/requests"
 probe 0 RING_PACKED SHMEM 'shared memory' -- "$socket"
-grep -qE '^(SET_OWNER|SET_FEATURES|SET_VRING|SET_MEM)' "$dir/requests" && {
-    echo 'the probe has changed the device'
-    failed=$((failed + 1))
+changes_nothing() {
+    grep '^GET_FEATURES' "$dir/requests" &&
+        ! grep -E '^(SET_OWNER|SET_FEATURES|SET_VRING|SET_MEM)' "$dir/requests"
 }
+check 'the probe changes nothing' changes_nothing
 
 # Alive, but it does not answer: the kernel accepts for it.
-kill -STOP "$pid"
+kill -STOP "$back_end"
 probe 1 GET_FEATURES deadline -- --timeout 300 "$socket"
 # What it hangs at is the last message.
 trace '> GET_FEATURES' '> GET_FEATURES$' -- --timeout 300 "$socket"
@@ -208,6 +199,8 @@ describe conf/qemu/vhost-user/50-block.json test-block "$dir/block"
 describe conf/qemu/vhost-user/70-nothing.json test-nothing /nothing
 : >"$dir/conf/qemu/vhost-user/60-gone.json"
 echo '[]' >"$dir/conf/qemu/vhost-user/80-wrong.json"
+# A name that is no UTF-8: the second character is, the others are not.
+echo '[]' >"$dir/conf/qemu/vhost-user/$(printf '90-\377\303\244\355\240\200').json"
 # It is what its file says, and otherwise that of the embedded back-end.
 printf '#!/bin/sh\n[ "$*" != --print-capabilities ] || {\n%s\n}\nexec "%s" "$@"\n' \
     "echo '{\"type\": \"test-block\", \"features\": [\"one\", \"two\"]}'; exit" \
@@ -247,7 +240,7 @@ probe 2 --help -- --listening "$socket"
 if command -v python3 >/dev/null; then
     if "$PROBE" --list -v --json | python3 -c '
 import json, sys
-found = json.load(sys.stdin)
+found = json.load(open(0, encoding="utf-8"))
 for one in found:
     keys = ["file", "type", "description", "binary", "hidden_by", "problem", "features"]
     assert list(one) == keys, list(one)
@@ -255,6 +248,9 @@ def of(name):
     return [(one["binary"], one["features"]) for one in found if one["type"] == name]
 assert of("test-block") == [(sys.argv[1], ["one", "two"]), ("/hidden", None)], found
 assert of("test-nothing") == [("/nothing", None)], found
+unknown = "\ufffd"
+name = "/90-" + unknown + "\u00e4" + 3 * unknown + ".json"
+assert [one["problem"] for one in found if one["file"].endswith(name)] == ["it is no object"], found
 ' "$dir/block"; then
         passed=$((passed + 1))
     else
@@ -279,7 +275,7 @@ if command -v qemu-storage-daemon >/dev/null; then
     qemu-storage-daemon --pidfile "$dir/pid" \
         --blockdev "driver=file,node-name=disk,filename=$dir/disk" \
         --export "type=vhost-user-blk,id=export,node-name=disk,num-queues=4,addr.type=unix,addr.path=$socket" &
-    pid=$!
+    back_end=$!
     tries=0
     until [ -s "$dir/pid" ] || [ $tries -gt 100 ]; do
         tries=$((tries + 1))

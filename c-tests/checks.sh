@@ -34,6 +34,12 @@ end() {
     done
 }
 
+# listening PATH: somebody does, who may have to be waited for. (A socket is there as soon
+# as it has its name.)
+listening() {
+    awk -v path="$1" '$4 == "00010000" && $8 == path { found = 1 } END { exit !found }' /proc/net/unix
+}
+
 # check WHAT COMMAND...: what it says is told only if it fails.
 check() {
     what=$1

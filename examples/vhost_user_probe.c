@@ -360,18 +360,43 @@ static void print_report(const struct probe *probe)
 
 /* ---- the same for programs ---- */
 
-/* A JSON string. Bytes that are no ASCII are taken for Latin-1, unless it is
-   UTF-8. */
-static void json_text(const char *text, size_t size, bool utf8)
+/* Bytes of the character that begins a text which ends with a NUL; 0 where that is
+   no UTF-8 (RFC 3629, section 4), as in the name of a file. */
+static size_t utf8_length(const char *text)
+{
+    const unsigned char *at = (const unsigned char *)text;
+    size_t length = at[0] < 0x80   ? 1
+                    : at[0] < 0xc2 ? 0
+                    : at[0] < 0xe0 ? 2
+                    : at[0] < 0xf0 ? 3
+                    : at[0] < 0xf5 ? 4
+                                   : 0;
+    for (size_t n = 1; n < length; n++) {
+        if ((at[n] & 0xc0) != 0x80) {
+            return 0;
+        }
+    }
+    /* Longer than needed, half of a pair of UTF-16, or beyond what there is. */
+    bool wrong = (at[0] == 0xe0 && at[1] < 0xa0) || (at[0] == 0xed && at[1] > 0x9f) ||
+                 (at[0] == 0xf0 && at[1] < 0x90) || (at[0] == 0xf4 && at[1] > 0x8f);
+    return wrong ? 0 : length;
+}
+
+static void json_char(unsigned char c)
+{
+    if (c < ' ' || c >= 0x7f) {
+        printf("\\u%04x", c);
+    } else {
+        printf(c == '"' || c == '\\' ? "\\%c" : "%c", c);
+    }
+}
+
+/* A JSON string of a field, whose bytes that are no ASCII are taken for Latin-1. */
+static void json_field(const uint8_t *text, size_t size)
 {
     putchar('"');
     for (size_t n = 0; n < size && text[n] != '\0'; n++) {
-        unsigned char c = (unsigned char)text[n];
-        if (c < ' ' || c == 0x7f || (c > 0x7f && !utf8)) {
-            printf("\\u%04x", c);
-        } else {
-            printf(c == '"' || c == '\\' ? "\\%c" : "%c", c);
-        }
+        json_char(text[n]);
     }
     putchar('"');
 }
@@ -380,9 +405,21 @@ static void json_string(const char *text)
 {
     if (text == NULL) {
         fputs("null", stdout);
-    } else {
-        json_text(text, strlen(text), true);
+        return;
     }
+    putchar('"');
+    while (*text != '\0') {
+        size_t length = utf8_length(text);
+        if (length > 1) {
+            fwrite(text, 1, length, stdout);
+        } else if (length == 1) {
+            json_char((unsigned char)*text);
+        } else {
+            fputs("\\ufffd", stdout);
+        }
+        text += length > 0 ? length : 1;
+    }
+    putchar('"');
 }
 
 /* Masks are strings: many programs hold numbers of up to 53 bits. */
@@ -470,7 +507,7 @@ static void json_config(const struct probe *probe, const struct device_type *typ
             putchar('"');
             break;
         case CONFIG_TEXT:
-            json_text((const char *)bytes, field->size, false);
+            json_field(bytes, field->size);
             break;
         }
         separator = ", ";
