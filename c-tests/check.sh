@@ -10,11 +10,18 @@ cd "$(dirname "$0")/.." || exit 1
 : "${CARGO:=cargo}" "${CC:=cc}" "${CXX:=c++}" "${MAKE:=make}"
 export CARGO CC CXX MAKE
 export CARGO_TERM_COLOR=never RUST_BACKTRACE=0
+# What is tested is what was built here: not what is installed, where somebody has said
+# how to find that, nor what cargo is configured to put elsewhere.
+unset LD_LIBRARY_PATH LD_PRELOAD PKG_CONFIG_PATH PKG_CONFIG_LIBDIR PKG_CONFIG_SYSROOT_DIR
 TARGET=${CARGO_TARGET_DIR:-target}
+export CARGO_TARGET_DIR="$TARGET"
+# Sockets lie in it, whose paths hold 107 bytes at most; and make splits at spaces.
+case ${TMPDIR-} in *[[:space:]]* | ????????????????????????????????*) export TMPDIR=/tmp ;; esac
 LOGS=build/check
 SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/vuf-check.XXXXXX") || exit 1
-beside=
-trap '[ -z "$beside" ] || kill "$beside"; rm -rf "$SCRATCH"' EXIT
+# Processes, by their numbers; a negative one is that of a group.
+beside='' others=''
+trap 'for it in $beside $others; do kill -- "$it"; done 2>/dev/null; rm -rf "$SCRATCH"' EXIT
 trap 'exit 130' INT TERM
 rm -rf "$LOGS"
 mkdir -p "$LOGS"
@@ -67,17 +74,21 @@ stage() {
 # beside STAGES: begins a function of stages, one after the other, beside those that
 # follow: compilers, where the others mostly wait.
 beside() {
+    # A group of its own, so that it can be ended with all that it has started.
+    set -m
     {
+        set +m
         passed=0 failed=0 skipped=0
         "$1"
         echo "$passed $failed $skipped" >"$SCRATCH/counts"
-    } >"$SCRATCH/beside" 2>&1 &
-    beside=$!
+    } >"$SCRATCH/beside" 2>&1 </dev/null &
+    beside=-$!
+    set +m
 }
 
 # Waits for them, and says what they had to say.
 collect() {
-    wait "$beside"
+    wait "${beside#-}"
     beside=
     cat "$SCRATCH/beside"
     [ -e "$SCRATCH/counts" ] || {
@@ -185,6 +196,7 @@ installed() {
     "$TARGET/debug/examples/embedded_backend" --socket "$SCRATCH/blk.sock" \
         --file "$SCRATCH/disk.raw" >"$SCRATCH/ready" &
     backend=$!
+    others=$backend
     tries=0
     until grep -q ready "$SCRATCH/ready" || [ $tries -ge 100 ]; do
         tries=$((tries + 1))
@@ -196,6 +208,7 @@ installed() {
     result=$?
     kill $backend
     wait $backend 2>/dev/null
+    others=
     [ $result = 0 ] && echo '3 passed, 0 failed'
 }
 
@@ -248,10 +261,12 @@ under_load() {
     one=$!
     sh -c 'while :; do :; done' &
     two=$!
+    others="$one $two"
     "$@"
     result=$?
     kill $one $two
     wait $one $two 2>/dev/null
+    others=
     return $result
 }
 

@@ -117,9 +117,9 @@ shape() {
 # made_so DESCRIPTION LIBRARY: unstripped, as cargo makes it for tests.
 made_so() {
     abidw --no-show-locs --no-corpus-path --no-comp-dir-path --out-file "$dir/made.abi" "$2" &&
-        shape "$1" >"$dir/said" && shape "$dir/made.abi" >"$dir/made" || return 1
-    grep -q '^struct' "$dir/said" && grep -q '^function' "$dir/said" || return 1
-    diff "$dir/said" "$dir/made" >"$dir/difference" && return
+        shape "$1" >"$dir/stated" && shape "$dir/made.abi" >"$dir/made" || return 1
+    grep -q '^struct' "$dir/stated" && grep -q '^function' "$dir/stated" || return 1
+    diff "$dir/stated" "$dir/made" >"$dir/difference" && return
     echo 'the header (<) and the debug information of the library (>) differ:'
     cat "$dir/difference"
     return 1
@@ -244,7 +244,7 @@ check 'told: a header with another struct' not_made_so \
 check 'told: a header with an argument more' not_made_so \
     's/vuf_strerror(int rc)/vuf_strerror(int rc, int more)/' 'vuf_strerror 2'
 stripped() {
-    strip -g -o "$dir/stripped.so" "$library"
+    strip -g -o "$dir/stripped.so" "$library" || return 1
     ! made_so "$dir/whole.abi" "$dir/stripped.so" >"$dir/words"
 }
 check 'told: no debug information in the library' stripped

@@ -51,6 +51,7 @@ options_in_synopsis() {
 }
 # The words behind "Cm" in a page that the help has as well: types, modes.
 same_words() {
+    [ -n "$(options_words "$1")" ] || return 1
     for word in $(options_words "$1"); do
         grep -qE "(^| )$word([ ,.]|\$)" "$dir/page-words" || {
             echo "man/$1.1 does not name $word"
@@ -110,11 +111,16 @@ reference() {
     } >"$dir/Doxyfile"
     doxygen "$dir/Doxyfile"
 }
-# spoiled SED-COMMAND: whether the header that is made by it is noticed.
+# spoiled WORDS SED-COMMAND: whether the header that is made by it is noticed, and what
+# is told of it.
 spoiled() {
-    sed "$1" include/vhost_user_frontend.h >"$dir/vhost_user_frontend.h"
+    sed "$2" include/vhost_user_frontend.h >"$dir/vhost_user_frontend.h"
     ! cmp -s include/vhost_user_frontend.h "$dir/vhost_user_frontend.h" &&
-        ! reference "$dir/vhost_user_frontend.h"
+        ! reference "$dir/vhost_user_frontend.h" >"$dir/complaint" 2>&1 &&
+        grep -F "$1" "$dir/complaint"
+}
+whole() {
+    cp include/vhost_user_frontend.h "$dir/" && reference "$dir/vhost_user_frontend.h"
 }
 
 if has doxygen 'the reference'; then
@@ -123,11 +129,12 @@ if has doxygen 'the reference'; then
         grep -q 'vuf_device_open_fd' build/docs/html/vhost__user__frontend_8h.html
     check 'it has the Rust functions' \
         test -s build/docs/rust/vhost_user_frontend/struct.Device.html
-    check 'a function without words is told' spoiled 's/^int vuf_client_abort(/int vuf_new(void);\n&/'
-    check 'a constant without words is told' spoiled '/^ \* Several queues\.$/d'
-    check 'a field without words is told' spoiled '/^     \* Guest physical address of the region/d'
-    check 'a parameter without words is told' spoiled 's/^ \* num  gets the number$/ * A number./'
-    check 'a parameter that is not there is told' spoiled 's/\(uint64_t \*\)slots)/\1others)/'
+    check 'a copy of the header is good' whole
+    check 'a function without words is told' spoiled vuf_client_abort 's/^int vuf_client_abort(/int vuf_new(void);\n&/'
+    check 'a constant without words is told' spoiled VUF_PROTOCOL_F_MQ '/^ \* Several queues\.$/d'
+    check 'a field without words is told' spoiled guest_addr '/^     \* Guest physical address of the region/d'
+    check 'a parameter without words is told' spoiled num 's/^ \* num  gets the number$/ * A number./'
+    check 'a parameter that is not there is told' spoiled slots 's/\(uint64_t \*\)slots)/\1others)/'
 fi
 
 sum_up

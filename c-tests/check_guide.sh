@@ -54,7 +54,8 @@ run() {
     echo "== $built, $kind"
     : >"$dir/out"
     start "$kind"
-    LD_LIBRARY_PATH=$root/usr/lib/test "$@" "$built" "$dir/socket" >"$dir/out" 2>>"$dir/log" &
+    LD_LIBRARY_PATH=$root/usr/lib/test timeout 300 "$@" "$built" "$dir/socket" >"$dir/out" \
+        2>>"$dir/log" &
     front_end=$!
     until_said verified 2
     kill -KILL "$back_end"

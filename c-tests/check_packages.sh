@@ -138,6 +138,7 @@ has_all() {
     done
 }
 if ! has_all dpkg-buildpackage dh lintian && [ "$(id -u)" = 0 ] && has_all apt-get; then
+    timeout 300 apt-get update -q </dev/null >/dev/null 2>&1
     DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -q -y --no-install-recommends \
         dpkg-dev debhelper lintian </dev/null >/dev/null 2>&1
 fi
@@ -177,7 +178,8 @@ fi
 
 # By dpkg, into a system that is empty but for them.
 in_root() {
-    dpkg --root="$dir/root" --force-not-root --force-depends --log=/dev/null "$@"
+    # Which asks for programs that an ordinary user's PATH does not have.
+    PATH=$PATH:/usr/sbin:/sbin dpkg --root="$dir/root" --force-not-root --force-depends --log=/dev/null "$@"
 }
 install_packages() {
     mkdir -p "$dir/root/var/lib/dpkg/updates" "$dir/root/var/lib/dpkg/info" &&

@@ -71,6 +71,8 @@ if ! $CC $FLAGS -o "$dir/leak" "$dir/leak.c" 2>"$dir/words"; then
     exit 0
 fi
 
+# Made anew: a program of the run before may have been linked with another library.
+rm -rf $OUT/c-tests
 if find_nightly asan; then
     instrumented_cargo address $OUT rustc --lib --crate-type staticlib || exit 1
     instrumented_programs $OUT "$FLAGS" c-tests || exit 1

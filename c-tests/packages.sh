@@ -39,6 +39,7 @@ look() {
     need python3 command -v python3
     need abigail-tools command -v abidiff
     need mandoc command -v mandoc
+    need bsdextrautils command -v col
     need doxygen command -v doxygen
     need qemu-storage-daemon command -v qemu-storage-daemon
     want clang command -v clang

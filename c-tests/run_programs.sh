@@ -31,7 +31,8 @@ done >"$said/programs"
 xargs -P "${VUF_JOBS:-1}" -I '{}' sh -c '
     said=$1/${2##*/} program=$2
     shift 2
-    timeout 600 "$@" "$program" >"$said" 2>&1 || {
+    # In the foreground: who ends the tests ends it, too.
+    timeout --foreground 600 "$@" "$program" >"$said" 2>&1 || {
         # Who is killed by a signal says nothing: 124 is of the timeout.
         echo "FAILED: $program, exit status $?" >>"$said"
         exit 1

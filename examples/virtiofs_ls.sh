@@ -31,11 +31,12 @@ clean_up() {
 }
 
 # list ARGUMENT...: before the socket -A, -l or nothing, behind it the path. The
-# program waits until somebody listens; virtiofsd ends with its connection.
+# program waits until somebody listens; virtiofsd ends with its connection, or if there
+# is none for a minute.
 list() {
     option=$1
     shift
-    "$VIRTIOFSD" --socket-path "$dir/socket" --shared-dir "$dir/share" --sandbox none \
+    timeout --foreground 60 "$VIRTIOFSD" --socket-path "$dir/socket" --shared-dir "$dir/share" --sandbox none \
         --seccomp none >>"$dir/log" 2>&1 &
     pid=$!
     # WRAPPER, as valgrind, is for whoever looks closer; an option may be none.

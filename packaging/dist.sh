@@ -14,11 +14,15 @@ tree=build/dist/$name
     echo 'make dist: needs a checkout made by git; this is the source already' >&2
     exit 1
 }
+git diff --quiet HEAD ||
+    echo 'make dist: the checkout differs from the commit, and so will the tarball' >&2
 : "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct)}"
 
 rm -rf build/dist
 mkdir -p "$tree/.cargo"
-git ls-files -z | tar -c --null -T - | tar -x -C "$tree"
+git ls-files -z >build/dist/files
+tar -c --null -T build/dist/files -f build/dist/tracked.tar
+tar -x -C "$tree" -f build/dist/tracked.tar
 
 # Also those of the programs that have a lock file of their own.
 (
@@ -45,7 +49,7 @@ find "$tree/vendor" -type f | grep -E '\.(a|o|so|lib|dll|exe)$' |
     done
 
 LC_ALL=C tar -c -C build/dist --sort=name --owner=0 --group=0 --numeric-owner \
-    --mode=u=rwX,go=rX --mtime="@$SOURCE_DATE_EPOCH" --format=gnu "$name" |
-    xz -4 -T1 >"build/$name.tar.xz"
+    --mode=u=rwX,go=rX --mtime="@$SOURCE_DATE_EPOCH" --format=gnu -f "build/$name.tar" "$name"
+xz -4 -T1 -f "build/$name.tar"
 rm -rf build/dist
 echo "build/$name.tar.xz"
