@@ -89,8 +89,8 @@ fn rust_vmm(path: &Path) -> Frontend {
     frontend
 }
 
-/// A back-end of its own for each contender: most serve one front-end at a time, and
-/// none costs anything while it is not asked.
+/// A back-end of its own for each contender, in their order: most serve one front-end
+/// at a time, and none costs anything while it is not asked.
 fn compare(kind: Kind, table: &mut Table) {
     let back_ends: Vec<_> = (0..7).map(|_| BackEnd::start(kind, 1)).collect();
     let mut sockets = back_ends.iter().map(|it| it.socket.as_path());
@@ -98,7 +98,6 @@ fn compare(kind: Kind, table: &mut Table) {
     let get = Message::new(Request::GetFeatures, &[], None);
 
     let floor = bare(socket());
-    let spinning = bare(socket());
     let closed = ours(socket(), &Options::default());
     let open = with_channel(ours(socket(), &Options::default()));
     let spin = Options {
@@ -108,6 +107,7 @@ fn compare(kind: Kind, table: &mut Table) {
     let closed_spin = ours(socket(), &spin);
     let open_spin = with_channel(ours(socket(), &spin));
     let theirs = rust_vmm(socket());
+    let spinning = bare(socket());
     let mut contenders = [
         Contender::new("bare sendmsg and recvmsg", || {
             timed(|| assert_ne!(floor.call(&get), 0))
@@ -131,16 +131,29 @@ fn compare(kind: Kind, table: &mut Table) {
             timed(|| assert_ne!(spinning.call_spinning(&get), 0))
         }),
     ];
+    let sleeps = || back_ends.iter().map(BackEnd::sleeps).collect::<Vec<_>>();
+    let before = sleeps();
     race(rounds(60), &mut contenders);
-    for result in results(&contenders) {
+    let after = sleeps();
+    // The first round only warms up, but makes them all the same.
+    let requests = f64::from(REQUESTS) * f64::from(u32::try_from(rounds(60) + 1).unwrap());
+    for (at, result) in results(&contenders).into_iter().enumerate() {
         let ratio = format!("{:.2}", result.ratio);
-        table.row(&[&result.name, kind.name(), &micros(result.time), &ratio]);
+        let slept = u32::try_from(after[at].saturating_sub(before[at])).unwrap();
+        let sleeps = format!("{:.2}", f64::from(slept) / requests);
+        table.row(&[
+            &result.name,
+            kind.name(),
+            &micros(result.time),
+            &ratio,
+            &sleeps,
+        ]);
     }
 }
 
 fn main() {
     acker::be_it_if_asked();
-    let mut table = Table::new(&["front-end", "back-end", "µs", "× bare"]);
+    let mut table = Table::new(&["front-end", "back-end", "µs", "× bare", "its sleeps"]);
     for kind in [Kind::Acker, Kind::Embedded, Kind::Qemu] {
         match kind.missing() {
             Some(why) => skipped(kind.name(), why),

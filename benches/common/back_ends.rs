@@ -139,7 +139,7 @@ const QEMU: &str = "qemu-storage-daemon";
 
 /// A back-end that listens.
 pub struct BackEnd {
-    _process: Ended,
+    process: Ended,
     pub socket: PathBuf,
     _place: Place,
 }
@@ -157,6 +157,20 @@ impl BackEnd {
         it
     }
 
+    /// How often its threads have gone to sleep so far.
+    pub fn sleeps(&self) -> u64 {
+        let tasks = format!("/proc/{}/task", self.process.0.id());
+        // A thread may end meanwhile, which then is not counted.
+        let of = |task: fs::DirEntry| {
+            let status = fs::read_to_string(task.path().join("status")).ok()?;
+            let mut lines = status.lines();
+            let line = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+            line.trim().parse::<u64>().ok()
+        };
+        let tasks = fs::read_dir(tasks).unwrap();
+        tasks.filter_map(|task| of(task.ok()?)).sum()
+    }
+
     fn spawn(kind: Kind, queues: u16, place: Place, socket: PathBuf) -> Self {
         let (process, socket) = match kind {
             Kind::Acker => acker::start(&place),
@@ -164,7 +178,7 @@ impl BackEnd {
             Kind::Qemu => (qemu(&place, queues), socket),
         };
         Self {
-            _process: process,
+            process,
             socket,
             _place: place,
         }
