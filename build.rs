@@ -4,6 +4,14 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    let target = |name: &str| std::env::var(format!("CARGO_CFG_TARGET_{name}"));
+    let (width, endian) = (target("POINTER_WIDTH"), target("ENDIAN"));
+    if width.as_deref() != Ok("64") || endian.as_deref() != Ok("little") {
+        // Messages are in the byte order of the machine, and what is in guest memory is
+        // little-endian; structs of the C ABI have padding on 32-bit machines.
+        println!("cargo::error=vhost_user_frontend needs a 64-bit little-endian target");
+        return;
+    }
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
         // The number of the ABI, not of the crate.
         println!("cargo::rustc-link-arg-cdylib=-Wl,-soname,libvhost_user_frontend.so.0");
@@ -59,9 +67,12 @@ fn generate(table: &str, target: &str) -> Result<(), Box<dyn std::error::Error>>
         "backend",
         "trace",
         "virtual_device/types",
+        "virtual_device/presets",
         "virtual_device",
         "virtual_device/names",
         "virtual_device/config",
+        "virtual_device/state",
+        "virtual_device/settings",
         "virtual_device/sharing",
         "virtual_device/group",
         "virtual_device/rings",

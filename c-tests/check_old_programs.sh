@@ -72,12 +72,14 @@ bad() {
 
 in_options='/^struct vuf_device_options {/,/^};/'
 in_table='/^struct vuf_api {/,/^};/'
-good 'before the last options came' "$in_options { /uint32_t drain_timeout_ms;/d; /uint32_t reserved;/d }"
-good 'before the last results came' \
-    '/^struct vuf_device_info {/,/^};/ { /shmem_sizes/d }; /^struct vuf_counters {/,/^};/ { /longest_wait_/d; /uint32_t reserved/d }'
 good 'before the last functions came' \
     "$in_table { /vuf_client_submit/,/^};/ { /^};/!d } }; /^int vuf_client_submit/,/;\$/d" '/vuf_client_submit;/d'
 
+# No version has had shorter ones.
+bad linked 'struct vuf_device_options has' 'options that are too short' \
+    "$in_options { /uint32_t drain_timeout_ms;/d; /uint32_t reserved;/d }"
+bad linked 'struct vuf_counters has' 'results that are too short' \
+    '/^struct vuf_counters {/,/^};/ { /longest_wait_/d; /uint32_t reserved/d }'
 bad linked 'not so' 'an option at another place' \
     "$in_options { s/config_size;/x;/; s/num_rings;/config_size;/; s/x;/num_rings;/ }"
 bad linked 'not so' 'a result at another place' \

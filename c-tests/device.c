@@ -101,7 +101,7 @@ int device_tear_down(void **state)
     struct device *device = *state;
     device_disconnect(device);
     backend_stop(&device->backend);
-    int fds = count_fds();
+    int fds = count_fds_after(device->fds);
     if (fds != device->fds) {
         print_error("%d descriptors were open before the test, %d are after it\n", device->fds,
                     fds);

@@ -35,17 +35,51 @@ void sleep_ms(int ms)
     }
 }
 
-int count_fds(void)
+/* How many entries a directory of /proc has, or -1. */
+static int count_entries(const char *path)
 {
-    DIR *dir = opendir("/proc/self/fd");
+    DIR *dir = opendir(path);
     if (dir == NULL) {
         return -1;
     }
-    int count = -1; /* the directory itself */
+    int count = 0;
     for (struct dirent *entry; (entry = readdir(dir)) != NULL;) {
         count += entry->d_name[0] != '.';
     }
     closedir(dir);
+    return count;
+}
+
+int count_fds(void)
+{
+    int count = count_entries("/proc/self/fd");
+    return count < 0 ? -1 : count - 1; /* without that of the directory */
+}
+
+int count_threads(void)
+{
+    return count_entries("/proc/self/task");
+}
+
+/* How long a thread of the library may take to close a descriptor. */
+enum { CLOSING_MS = 5000 };
+
+/* A program ends once no thread of the library is about to close a descriptor, or it
+   would be taken for one that was left open. */
+__attribute__((destructor)) static void wait_for_threads(void)
+{
+    for (int64_t end = now_ms() + CLOSING_MS; count_threads() > 1 && now_ms() < end;) {
+        sleep_ms(2);
+    }
+}
+
+int count_fds_after(int before)
+{
+    int64_t end = now_ms() + CLOSING_MS;
+    int count;
+    while ((count = count_fds()) > before && now_ms() < end) {
+        sleep_ms(2);
+    }
     return count;
 }
 
@@ -243,12 +277,12 @@ int backend_again_inflight(struct backend *backend, const char *const extra_args
     return start_until_ready(backend, args);
 }
 
-static int start_logging(struct backend *backend, const char *variable,
-                         const char *const extra_args[])
+static int run_logging(struct backend *backend, const char *variable,
+                       const char *const extra_args[])
 {
-    memset(backend, 0, sizeof *backend);
     const char *path = program(variable);
-    if (path == NULL || make_dir(backend) != 0) {
+    if (path == NULL) {
+        backend_stop(backend);
         return -1;
     }
     const char *args[MAX_ARGS + 1] = {path, "--socket", backend->socket, "--log", backend->log};
@@ -256,6 +290,12 @@ static int start_logging(struct backend *backend, const char *variable,
         return fail(backend, "more than %d arguments", MAX_ARGS);
     }
     return start_until_ready(backend, args);
+}
+
+static int start_logging(struct backend *backend, const char *variable,
+                         const char *const extra_args[])
+{
+    return make_dir(backend) != 0 ? -1 : run_logging(backend, variable, extra_args);
 }
 
 int backend_start_foreign(struct backend *backend, const char *const extra_args[])
@@ -266,6 +306,12 @@ int backend_start_foreign(struct backend *backend, const char *const extra_args[
 int backend_start_mock(struct backend *backend, const char *const extra_args[])
 {
     return start_logging(backend, "VUF_MOCK_BACKEND", extra_args);
+}
+
+int backend_again_mock(struct backend *backend, const char *const extra_args[])
+{
+    backend->log_at = 0;
+    return run_logging(backend, "VUF_MOCK_BACKEND", extra_args);
 }
 
 static bool can_connect(const char *path)

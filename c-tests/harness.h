@@ -70,6 +70,9 @@ bool backend_ended(struct backend *backend, int timeout_ms, int *status);
    backend_log_next(). extra_args ends with NULL; NULL for none. */
 int backend_start_mock(struct backend *backend, const char *const extra_args[]);
 
+/* After backend_kill(), with a new log. */
+int backend_again_mock(struct backend *backend, const char *const extra_args[]);
+
 /* Terminates the program (kills it after five seconds) and removes its
    directory. Does nothing for a back-end that is all zero. */
 void backend_stop(struct backend *backend);
@@ -141,6 +144,13 @@ enum request {
 
 /* How many descriptors this process has open. */
 int count_fds(void);
+
+/* How many threads it has. */
+int count_threads(void);
+
+/* The same once no more are open than before, as the library closes what a back-end has
+   sent in a thread; or after a while. */
+int count_fds_after(int before);
 
 /* Milliseconds of the monotonic clock. */
 int64_t now_ms(void);

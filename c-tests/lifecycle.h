@@ -107,8 +107,10 @@ void life_check_freezes(struct device *device, const struct life *life);
     }                                                                                              \
     static void device_waits_for_a_reset_after_a_kill(void **state)                                \
     {                                                                                              \
-        life_check_kills(prepare(state), &(life), VUF_RECOVERY_NEEDS_RESET);                       \
-        life_stop(*state, &(life));                                                                \
+        struct life strict = (life);                                                               \
+        strict.options.out_of_order = VUF_OUT_OF_ORDER_NEEDS_RESET;                                \
+        life_check_kills(prepare(state), &strict, VUF_RECOVERY_NEEDS_RESET);                       \
+        life_stop(*state, &strict);                                                                \
     }                                                                                              \
     static void device_goes_on_after_a_kill(void **state)                                          \
     {                                                                                              \

@@ -329,6 +329,20 @@ static struct device *prepare(void **state)
 
 LIFE_CHECKS(prepare, life, RESUME_FROM_AVAILABLE)
 
+static void device_that_waits_for_a_reset_knows_no_base(void **state)
+{
+    struct life strict = life;
+    strict.options.out_of_order = VUF_OUT_OF_ORDER_NEEDS_RESET;
+    life_check_freezes(prepare(state), &strict);
+}
+
+static void device_that_resumes_knows_its_bases(void **state)
+{
+    struct life again = life;
+    again.options.out_of_order = VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE;
+    life_check_freezes(prepare(state), &again);
+}
+
 static void assert_capacity(struct device *device, unsigned size)
 {
     uint64_t sectors;
@@ -387,6 +401,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         DEVICE_TEST(test_resize),
         LIFE_CHECKS_WITH(DEVICE_TEST),
+        DEVICE_TEST(device_that_waits_for_a_reset_knows_no_base),
+        DEVICE_TEST(device_that_resumes_knows_its_bases),
         DEVICE_TEST(device_hears_of_the_disk),
         DEVICE_TEST(device_waits_for_its_turn),
         cmocka_unit_test_setup_teardown(test_postcopy, device_set_up, drop_faults),

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/virtio_ids.h>
 #include <linux/fuse.h>
 #include <linux/virtio_fs.h>
 #include <stdio.h>
@@ -488,7 +489,9 @@ static void device_gets_memory_while_it_runs(void **state)
 static void device_waits_for_a_reset_after_a_kill(void **state)
 {
     struct device *device = prepare(state);
-    life_check_kills(device, &life, VUF_RECOVERY_NEEDS_RESET);
+    struct life by_type = life;
+    by_type.options.device_id = VIRTIO_ID_FS;
+    life_check_kills(device, &by_type, VUF_RECOVERY_NEEDS_RESET);
     free_and_finish(device);
 }
 

@@ -625,6 +625,7 @@ static const struct life on_split = {
     LIFE,
     .run = serve,
     .features = BIT(VIRTIO_NET_F_MRG_RXBUF),
+    .options.out_of_order = VUF_OUT_OF_ORDER_NEEDS_RESET,
 };
 /* The used index of a packed ring is known, and says too little for any policy. */
 static const struct life on_packed = {

@@ -137,7 +137,9 @@ static void device_gets_memory_while_it_runs(void **state)
 
 static void device_waits_for_a_reset_after_a_kill(void **state)
 {
-    life_check_kills(prepare(state), &life, VUF_RECOVERY_NEEDS_RESET);
+    struct life strict = life;
+    strict.options.out_of_order = VUF_OUT_OF_ORDER_NEEDS_RESET;
+    life_check_kills(prepare(state), &strict, VUF_RECOVERY_NEEDS_RESET);
 }
 
 /* Version 0.1 (of vhost-user-backend, 0.10) never reads a used index: within a

@@ -234,8 +234,10 @@ static void device_gets_memory_while_it_runs(void **state)
 static void device_waits_for_a_reset_after_a_kill(void **state)
 {
     struct device *device = prepare(state);
-    life_check_kills(device, &life, VUF_RECOVERY_NEEDS_RESET);
-    life_stop(device, &life);
+    struct life strict = life;
+    strict.options.out_of_order = VUF_OUT_OF_ORDER_NEEDS_RESET;
+    life_check_kills(device, &strict, VUF_RECOVERY_NEEDS_RESET);
+    life_stop(device, &strict);
     hang_up(device);
 }
 

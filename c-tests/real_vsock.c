@@ -316,7 +316,7 @@ static void device_has_its_configuration(void **state)
     assert_int_equal(life_info(device).queue_num, QUEUES);
 }
 
-/* It answers with nothing; the space is then the caller's alone. */
+/* It answers with nothing, which is a refusal; the space is then the caller's alone. */
 static void device_asks_for_too_much_configuration(void **state)
 {
     struct device *device = prepare(state);
@@ -324,13 +324,19 @@ static void device_asks_for_too_much_configuration(void **state)
     const uint8_t own = 5;
     uint8_t bytes[sizeof(struct virtio_vsock_config) + 1];
     asking.options.config_size = sizeof bytes;
-    life_begin(device, &asking);
+    asking.protocol &= ~BIT(VUF_PROTOCOL_F_CONFIG);
+    life_open(device, &asking);
+    asking.run(device);
+    const struct vuf_device_event refused =
+        life_until(device, VUF_DEVICE_EVENT_CONFIG_REFUSED);
+    assert_int_equal(refused.request, VUF_REQUEST_GET_CONFIG);
+    assert_non_null(strstr(refused.text, "9 bytes"));
     assert_int_equal(vuf_device_read_config(device->vuf, 0, bytes, sizeof bytes, NULL),
-                     VUF_E_STATE);
+                     VUF_E_NACK);
     assert_ok(device, vuf_device_overlay_config(device->vuf, 3, &own, 1));
     assert_ok(device, vuf_device_read_config(device->vuf, 3, bytes, 1, NULL));
     assert_int_equal(bytes[0], own);
-    assert_int_equal(vuf_device_read_config(device->vuf, 0, bytes, 4, NULL), VUF_E_STATE);
+    assert_int_equal(vuf_device_read_config(device->vuf, 0, bytes, 4, NULL), VUF_E_NACK);
 }
 
 int main(void)

@@ -576,23 +576,6 @@ static void one_missing_function_leaves_the_others(void **state)
     }
 }
 
-/* A caller that was compiled when there were fewer of them. */
-static void a_shorter_struct_has_fewer_functions(void **state)
-{
-    struct fixture *f = *state;
-    struct vuf_backend_ops ops = all_ops;
-    ops.size = offsetof(struct vuf_backend_ops, config_changed);
-    start_with(f,
-               SCRIPT("-e", "on GET_QUEUE_NUM: send CONFIG_CHANGE need-reply answer=" EOPNOTSUPP_ANSWER,
-                      "-e", "on GET_QUEUE_NUM: send IOTLB_MSG iova=1 perm=1 type=1 need-reply answer=0"),
-               &ops);
-    call_it(f);
-    saw(f, "miss 0x1 1");
-    process(f);
-    assert_true(saw_nothing(f));
-    stop_pleased(f);
-}
-
 /* ---- calls from inside a function ---- */
 
 static int inside_calls;
@@ -1087,7 +1070,6 @@ int main(void)
         CHANNEL(an_object_is_taken),
         CHANNEL(what_has_no_function_is_refused),
         CHANNEL(one_missing_function_leaves_the_others),
-        CHANNEL(a_shorter_struct_has_fewer_functions),
         CHANNEL(a_function_that_is_waited_for_may_not_wait),
         CHANNEL(a_function_of_the_event_loop_may_call_anything),
         CHANNEL(a_miss_is_answered_from_inside),

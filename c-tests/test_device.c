@@ -4,18 +4,15 @@
  * the data compared end to end, and bad arguments. (Every call in every state is in
  * test_states.c.)
  */
-#include "rig.h"
-#include "names.h"
-#include "virtio_blk.h"
+#include "device_rig.h"
 
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/virtio_config.h>
+#include <linux/virtio_ids.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -25,175 +22,22 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { RING_NUM = 64, REQUESTS = 16, SHORT_MS = 50, GONE = 900 /* a number that is not open */ };
+enum { REQUESTS = 16, GONE = 900 /* a number that is not open */ };
 
-/* The ring, then the data of each request. */
-#define GUEST_ADDR UINT64_C(0x40000000)
-#define GUEST_SIZE UINT64_C(0x100000)
-#define DATA_ADDR (GUEST_ADDR + 0x40000)
 #define DATA_SIZE 4096u
-#define SECOND_ADDR UINT64_C(0x80000000)
-#define CAPACITY ((uint64_t)DISK_SIZE / SECTOR_SIZE)
 
-#define WANTED (BIT(VIRTIO_F_VERSION_1) | BIT(VIRTIO_BLK_F_FLUSH) | BIT(VIRTIO_BLK_F_CONFIG_WCE))
-
-enum kind { EMBEDDED, QEMU, INFLIGHT };
-
-struct fixture {
-    enum kind kind;
-    bool skipped;
-    int fds; /* how many were open before */
-    struct backend backend;
-    char path[100];
-    int disk; /* the raw file */
-    struct vuf_device *device;
-    struct guest_memory memory, second;
-    struct blk_ring ring;
-    unsigned seen[VUF_DEVICE_EVENT_CONFIG_REFUSED + 1];
-    uint32_t random;
-};
-
-/* As soon as it can be, so that the tests are. */
 static const struct vuf_device_options quickly = {
-    .size = sizeof quickly,
+    QUICK,
     .num_rings = 2,
     .config_size = BLK_CONFIG_SIZE,
-    .first_delay_ms = 2,
-    .max_delay_ms = 50,
     .slow_delay_ms = 100,
-    .jitter_percent = 1,
 };
-
-/* ---- an event loop ---- */
-
-/* Takes one event, which may be none. */
-static struct vuf_device_event take(struct fixture *f)
-{
-    struct vuf_device_event event = {.size = sizeof event};
-    assert_ok(vuf_device_process(f->device, &event));
-    assert_true(event.kind < LENGTH(f->seen));
-    f->seen[event.kind]++;
-    return event;
-}
-
-/* The next event of a kind; others are counted. */
-static struct vuf_device_event until(struct fixture *f, uint32_t kind)
-{
-    struct pollfd item = {.fd = vuf_device_get_fd(f->device), .events = POLLIN};
-    for (int64_t deadline = now_ms() + PEER_MS; now_ms() < deadline;) {
-        struct vuf_device_event event = take(f);
-        if (event.kind == kind) {
-            return event;
-        }
-        if (event.kind == VUF_DEVICE_EVENT_NONE) {
-            poll(&item, 1, (int)(deadline - now_ms()));
-        }
-    }
-    print_error("%s did not come\n", vuf_device_event_name(kind));
-    fail();
-    return (struct vuf_device_event){.size = 0};
-}
-
-static void take_all(struct fixture *f)
-{
-    while (take(f).kind != VUF_DEVICE_EVENT_NONE) {
-    }
-}
-
-static struct vuf_device_info info_of(struct fixture *f)
-{
-    struct vuf_device_info info = {.size = sizeof info};
-    assert_ok(vuf_device_get_info(f->device, &info));
-    return info;
-}
 
 static void until_settled(struct fixture *f)
 {
     while (info_of(f).settled == 0) {
         until(f, VUF_DEVICE_EVENT_APPLIED);
     }
-}
-
-/* ---- setting up and taking down ---- */
-
-static int start_backend(struct fixture *f)
-{
-    switch (f->kind) {
-    case EMBEDDED:
-        return backend_start_embedded(&f->backend, 1, false);
-    case QEMU:
-        return backend_start_qemu(&f->backend, 1);
-    default:
-        return backend_start_inflight(&f->backend, NULL);
-    }
-}
-
-static void start_again(struct fixture *f)
-{
-    int rc = f->kind == EMBEDDED ? backend_again_embedded(&f->backend, 1, false)
-             : f->kind == QEMU   ? backend_again_qemu(&f->backend, 1)
-                                 : backend_again_inflight(&f->backend, NULL);
-    assert_int_equal(rc, 0);
-}
-
-/* A guest begins: memory and ring are new. */
-static void boot(struct fixture *f)
-{
-    blk_ring_destroy(&f->ring);
-    guest_memory_destroy(&f->memory);
-    assert_int_equal(guest_memory_create(&f->memory, GUEST_ADDR, GUEST_SIZE), 0);
-    assert_int_equal(blk_ring_create(&f->ring, 0, RING_NUM, &f->memory, GUEST_ADDR), 0);
-}
-
-static int set_up_back_end(void **state)
-{
-    static struct fixture fixture;
-    struct fixture *f = &fixture;
-    *f = (struct fixture){.kind = *(const enum kind *)*state,
-                          .fds = count_fds(),
-                          .disk = -1,
-                          .ring = {.kick_fd = -1, .call_fd = -1, .err_fd = -1},
-                          .random = (uint32_t)getpid() | 1};
-    *state = f;
-    f->skipped = f->kind == QEMU && !qemu_available();
-    if (f->skipped) {
-        return 0;
-    }
-    if (start_backend(f) != 0) {
-        return -1;
-    }
-    snprintf(f->path, sizeof f->path, "%.63s/device", f->backend.dir);
-    f->disk = open(f->backend.disk, O_RDWR | O_CLOEXEC);
-    boot(f);
-    return 0;
-}
-
-static struct fixture *begin(void **state)
-{
-    struct fixture *f = *state;
-    if (f->skipped) {
-        skip();
-    }
-    return f;
-}
-
-static int tear_down_back_end(void **state)
-{
-    struct fixture *f = *state;
-    if (f->skipped) {
-        return 0;
-    }
-    vuf_device_free(f->device);
-    blk_ring_destroy(&f->ring);
-    guest_memory_destroy(&f->memory);
-    guest_memory_destroy(&f->second);
-    close(f->disk);
-    backend_stop(&f->backend);
-    if (count_fds() != f->fds) {
-        print_error("%d descriptors are open, and %d were\n", count_fds(), f->fds);
-        return -1;
-    }
-    return 0;
 }
 
 static void open_device(struct fixture *f, const struct vuf_device_options *options)
@@ -205,67 +49,33 @@ static void open_device(struct fixture *f, const struct vuf_device_options *opti
     assert_ok(vuf_device_open(f->backend.socket, &fitting, &f->device));
 }
 
-/* What the guest's driver does, on a connection or before it. */
-static void negotiate(struct fixture *f)
+static void bring_up_with(struct fixture *f, const struct vuf_device_options *options)
 {
-    struct vuf_mem_region region = guest_memory_region(&f->memory);
-    assert_ok(vuf_device_set_features(f->device, info_of(f).offered_features & WANTED));
-    assert_ok(vuf_device_set_memory(f->device, &region, 1, 0));
-}
-
-static void start_ring(struct fixture *f, uint32_t base_mode)
-{
-    struct vuf_ring ring = blk_ring_of_device(&f->ring, base_mode);
-    assert_ok(vuf_device_start(f->device, &ring, 1));
-}
-
-static void bring_up(struct fixture *f)
-{
-    open_device(f, &quickly);
+    open_device(f, options);
     until(f, VUF_DEVICE_EVENT_CONNECTED);
     negotiate(f);
-    start_ring(f, VUF_RING_BASE_NEW);
+    assert_ok(start_ring(f, 0, VUF_RING_BASE_NEW));
     assert_ok(vuf_device_wait(f->device, PEER_MS));
     assert_int_equal(info_of(f).settled, 1);
     until(f, VUF_DEVICE_EVENT_APPLIED);
 }
 
+static void bring_up(struct fixture *f)
+{
+    bring_up_with(f, &quickly);
+}
+
 /* ---- data ---- */
 
-static uint8_t next_random(struct fixture *f)
+/* From xorshift32. */
+static void fill_random(void *bytes, size_t size)
 {
-    f->random ^= f->random << 13;
-    f->random ^= f->random >> 17;
-    f->random ^= f->random << 5;
-    return (uint8_t)f->random;
-}
-
-static void fill_random(struct fixture *f, void *bytes, size_t size)
-{
+    static uint32_t seed = 1;
     for (uint8_t *at = bytes; size > 0; size--) {
-        *at++ = next_random(f);
-    }
-}
-
-static int submit(struct fixture *f, uint32_t type, uint64_t sector, uint64_t addr, uint32_t length)
-{
-    int slot = blk_ring_submit(&f->ring, type, sector, addr, length);
-    assert_true(slot >= 0);
-    return slot;
-}
-
-/* Waits for a request while the device is driven. */
-static void finish(struct fixture *f, int slot)
-{
-    int status = -ETIMEDOUT;
-    for (int64_t deadline = now_ms() + PEER_MS; status == -ETIMEDOUT && now_ms() < deadline;) {
-        status = blk_ring_wait(&f->ring, slot, 5, NULL);
-        take_all(f);
-    }
-    if (status != VIRTIO_BLK_S_OK) {
-        print_error("request: %s\n",
-                    status < 0 ? blk_ring_strerror(status) : blk_status_name(status));
-        fail();
+        seed ^= seed << 13;
+        seed ^= seed >> 17;
+        seed ^= seed << 5;
+        *at++ = (uint8_t)seed;
     }
 }
 
@@ -283,8 +93,8 @@ static uint64_t addr_of(int n)
 static void submit_writes(struct fixture *f, int slots[REQUESTS])
 {
     for (int n = 0; n < REQUESTS; n++) {
-        fill_random(f, guest_memory_at(&f->memory, addr_of(n)), DATA_SIZE);
-        slots[n] = submit(f, VIRTIO_BLK_T_OUT, sector_of(n), addr_of(n), DATA_SIZE);
+        fill_random(guest_memory_at(&f->memory, addr_of(n)), DATA_SIZE);
+        slots[n] = submit(f, 0, VIRTIO_BLK_T_OUT, sector_of(n), addr_of(n), DATA_SIZE);
     }
 }
 
@@ -298,9 +108,9 @@ static void assert_on_disk(struct fixture *f, uint64_t sector, const void *bytes
 static void finish_writes(struct fixture *f, const int slots[REQUESTS])
 {
     for (int n = 0; n < REQUESTS; n++) {
-        finish(f, slots[n]);
+        finish(f, 0, slots[n]);
     }
-    finish(f, submit(f, VIRTIO_BLK_T_FLUSH, 0, 0, 0));
+    finish(f, 0, submit(f, 0, VIRTIO_BLK_T_FLUSH, 0, 0, 0));
     for (int n = 0; n < REQUESTS; n++) {
         assert_on_disk(f, sector_of(n), guest_memory_at(&f->memory, addr_of(n)), DATA_SIZE);
     }
@@ -312,24 +122,10 @@ static void assert_works(struct fixture *f)
     submit_writes(f, slots);
     finish_writes(f, slots);
     uint8_t bytes[DATA_SIZE];
-    fill_random(f, bytes, sizeof bytes);
+    fill_random(bytes, sizeof bytes);
     assert_int_equal(pwrite(f->disk, bytes, sizeof bytes, 7 * SECTOR_SIZE), sizeof bytes);
-    finish(f, submit(f, VIRTIO_BLK_T_IN, 7, addr_of(0), DATA_SIZE));
+    finish(f, 0, submit(f, 0, VIRTIO_BLK_T_IN, 7, addr_of(0), DATA_SIZE));
     assert_memory_equal(guest_memory_at(&f->memory, addr_of(0)), bytes, sizeof bytes);
-}
-
-static struct vuf_quiet stop_all(struct fixture *f, uint32_t timeout_ms)
-{
-    struct vuf_quiet quiet = {.size = sizeof quiet};
-    assert_ok(vuf_device_stop(f->device, NULL, 0, VUF_STOP_DRAIN, timeout_ms, &quiet));
-    return quiet;
-}
-
-static struct vuf_quiet reset(struct fixture *f, uint32_t timeout_ms)
-{
-    struct vuf_quiet quiet = {.size = sizeof quiet};
-    assert_ok(vuf_device_reset(f->device, timeout_ms, &quiet));
-    return quiet;
 }
 
 /* ---- with every back-end ---- */
@@ -362,15 +158,15 @@ static void rings_are_stopped_and_resumed(void **state)
     bring_up(f);
     for (int round = 0; round < 3; round++) {
         assert_works(f);
-        struct vuf_quiet quiet = stop_all(f, PEER_MS);
+        struct vuf_quiet quiet = stop_all(f, VUF_STOP_DRAIN, PEER_MS);
         assert_int_equal(quiet.quiesced, 1);
         assert_int_equal(quiet.bases_valid, 1);
         assert_ok(vuf_device_get_vring_base(f->device, 0, &base));
-        assert_int_equal(base, f->ring.next_avail);
+        assert_int_equal(base, f->rings[0].next_avail);
         if (round == 0) {
-            start_ring(f, VUF_RING_BASE_RESUME);
+            assert_ok(start_ring(f, 0, VUF_RING_BASE_RESUME));
         } else {
-            struct vuf_ring ring = blk_ring_of_device(&f->ring, VUF_RING_BASE_AT);
+            struct vuf_ring ring = blk_ring_of_device(&f->rings[0], VUF_RING_BASE_AT);
             ring.base = base;
             assert_ok(vuf_device_start(f->device, &ring, 1));
         }
@@ -399,7 +195,7 @@ static void a_reset_begins_anew(void **state)
         assert_int_equal(info_of(f).acked_features, 0);
         boot(f);
         negotiate(f);
-        start_ring(f, VUF_RING_BASE_NEW);
+        assert_ok(start_ring(f, 0, VUF_RING_BASE_NEW));
     }
     assert_works(f);
     assert_int_equal(info_of(f).connections, 1);
@@ -457,7 +253,6 @@ static void memory_is_plugged_and_unplugged(void **state)
     struct fixture *f = begin(state);
     struct vuf_quiet quiet = {.size = sizeof quiet};
     bring_up(f);
-    assert_int_equal(guest_memory_create(&f->second, SECOND_ADDR, 0x10000), 0);
     struct vuf_mem_region both[] = {guest_memory_region(&f->memory),
                                     guest_memory_region(&f->second)};
     both[1].user_addr = 0; /* means the same */
@@ -469,19 +264,19 @@ static void memory_is_plugged_and_unplugged(void **state)
             assert_ok(vuf_device_set_memory(f->device, both, 2, VUF_MEMORY_ALLOW_GAP));
         }
         assert_ok(vuf_device_wait(f->device, PEER_MS));
-        fill_random(f, f->second.host, DATA_SIZE);
-        finish(f, submit(f, VIRTIO_BLK_T_OUT, 3, SECOND_ADDR, DATA_SIZE));
-        finish(f, submit(f, VIRTIO_BLK_T_FLUSH, 0, 0, 0));
+        fill_random(f->second.host, DATA_SIZE);
+        finish(f, 0, submit(f, 0, VIRTIO_BLK_T_OUT, 3, SECOND_ADDR, DATA_SIZE));
+        finish(f, 0, submit(f, 0, VIRTIO_BLK_T_FLUSH, 0, 0, 0));
         assert_on_disk(f, 3, f->second.host, DATA_SIZE);
 
-        assert_ok(vuf_device_remove_memory(f->device, SECOND_ADDR, 0x10000, &quiet));
+        assert_ok(vuf_device_remove_memory(f->device, SECOND_ADDR, SECOND_SIZE, &quiet));
         assert_int_equal(quiet.quiesced, 0);
         assert_ok(vuf_device_wait(f->device, PEER_MS));
         assert_ok(vuf_device_get_quiet(f->device, &quiet));
         assert_int_equal(quiet.quiesced, 1);
     }
     assert_refused(-EINVAL, "there is no region",
-                   vuf_device_remove_memory(f->device, SECOND_ADDR, 0x10000, &quiet));
+                   vuf_device_remove_memory(f->device, SECOND_ADDR, SECOND_SIZE, &quiet));
     assert_refused(-EBUSY, "", vuf_device_remove_memory(f->device, GUEST_ADDR, GUEST_SIZE, &quiet));
     assert_works(f);
 }
@@ -495,23 +290,60 @@ static void the_call_descriptor_is_swapped(void **state)
     assert_ok(vuf_device_set_call(f->device, 0, fd));
     assert_ok(vuf_device_wait(f->device, PEER_MS));
     /* With the old one it would look now and then; this one is called. */
-    close(f->ring.call_fd);
-    f->ring.call_fd = fd;
+    close(f->rings[0].call_fd);
+    f->rings[0].call_fd = fd;
     assert_works(f);
     uint64_t count;
     (void)!read(fd, &count, sizeof count);
-    finish(f, submit(f, VIRTIO_BLK_T_FLUSH, 0, 0, 0));
-    submit(f, VIRTIO_BLK_T_FLUSH, 0, 0, 0);
+    finish(f, 0, submit(f, 0, VIRTIO_BLK_T_FLUSH, 0, 0, 0));
+    submit(f, 0, VIRTIO_BLK_T_FLUSH, 0, 0, 0);
     struct pollfd called = {.fd = fd, .events = POLLIN};
     assert_int_equal(poll(&called, 1, PEER_MS), 1);
 }
 
 /* ---- losses ---- */
 
+/* A loss that cannot be recovered, and a reset that the guest waits for. */
+static void the_guest_reads_what_holds_now(void **state)
+{
+    enum { RUNNING = 15, NEEDS_RESET = 64 };
+    struct fixture *f = begin(state);
+    struct vuf_quiet quiet = {.size = sizeof quiet};
+    struct vuf_device_options options = quickly;
+    options.out_of_order = VUF_OUT_OF_ORDER_NEEDS_RESET;
+    bring_up_with(f, &options);
+    assert_int_equal(virtio_status(f, RUNNING), RUNNING);
+    backend_kill(&f->backend);
+    /* The events stay in the queue. */
+    assert_returns(VUF_E_STATE, vuf_device_wait(f->device, PEER_MS));
+    assert_int_equal(virtio_status(f, RUNNING), RUNNING | NEEDS_RESET);
+    unsigned before = f->seen[VUF_DEVICE_EVENT_NEEDS_RESET];
+    assert_ok(vuf_device_reset(f->device, PEER_MS, &quiet));
+    assert_int_equal(quiet.quiesced, 1);
+    assert_int_equal(virtio_status(f, 0), 0);
+    assert_int_equal(virtio_status(f, 1), 1);
+    start_again(f);
+    until(f, VUF_DEVICE_EVENT_CONNECTED);
+    assert_int_equal(f->seen[VUF_DEVICE_EVENT_NEEDS_RESET], before);
+    /* Of a ring that runs the reset is not done at once. */
+    negotiate(f);
+    assert_ok(start_ring(f, 0, VUF_RING_BASE_NEW));
+    assert_ok(vuf_device_wait(f->device, PEER_MS));
+    assert_ok(vuf_device_reset(f->device, 0, &quiet));
+    assert_int_equal(quiet.quiesced, 0);
+    assert_int_not_equal(virtio_status(f, 0), 0);
+    assert_ok(vuf_device_reset(f->device, PEER_MS, &quiet));
+    assert_int_equal(quiet.quiesced, 1);
+    assert_int_equal(virtio_status(f, 0), 0);
+    assert_refused(-EINVAL, "status is NULL", vuf_device_get_virtio_status(f->device, 0, NULL));
+}
+
 static void what_cannot_go_on_waits_for_a_reset(void **state)
 {
     struct fixture *f = begin(state);
-    bring_up(f);
+    struct vuf_device_options options = quickly;
+    options.out_of_order = VUF_OUT_OF_ORDER_NEEDS_RESET;
+    bring_up_with(f, &options);
     for (int round = 0; round < 3; round++) {
         assert_works(f);
         backend_kill(&f->backend);
@@ -530,7 +362,7 @@ static void what_cannot_go_on_waits_for_a_reset(void **state)
         assert_int_equal(reset(f, PEER_MS).quiesced, 1);
         boot(f);
         negotiate(f);
-        start_ring(f, VUF_RING_BASE_NEW);
+        assert_ok(start_ring(f, 0, VUF_RING_BASE_NEW));
         assert_ok(vuf_device_wait(f->device, PEER_MS));
     }
     assert_works(f);
@@ -552,7 +384,7 @@ static void each_request_completes_once(void **state)
         if (n == 0) {
             until(f, VUF_DEVICE_EVENT_CONNECTED);
             negotiate(f);
-            start_ring(f, VUF_RING_BASE_NEW);
+            assert_ok(start_ring(f, 0, VUF_RING_BASE_NEW));
         }
         assert_ok(vuf_device_wait(f->device, PEER_MS));
         take_all(f);
@@ -571,7 +403,7 @@ static void each_request_completes_once(void **state)
 static int tell_index(void *user, uint32_t ring, uint32_t which, uint16_t *index)
 {
     struct fixture *f = user;
-    struct vuf_ring words = blk_ring_of_device(&f->ring, VUF_RING_BASE_NEW);
+    struct vuf_ring words = blk_ring_of_device(&f->rings[0], VUF_RING_BASE_NEW);
     info_of(f); /* no lock is in the way */
     struct vuf_device_event event = {.size = sizeof event};
     assert_returns(VUF_E_STATE, vuf_device_process(f->device, &event));
@@ -591,7 +423,7 @@ static void a_function_tells_where_a_ring_stands(void **state)
     open_device(f, &quickly);
     until(f, VUF_DEVICE_EVENT_CONNECTED);
     negotiate(f);
-    struct vuf_ring ring = blk_ring_of_device(&f->ring, VUF_RING_BASE_NEW);
+    struct vuf_ring ring = blk_ring_of_device(&f->rings[0], VUF_RING_BASE_NEW);
     ring.used_index = ring.avail_index = NULL;
     ring.get_index = tell_index;
     ring.user = f;
@@ -615,7 +447,7 @@ static void a_policy_is_followed(void **state)
     open_device(f, &options);
     until(f, VUF_DEVICE_EVENT_CONNECTED);
     negotiate(f);
-    start_ring(f, VUF_RING_BASE_NEW);
+    assert_ok(start_ring(f, 0, VUF_RING_BASE_NEW));
     assert_ok(vuf_device_wait(f->device, PEER_MS));
     assert_works(f);
     backend_kill(&f->backend);
@@ -630,10 +462,10 @@ static void a_guest_starts_without_a_back_end(void **state)
     struct fixture *f = begin(state);
     struct vuf_device_options options = quickly;
     backend_kill(&f->backend);
-    options.assume_features = WANTED & ~BIT(VIRTIO_BLK_F_CONFIG_WCE);
+    options.assume_features = ASSUMED;
     open_device(f, &options);
     negotiate(f);
-    start_ring(f, VUF_RING_BASE_NEW);
+    assert_ok(start_ring(f, 0, VUF_RING_BASE_NEW));
     assert_returns(-ETIMEDOUT, vuf_device_wait(f->device, SHORT_MS));
     struct vuf_device_event retrying = until(f, VUF_DEVICE_EVENT_RETRYING);
     assert_int_equal(retrying.phase, VUF_PHASE_CONNECT);
@@ -658,6 +490,81 @@ static void a_ring_is_abandoned(void **state)
     until(f, VUF_DEVICE_EVENT_CONNECTED);
 }
 
+/* ---- waits that fail ---- */
+
+static struct vuf_error_info error_of(int rc)
+{
+    struct vuf_error_info info = {.size = sizeof info};
+    assert_ok(vuf_last_error_info(&info));
+    assert_int_equal(info.code, rc);
+    return info;
+}
+
+static void a_wait_that_times_out_says_why(void **state)
+{
+    struct fixture *f = begin(state);
+    struct vuf_device_options options = quickly;
+    /* There is no such socket. */
+    assert_ok(vuf_device_open(f->path, &options, &f->device));
+    assert_returns(VUF_E_STATE, vuf_device_set_features(f->device, 0));
+    assert_has(vuf_last_error(), "process() was never called");
+    assert_returns(-ETIMEDOUT, vuf_device_wait(f->device, SHORT_MS));
+    struct vuf_error_info info = error_of(-ETIMEDOUT);
+    assert_int_equal(info.cause, -ENOENT);
+    assert_int_equal(info.phase, VUF_PHASE_CONNECT);
+    assert_has(vuf_last_error(), f->path);
+    assert_has(vuf_last_error(), "attempts)");
+    assert_returns(-ETIMEDOUT, vuf_device_wait_connected(f->device, SHORT_MS));
+    assert_int_equal(error_of(-ETIMEDOUT).cause, -ENOENT);
+    vuf_device_free(f->device);
+    /* The back-end lacks a required feature. */
+    options.required_features = BIT(VIRTIO_F_RING_RESET) | BIT(VIRTIO_BLK_F_SECURE_ERASE);
+    options.device_id = VIRTIO_ID_BLOCK;
+    open_device(f, &options);
+    assert_returns(-ETIMEDOUT, vuf_device_wait(f->device, SHORT_MS));
+    info = error_of(-ETIMEDOUT);
+    assert_int_equal(info.cause, VUF_E_NOT_NEGOTIATED);
+    assert_int_equal(info.request, VUF_REQUEST_GET_FEATURES);
+    assert_int_equal(info.has_value, 1);
+    assert_true((info.value & BIT(VIRTIO_F_VERSION_1)) != 0);
+    assert_has(vuf_last_error(), "VIRTIO_F_RING_RESET (bit 40)");
+    assert_has(vuf_last_error(), "VIRTIO_BLK_F_SECURE_ERASE (bit 16)");
+    free_device(f);
+    /* It has stopped, and does not answer. */
+    bring_up(f);
+    struct vuf_quiet quiet = {.size = sizeof quiet};
+    int stopped;
+    assert_int_equal(kill(f->backend.pid, SIGSTOP), 0);
+    assert_int_equal(waitpid(f->backend.pid, &stopped, WUNTRACED), f->backend.pid);
+    assert_true(WIFSTOPPED(stopped));
+    assert_ok(vuf_device_stop(f->device, NULL, 0, VUF_STOP_DRAIN, SHORT_MS, &quiet));
+    assert_int_equal(quiet.quiesced, 0);
+    info = error_of(-ETIMEDOUT);
+    assert_int_equal(info.cause, 0);
+    assert_int_equal(info.ring, 0);
+    assert_has(vuf_last_error(), "has not answered for ");
+    assert_int_equal(kill(f->backend.pid, SIGCONT), 0);
+    assert_ok(vuf_device_wait(f->device, PEER_MS));
+}
+
+static void a_wait_for_a_usable_back_end_fails_at_once(void **state)
+{
+    struct fixture *f = begin(state);
+    struct vuf_device_options options = quickly;
+    open_device(f, &options);
+    assert_ok(vuf_device_wait_connected(f->device, PEER_MS));
+    assert_int_equal(info_of(f).connected, 1);
+    assert_ok(vuf_device_wait_connected(f->device, 0));
+    vuf_device_free(f->device);
+    options.required_features = BIT(VIRTIO_F_RING_RESET);
+    open_device(f, &options);
+    int64_t begin_ms = now_ms();
+    assert_returns(VUF_E_NOT_NEGOTIATED, vuf_device_wait_connected(f->device, PEER_MS));
+    assert_true(now_ms() - begin_ms < PEER_MS / 2);
+    assert_has(vuf_last_error(), "VIRTIO_F_RING_RESET");
+    assert_int_equal(error_of(VUF_E_NOT_NEGOTIATED).request, VUF_REQUEST_GET_FEATURES);
+}
+
 /* ---- other ways to a connection ---- */
 
 static void a_back_end_connects_to_it(void **state)
@@ -672,21 +579,18 @@ static void a_back_end_connects_to_it(void **state)
     assert_null(other);
 
     const char *path = getenv("VUF_MOCK_BACKEND");
-    struct backend mock;
-    assert_int_equal(backend_prepare(&mock), 0);
+    assert_int_equal(backend_prepare(&f->other), 0);
     const char *const args[] = {path, "--socket", f->path, "--connect", NULL};
     for (int round = 0; round < 2; round++) {
-        assert_int_equal(backend_start_program(&mock, args), 0);
+        assert_int_equal(backend_start_program(&f->other, args), 0);
         until(f, VUF_DEVICE_EVENT_CONNECTED);
         struct vuf_mem_region region = guest_memory_region(&f->memory);
         assert_ok(vuf_device_set_memory(f->device, &region, 1, 0));
         assert_ok(vuf_device_wait(f->device, PEER_MS));
-        backend_kill(&mock);
+        backend_kill(&f->other);
         until(f, VUF_DEVICE_EVENT_LOST);
     }
-    backend_stop(&mock);
-    vuf_device_free(f->device);
-    f->device = NULL;
+    free_device(f);
     assert_int_equal(access(f->path, F_OK), -1);
 }
 
@@ -708,7 +612,7 @@ static void somebody_else_connects(void **state)
     assert_int_equal(fcntl(fd, F_GETFD), FD_CLOEXEC);
     until(f, VUF_DEVICE_EVENT_CONNECTED);
     negotiate(f);
-    start_ring(f, VUF_RING_BASE_NEW);
+    assert_ok(start_ring(f, 0, VUF_RING_BASE_NEW));
     assert_works(f);
     vuf_device_free(f->device);
 
@@ -717,7 +621,7 @@ static void somebody_else_connects(void **state)
     assert_ok(vuf_device_open_fd(connected_socket(f), &quickly, &f->device));
     until(f, VUF_DEVICE_EVENT_CONNECTED);
     negotiate(f);
-    start_ring(f, VUF_RING_BASE_NEW);
+    assert_ok(start_ring(f, 0, VUF_RING_BASE_NEW));
     assert_works(f);
     backend_kill(&f->backend);
     until(f, VUF_DEVICE_EVENT_LOST);
@@ -770,13 +674,37 @@ static void every_message_is_told(void **state)
     assert_ok(vuf_device_set_trace(f->device, tell_message, f));
     until(f, VUF_DEVICE_EVENT_CONNECTED);
     negotiate(f);
-    start_ring(f, VUF_RING_BASE_NEW);
+    assert_ok(start_ring(f, 0, VUF_RING_BASE_NEW));
     assert_ok(vuf_device_wait(f->device, PEER_MS));
     assert_true(f->seen[0] >= 20 * 1000);
     assert_ok(vuf_device_set_trace(f->device, NULL, NULL));
     unsigned before = f->seen[0] / 1000;
-    stop_all(f, PEER_MS);
+    stop_all(f, VUF_STOP_DRAIN, PEER_MS);
     assert_int_equal(f->seen[0] / 1000, before);
+}
+
+static int no_translation(void *user, uint64_t iova, uint32_t perm)
+{
+    (void)user, (void)iova, (void)perm;
+    return -ENOENT;
+}
+
+static const struct vuf_iotlb invalidation = {
+    .iova = PAGE, .size = PAGE, .type = VUF_IOTLB_INVALIDATE};
+
+/* A device on a mock whose guest has an IOMMU. */
+static void open_with_iommu(struct fixture *f, const char *statement,
+                            struct vuf_device_options options)
+{
+    const struct vuf_backend_ops ops = {.size = sizeof ops, .iotlb_miss = no_translation};
+    const char *const script[] = {"-e", "device features +33", "-e", statement, NULL};
+    options.backend_ops = &ops;
+    assert_int_equal(backend_start_mock(&f->other, script), 0);
+    assert_ok(vuf_device_open(f->other.socket, &options, &f->device));
+    until(f, VUF_DEVICE_EVENT_CONNECTED);
+    assert_ok(vuf_device_set_features(f->device, info_of(f).offered_features));
+    assert_ok(vuf_device_wait(f->device, PEER_MS));
+    take_all(f);
 }
 
 /* Not in the event loop, but the same holds there. */
@@ -784,20 +712,175 @@ static void a_posted_message_is_told(void **state)
 {
     struct fixture *f = begin(state);
     const struct vuf_iotlb entry = {.size = PAGE, .type = VUF_IOTLB_INVALIDATE};
-    const char *const script[] = {"-e", "device features +33", NULL};
-    struct backend mock;
-    assert_int_equal(backend_start_mock(&mock, script), 0);
-    assert_ok(vuf_device_open(mock.socket, &quickly, &f->device));
-    until(f, VUF_DEVICE_EVENT_CONNECTED);
-    assert_ok(vuf_device_set_features(f->device, info_of(f).offered_features));
-    assert_ok(vuf_device_wait(f->device, PEER_MS));
+    open_with_iommu(f, "device features +33", quickly);
     assert_ok(vuf_device_set_trace(f->device, tell_message, f));
     unsigned before = f->seen[0] / 1000;
     assert_ok(vuf_device_post_iotlb(f->device, &entry));
     assert_int_equal(f->seen[0] / 1000, before + 1);
+}
+
+static void an_invalidation_that_is_refused_fails_the_wait(void **state)
+{
+    struct fixture *f = begin(state);
+    struct vuf_error_info info = {.size = sizeof info};
+    open_with_iommu(f, "on IOTLB_MSG: delay 300ms, refuse 5", quickly);
+    assert_int_equal(info_of(f).settled, 1);
+    assert_ok(vuf_device_post_iotlb(f->device, &invalidation));
+    assert_int_equal(info_of(f).settled, 0);
+    assert_returns(-ETIMEDOUT, vuf_device_wait(f->device, 20));
+    assert_refused(VUF_E_NACK, "IOTLB_MSG", vuf_device_wait(f->device, PEER_MS));
+    assert_ok(vuf_last_error_info(&info));
+    assert_int_equal(info.request, VUF_REQUEST_IOTLB_MSG);
+    assert_int_equal(info.value, 5);
+    assert_int_equal(info_of(f).settled, 1);
+    struct vuf_device_event event = until(f, VUF_DEVICE_EVENT_IOTLB_REFUSED);
+    assert_int_equal(event.count, 1);
+    assert_int_equal(event.code, VUF_E_NACK);
+    assert_int_equal(event.request, VUF_REQUEST_IOTLB_MSG);
+    assert_int_equal(event.value, 5);
+    /* It has been reported. */
+    assert_ok(vuf_device_wait(f->device, PEER_MS));
+    assert_int_equal(info_of(f).connections, 1);
+}
+
+static void an_invalidation_without_an_answer_loses_the_connection(void **state)
+{
+    struct fixture *f = begin(state);
+    struct vuf_device_options options = quickly;
+    options.stall_ms = 50;
+    options.timeout_ms = 300;
+    open_with_iommu(f, "on IOTLB_MSG: drop", options);
+    int64_t begun = now_ms();
+    assert_ok(vuf_device_post_iotlb(f->device, &invalidation));
+    struct vuf_device_event event = until(f, VUF_DEVICE_EVENT_STALLED);
+    assert_int_equal(event.request, VUF_REQUEST_IOTLB_MSG);
+    event = until(f, VUF_DEVICE_EVENT_LOST);
+    assert_int_equal(event.code, -ETIMEDOUT);
+    assert_int_equal(event.request, VUF_REQUEST_IOTLB_MSG);
+    assert_true(now_ms() - begun >= 300);
+    assert_ok(vuf_device_wait(f->device, PEER_MS));
+    assert_int_equal(info_of(f).connections, 2);
+}
+
+static void an_iommu_needs_what_the_back_end_does_not_offer(void **state)
+{
+    struct fixture *f = begin(state);
+    const char *const script[] = {"-e", "device features +33", "-e",
+                                  "device protocol-features -REPLY_ACK", NULL};
+    struct vuf_device_options options = quickly;
+    assert_int_equal(backend_start_mock(&f->other, script), 0);
+    assert_ok(vuf_device_open(f->other.socket, &options, &f->device));
+    until(f, VUF_DEVICE_EVENT_CONNECTED);
+    uint64_t offered = info_of(f).offered_features;
+    assert_true((offered & BIT(33)) != 0);
+    assert_refused(VUF_E_NOT_NEGOTIATED, "does not offer REPLY_ACK",
+                   vuf_device_set_features(f->device, offered));
+    assert_ok(vuf_device_set_features(f->device, offered & ~BIT(33)));
+    assert_ok(vuf_device_wait(f->device, PEER_MS));
     vuf_device_free(f->device);
-    f->device = NULL;
-    backend_stop(&mock);
+    /* Not known before: the back-end is refused. */
+    options.assume_features = offered;
+    options.slow_delay_ms = PEER_MS;
+    assert_ok(vuf_device_open(f->other.socket, &options, &f->device));
+    assert_ok(vuf_device_set_features(f->device, offered));
+    struct vuf_device_event lost = until(f, VUF_DEVICE_EVENT_LOST);
+    assert_int_equal(lost.code, VUF_E_NOT_NEGOTIATED);
+    assert_has(lost.text, "does not offer REPLY_ACK");
+}
+
+static void the_end_of_the_channel_is_a_loss(void **state)
+{
+    struct fixture *f = begin(state);
+    /* The first has flags that no request has. */
+    const char *const script[] = {"-e", "expect GET_CONFIG", "-e", "delay 100ms",
+                                  "-e", "send CONFIG_CHANGE: flags 0x5", "-e", "expect GET_CONFIG",
+                                  NULL};
+    assert_int_equal(backend_start_mock(&f->other, script), 0);
+    assert_ok(vuf_device_open(f->other.socket, &quickly, &f->device));
+    struct vuf_device_event closed = until(f, VUF_DEVICE_EVENT_CHANNEL_CLOSED);
+    assert_int_equal(closed.code, VUF_E_PROTOCOL);
+    assert_int_equal(closed.error_class, VUF_CLASS_PROTOCOL);
+    assert_has(closed.text, "channel");
+    struct vuf_device_event lost = until(f, VUF_DEVICE_EVENT_LOST);
+    assert_int_equal(lost.code, VUF_E_PROTOCOL);
+    assert_string_equal(lost.text, closed.text);
+    until(f, VUF_DEVICE_EVENT_CONNECTED);
+    assert_int_equal(info_of(f).connections, 2);
+}
+
+static void a_refused_request_of_the_back_end_is_named(void **state)
+{
+    struct fixture *f = begin(state);
+    const char *const script[] = {
+        "-e", "expect GET_CONFIG",
+        "-e", "send SHMEM_MAP shmid=0 fd-offset=0 shm-offset=0 len=0x1000 flags=1 need-reply",
+        "-e", "send SHMEM_MAP shmid=0 fd-offset=0 shm-offset=0 len=0x1000 flags=1 need-reply", NULL};
+    assert_int_equal(backend_start_mock(&f->other, script), 0);
+    assert_ok(vuf_device_open(f->other.socket, &quickly, &f->device));
+    for (uint32_t count = 0; count < 2;) {
+        struct vuf_device_event event = until(f, VUF_DEVICE_EVENT_CHANNEL_REFUSED);
+        assert_int_equal(event.code, VUF_E_NOT_NEGOTIATED);
+        assert_int_equal(event.request, 0);
+        assert_int_equal(event.value, 9);
+        assert_has(event.text, "SHMEM_MAP");
+        assert_has(event.text, "EPERM");
+        assert_true(event.count > 0);
+        count += event.count;
+        assert_true(count <= 2);
+    }
+    assert_ok(vuf_device_wait(f->device, PEER_MS));
+    assert_int_equal(info_of(f).connections, 1);
+}
+
+static int map_a_page(void *user, const struct vuf_shmem_area *area, int fd)
+{
+    (void)user, (void)area;
+    close(fd);
+    return 0;
+}
+
+static int unmap_a_page(void *user, const struct vuf_shmem_area *area)
+{
+    (void)user, (void)area;
+    return 0;
+}
+
+static void features_without_a_function_are_not_acknowledged(void **state)
+{
+    struct fixture *f = begin(state);
+    const uint64_t served = BIT(VUF_PROTOCOL_F_SHMEM) | BIT(VUF_PROTOCOL_F_HOST_NOTIFIER) |
+                            BIT(VUF_PROTOCOL_F_SHARED_OBJECT) |
+                            BIT(VUF_PROTOCOL_F_BACKEND_SEND_FD);
+    const struct vuf_backend_ops maps = {
+        .size = sizeof maps, .shmem_map = map_a_page, .shmem_unmap = unmap_a_page};
+    const struct vuf_backend_ops misses = {.size = sizeof misses, .iotlb_miss = no_translation};
+    const struct {
+        const struct vuf_backend_ops *ops;
+        uint64_t agreed;
+    } cases[] = {
+        {NULL, 0},
+        {&misses, 0},
+        {&maps, BIT(VUF_PROTOCOL_F_SHMEM) | BIT(VUF_PROTOCOL_F_BACKEND_SEND_FD)},
+    };
+    const char *const script[] = {"-e",
+                                  "device protocol-features MQ LOG_SHMFD REPLY_ACK BACKEND_REQ "
+                                  "CONFIG BACKEND_SEND_FD HOST_NOTIFIER SHARED_OBJECT SHMEM",
+                                  "-e", "device shmem 0=0x10000", NULL};
+    assert_int_equal(backend_start_mock(&f->other, script), 0);
+    for (size_t n = 0; n < LENGTH(cases); n++) {
+        struct vuf_device_options options = quickly;
+        options.backend_ops = cases[n].ops;
+        /* Asked for or not. */
+        options.protocol_features = n == 1 ? UINT64_MAX : 0;
+        assert_ok(vuf_device_open(f->other.socket, &options, &f->device));
+        until(f, VUF_DEVICE_EVENT_CONNECTED);
+        struct vuf_device_info info = info_of(f);
+        assert_int_equal(info.offered_protocol_features & served, served);
+        assert_int_equal(info.protocol_features,
+                         (info.offered_protocol_features & ~served) | cases[n].agreed);
+        assert_int_equal(info.shmem_sizes[0], cases[n].ops == &maps ? 0x10000 : 0);
+        free_device(f);
+    }
 }
 
 struct asked {
@@ -837,12 +920,11 @@ static void a_miss_is_answered_from_inside(void **state)
     char line[4096];
     options.backend_ops = &ops;
     options.user = &asked;
-    struct backend mock;
     const char *const script[] = {
         "-e", "device features +33", "-e", "expect SET_FEATURES", "-e",
         "send IOTLB_MSG iova=0x1000 perm=3 type=1 need-reply", NULL};
-    assert_int_equal(backend_start_mock(&mock, script), 0);
-    assert_ok(vuf_device_open(mock.socket, &options, &f->device));
+    assert_int_equal(backend_start_mock(&f->other, script), 0);
+    assert_ok(vuf_device_open(f->other.socket, &options, &f->device));
     until(f, VUF_DEVICE_EVENT_CONNECTED);
     assert_ok(vuf_device_set_features(f->device, info_of(f).offered_features));
     for (int64_t deadline = now_ms() + PEER_MS; asked.misses == 0 && now_ms() < deadline;) {
@@ -852,12 +934,9 @@ static void a_miss_is_answered_from_inside(void **state)
     assert_int_equal(asked.misses, 1);
     assert_ok(vuf_device_wait(f->device, PEER_MS));
     do {
-        assert_true(backend_log_next(&mock, line, sizeof line, PEER_MS));
+        assert_true(backend_log_next(&f->other, line, sizeof line, PEER_MS));
     } while (strstr(line, " > IOTLB_MSG") == NULL || strstr(line, "channel") != NULL);
     assert_non_null(strstr(line, "uaddr=0x40000000"));
-    vuf_device_free(f->device);
-    f->device = NULL;
-    backend_stop(&mock);
 }
 
 /* ---- the end ---- */
@@ -865,6 +944,7 @@ static void a_miss_is_answered_from_inside(void **state)
 static void it_is_freed_at_any_moment(void **state)
 {
     struct fixture *f = begin(state);
+    int open_before = count_fds();
     vuf_device_free(NULL);
     /* After so many turns of the loop each. */
     for (int turns = 0; turns < 60; turns += 3) {
@@ -879,15 +959,14 @@ static void it_is_freed_at_any_moment(void **state)
                 boot(f);
                 before = count_fds() - (before == 0);
                 negotiate(f);
-                start_ring(f, VUF_RING_BASE_NEW);
+                assert_ok(start_ring(f, 0, VUF_RING_BASE_NEW));
                 negotiated = true;
             }
         }
-        vuf_device_free(f->device);
-        f->device = NULL;
+        free_device(f);
         assert_true(negotiated || count_fds() == before);
     }
-    assert_int_equal(count_fds(), f->fds + 5 /* disk, memory, kick, call, err */);
+    assert_int_equal(count_fds(), open_before);
 }
 
 static void *wait_for_ever(void *device)
@@ -906,8 +985,7 @@ static void free_ends_what_another_thread_waits_for(void **state)
     assert_int_equal(pthread_create(&thread, NULL, wait_for_ever, f->device), 0);
     sleep_ms(SHORT_MS);
     int64_t begun = now_ms();
-    vuf_device_free(f->device);
-    f->device = NULL;
+    free_device(f);
     assert_true(now_ms() - begun < SOON_MS);
     pthread_join(thread, &result);
     assert_int_equal((intptr_t)result, -ECANCELED);
@@ -948,6 +1026,7 @@ static void a_null_device_is_refused(void **state)
     NULL_REFUSED(vuf_device_get_fd(NULL));
     NULL_REFUSED(vuf_device_process(NULL, &event));
     NULL_REFUSED(vuf_device_wait(NULL, 1));
+    NULL_REFUSED(vuf_device_wait_connected(NULL, 1));
     NULL_REFUSED(vuf_device_get_info(NULL, &info));
     NULL_REFUSED(vuf_device_get_counters(NULL, &counters));
     NULL_REFUSED(vuf_device_set_trace(NULL, NULL, NULL));
@@ -958,6 +1037,10 @@ static void a_null_device_is_refused(void **state)
     NULL_REFUSED(vuf_device_read_config(NULL, 0, &byte, 1, NULL));
     NULL_REFUSED(vuf_device_overlay_config(NULL, 0, &byte, 1));
     NULL_REFUSED(vuf_device_write_config(NULL, 0, &byte, 1));
+    NULL_REFUSED(vuf_device_read_current_config(NULL, 0, &byte, 1, NULL));
+    NULL_REFUSED(vuf_device_assume_config(NULL, 0, &byte, 1));
+    NULL_REFUSED(vuf_device_set_config_size(NULL, 36));
+    NULL_REFUSED(vuf_device_wait_config(NULL, SHORT_MS));
     NULL_REFUSED(vuf_device_set_memory(NULL, &region, 1, 0));
     NULL_REFUSED(vuf_device_add_memory(NULL, &region));
     NULL_REFUSED(vuf_device_remove_memory(NULL, 0, PAGE, &quiet));
@@ -968,6 +1051,7 @@ static void a_null_device_is_refused(void **state)
     NULL_REFUSED(vuf_device_stop(NULL, NULL, 0, VUF_STOP_DRAIN, 0, &quiet));
     NULL_REFUSED(vuf_device_reset(NULL, 0, &quiet));
     NULL_REFUSED(vuf_device_get_vring_base(NULL, 0, &number));
+    NULL_REFUSED(vuf_device_get_virtio_status(NULL, 0, &byte));
 }
 
 static int map_nothing(void *user, const struct vuf_shmem_area *area, int fd)
@@ -998,7 +1082,8 @@ static void bad_options_are_refused(void **state)
     OPTIONS_REFUSED(-EINVAL, "delay", first_delay_ms, 51);
     OPTIONS_REFUSED(-EINVAL, "killed", on_unfenced, VUF_ON_UNFENCED_KILL); /* by its path */
     OPTIONS_REFUSED(-EINVAL, "on_unfenced", on_unfenced, 3);
-    OPTIONS_REFUSED(-EINVAL, "out_of_order", out_of_order, 3);
+    OPTIONS_REFUSED(-EINVAL, "out_of_order", out_of_order, 4);
+    OPTIONS_REFUSED(-EINVAL, "max_ring_size", max_ring_size, 32769);
     OPTIONS_REFUSED(-EINVAL, "reserved", reserved, 1);
     OPTIONS_REFUSED(-EINVAL, "shmem_map", backend_ops, &half);
     OPTIONS_REFUSED(-EINVAL, "size", backend_ops, &sizeless);
@@ -1012,10 +1097,6 @@ static void bad_options_are_refused(void **state)
     longer.known.size = sizeof longer;
     assert_refused(-E2BIG, "does not know", vuf_device_open("socket", &longer.known, &device));
     longer.later = 0;
-    assert_ok(vuf_device_open("socket", &longer.known, &device));
-    vuf_device_free(device);
-    /* Shorter: the size alone. */
-    longer.known = (struct vuf_device_options){.size = sizeof(size_t)};
     assert_ok(vuf_device_open("socket", &longer.known, &device));
     vuf_device_free(device);
     assert_ok(vuf_device_open("socket", NULL, &device));
@@ -1080,7 +1161,16 @@ static void bad_memory_is_refused(void **state)
     REGION_REFUSED(-EINVAL, "size is 0", size, 0);
     REGION_REFUSED(-EINVAL, "the file has", size, GUEST_SIZE + PAGE);
     REGION_REFUSED(-EINVAL, "not a multiple", mmap_offset, 1);
-    REGION_REFUSED(-EINVAL, "file", fd, f->ring.kick_fd);
+    REGION_REFUSED(-EINVAL, "file", fd, f->rings[0].kick_fd);
+    /* A device that can be mapped is no file, and has no size to be compared with. */
+    int zero = open("/dev/zero", O_RDWR | O_CLOEXEC);
+    struct vuf_mem_region mapped = region;
+    mapped.fd = zero;
+    mapped.mmap_offset = 1 << 20;
+    assert_ok(vuf_device_memory_fits(f->device, &mapped, 1));
+    assert_ok(vuf_device_set_memory(f->device, &mapped, 1, 0));
+    assert_ok(vuf_device_set_memory(f->device, NULL, 0, 0));
+    close(zero);
     assert_refused(-EINVAL, "regions is NULL", vuf_device_set_memory(f->device, NULL, 1, 0));
     assert_refused(-EINVAL, "flags", vuf_device_set_memory(f->device, &region, 1, 2));
     assert_refused(-EINVAL, "regions is NULL", vuf_device_memory_fits(f->device, NULL, 1));
@@ -1116,7 +1206,7 @@ static void bad_rings_are_refused(void **state)
 {
     struct fixture *f = begin(state);
     struct vuf_quiet quiet = {.size = sizeof quiet};
-    struct vuf_ring good = blk_ring_of_device(&f->ring, VUF_RING_BASE_NEW);
+    struct vuf_ring good = blk_ring_of_device(&f->rings[0], VUF_RING_BASE_NEW);
     struct vuf_ring twice[] = {good, good};
     const uint16_t *odd = (const uint16_t *)((const char *)good.used_index + 1);
     const uint32_t large = VUF_MAX_RING_INDEX + 1;
@@ -1132,7 +1222,7 @@ static void bad_rings_are_refused(void **state)
     RING_REFUSED(-EINVAL, "lies in no region", used, SECOND_ADDR);
     RING_REFUSED(-EINVAL, "base_mode", base_mode, 3);
     RING_REFUSED(-EINVAL, "base", base, 1);
-    RING_REFUSED(VUF_E_STATE, "not known", base_mode, VUF_RING_BASE_RESUME);
+    RING_REFUSED(VUF_E_STATE, "never started", base_mode, VUF_RING_BASE_RESUME);
     RING_REFUSED(-EINVAL, "kick_fd of the ring is 0", kick_fd, 0);
     RING_REFUSED(-EBADF, "kick_fd of the ring is -1", kick_fd, -1);
     RING_REFUSED(-EBADF, "not open", kick_fd, GONE);
@@ -1140,6 +1230,9 @@ static void bad_rings_are_refused(void **state)
     RING_REFUSED(-EBADF, "call_fd of the ring is -2", call_fd, -2);
     RING_REFUSED(-EINVAL, "err_fd of the ring is 0", err_fd, 0);
     RING_REFUSED(-EBADF, "not open", err_fd, GONE);
+    RING_REFUSED(-EINVAL, "kick of the ring is a regular file", kick_fd, f->memory.fd);
+    RING_REFUSED(-EINVAL, "call of the ring is a regular file", call_fd, f->memory.fd);
+    RING_REFUSED(-EINVAL, "err of the ring is a regular file", err_fd, f->memory.fd);
     RING_REFUSED(-EINVAL, "reserved", reserved0, 1);
     RING_REFUSED(-EINVAL, "reserved", reserved[3], 1);
     RING_REFUSED(-EINVAL, "used_index of the ring is not aligned", used_index, odd);
@@ -1153,6 +1246,7 @@ static void bad_rings_are_refused(void **state)
     assert_refused(VUF_E_STATE, "does not run", vuf_device_set_call(f->device, 999, -1));
     assert_refused(-EBADF, "not open", vuf_device_set_call(f->device, 0, GONE));
     assert_refused(-EBADF, "fd is -2", vuf_device_set_call(f->device, 0, -2));
+    assert_refused(-EINVAL, "call is a regular file", vuf_device_set_call(f->device, 0, f->memory.fd));
     assert_refused(-EINVAL, "mode", vuf_device_stop(f->device, NULL, 0, 3, 0, &quiet));
     assert_refused(-EINVAL, "rings is NULL",
                    vuf_device_stop(f->device, NULL, 1, VUF_STOP_DRAIN, 0, &quiet));
@@ -1161,11 +1255,11 @@ static void bad_rings_are_refused(void **state)
     assert_refused(-EINVAL, "quiet is NULL",
                    vuf_device_stop(f->device, NULL, 0, VUF_STOP_DRAIN, 0, NULL));
     assert_refused(-EINVAL, "quiet is NULL", vuf_device_reset(f->device, 0, NULL));
-    assert_refused(VUF_E_STATE, "not known", vuf_device_get_vring_base(f->device, 0, &base));
-    assert_refused(VUF_E_STATE, "not known", vuf_device_get_vring_base(f->device, 999, &base));
+    assert_refused(VUF_E_STATE, "never started", vuf_device_get_vring_base(f->device, 0, &base));
+    assert_refused(VUF_E_STATE, "never started", vuf_device_get_vring_base(f->device, 999, &base));
     assert_refused(-EINVAL, "base is NULL", vuf_device_get_vring_base(f->device, 0, NULL));
     /* None of that was recorded. */
-    start_ring(f, VUF_RING_BASE_NEW);
+    assert_ok(start_ring(f, 0, VUF_RING_BASE_NEW));
     assert_works(f);
     assert_refused(-EBUSY, "runs already", vuf_device_start(f->device, &good, 1));
 }
@@ -1191,12 +1285,6 @@ static void bad_results_and_configuration_are_refused(void **state)
     assert_refused(-EINVAL, "quiet is NULL", vuf_device_get_quiet(f->device, NULL));
     assert_refused(-EINVAL, "size is not set", vuf_device_get_quiet(f->device, &quiet));
     assert_refused(-EINVAL, "size is not set", vuf_device_reset(f->device, 0, &quiet));
-    /* A program that knows less gets less. */
-    info.size = offsetof(struct vuf_device_info, settled);
-    info.settled = 77;
-    assert_ok(vuf_device_get_info(f->device, &info));
-    assert_int_equal(info.connected, 1);
-    assert_int_equal(info.settled, 77);
 
     assert_refused(-EINVAL, "buffer is NULL",
                    vuf_device_read_config(f->device, 0, NULL, 1, NULL));
@@ -1217,8 +1305,7 @@ static void bad_results_and_configuration_are_refused(void **state)
 
 /* ---- all of it ---- */
 
-#define ON(peer, function)                                                                         \
-    {#function, function, set_up_back_end, tear_down_back_end, &(enum kind){peer}}
+#define ON(kind_of, function) ON_WITH(set_up_back_end, kind_of, function)
 #define ON_EMBEDDED(function) ON(EMBEDDED, function)
 #define ON_QEMU(function) ON(QEMU, function)
 #define ON_INFLIGHT(function) ON(INFLIGHT, function)
@@ -1244,17 +1331,26 @@ int main(void)
         ON_EMBEDDED(the_call_descriptor_is_swapped),
         ON_QEMU(the_call_descriptor_is_swapped),
         ON_INFLIGHT(the_call_descriptor_is_swapped),
+        ON_EMBEDDED(the_guest_reads_what_holds_now),
         ON_EMBEDDED(what_cannot_go_on_waits_for_a_reset),
         ON_INFLIGHT(each_request_completes_once),
         ON_INFLIGHT(a_function_tells_where_a_ring_stands),
         ON_EMBEDDED(a_policy_is_followed),
         ON_EMBEDDED(a_guest_starts_without_a_back_end),
         ON_EMBEDDED(a_ring_is_abandoned),
+        ON_EMBEDDED(a_wait_that_times_out_says_why),
+        ON_EMBEDDED(a_wait_for_a_usable_back_end_fails_at_once),
         ON_EMBEDDED(a_back_end_connects_to_it),
         ON_INFLIGHT(somebody_else_connects),
         ON_EMBEDDED(whoever_holds_the_other_end_of_a_pair_is_not_known),
         ON_EMBEDDED(every_message_is_told),
         ON_EMBEDDED(a_posted_message_is_told),
+        ON_EMBEDDED(an_invalidation_that_is_refused_fails_the_wait),
+        ON_EMBEDDED(an_invalidation_without_an_answer_loses_the_connection),
+        ON_EMBEDDED(an_iommu_needs_what_the_back_end_does_not_offer),
+        ON_EMBEDDED(the_end_of_the_channel_is_a_loss),
+        ON_EMBEDDED(a_refused_request_of_the_back_end_is_named),
+        ON_EMBEDDED(features_without_a_function_are_not_acknowledged),
         ON_EMBEDDED(a_miss_is_answered_from_inside),
         ON_EMBEDDED(it_is_freed_at_any_moment),
         ON_QEMU(it_is_freed_at_any_moment),

@@ -196,6 +196,30 @@ static void other_processes_lose_no_mark(void **state)
     munmap(shared, sizeof *shared);
 }
 
+/* What a back-end can do with the descriptor that it was given. */
+static void sealed_log_cannot_be_made_shorter(void **state)
+{
+    enum { SIZE = 65536 };
+    static uint8_t bitmap[SIZE];
+    uint64_t new_pages;
+    int fd, status;
+    (void)state;
+    assert_int_equal(vuf_memfd_create("log", SIZE, 0, VUF_MEMFD_SEAL, &fd), 0);
+    uint8_t *log = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    assert_ptr_not_equal(log, MAP_FAILED);
+    pid_t child = fork();
+    if (child == 0) {
+        log[0] = 1;
+        _exit(ftruncate(fd, 0) == -1 && errno == EPERM ? 0 : 1);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_int_equal(vuf_dirty_log_sync(log, SIZE, 0, SIZE * 8, bitmap, &new_pages), 0);
+    assert_int_equal(new_pages, 1);
+    munmap(log, SIZE);
+    close(fd);
+}
+
 static void bad_arguments_are_refused(void **state)
 {
     struct rig rig = {.peer = -1};
@@ -238,6 +262,7 @@ int main(void)
         cmocka_unit_test(marks_move_to_the_bitmap),
         cmocka_unit_test(ranges_begin_and_end_anywhere),
         cmocka_unit_test(other_processes_lose_no_mark),
+        cmocka_unit_test(sealed_log_cannot_be_made_shorter),
         cmocka_unit_test(bad_arguments_are_refused),
     };
     return cmocka_run_group_tests_name("test_dirty_log", tests, NULL, NULL);

@@ -126,6 +126,32 @@ static void memory_comes_and_goes_for_all(void **state)
     assert_applied(f);
 }
 
+/* The next change of the group would undo what a device was given alone. */
+static void a_device_of_a_group_has_no_memory_of_its_own(void **state)
+{
+    struct fixture *f = *state;
+    const struct vuf_mem_region second = guest_memory_region(&f->second);
+    struct vuf_quiet quiet = {.size = sizeof quiet};
+    struct vuf_memory_group *other;
+    struct vuf_device *device = f->devices[0];
+    bring_up_all(f);
+    assert_refused(VUF_E_STATE, "memory group", vuf_device_set_memory(device, &second, 1, 0));
+    assert_refused(VUF_E_STATE, "memory group", vuf_device_add_memory(device, &second));
+    assert_refused(VUF_E_STATE, "memory group",
+                   vuf_device_remove_memory(device, GUEST_ADDR, GUEST_SIZE, &quiet));
+    assert_ok(vuf_device_memory_fits(device, &second, 1));
+    assert_ok(vuf_memory_group_new(&other));
+    assert_refused(VUF_E_STATE, "another group", vuf_memory_group_join(other, device));
+    assert_applied(f);
+    /* It left, and so do all others when the group is freed. */
+    assert_ok(vuf_memory_group_leave(f->group, device));
+    assert_ok(vuf_device_add_memory(device, &second));
+    assert_ok(vuf_memory_group_join(other, device));
+    assert_refused(VUF_E_STATE, "memory group", vuf_device_add_memory(device, &second));
+    vuf_memory_group_free(other);
+    assert_ok(vuf_device_add_memory(device, &second));
+}
+
 static void one_that_dies_holds_up_nobody(void **state)
 {
     struct fixture *f = *state;
@@ -275,6 +301,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         WITH_DEVICES(memory_comes_and_goes_for_all),
         WITH_DEVICES(one_that_dies_holds_up_nobody),
+        WITH_DEVICES(a_device_of_a_group_has_no_memory_of_its_own),
         WITH_DEVICES(nothing_is_freed_from_inside),
         WITH_DEVICES(a_member_is_freed_while_another_thread_waits),
         WITH_DEVICES(bad_arguments_are_refused),

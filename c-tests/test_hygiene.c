@@ -7,7 +7,6 @@
    test_connection.c. */
 #include "rig.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -356,18 +355,6 @@ static void the_process_stays_as_it_was(void **state)
     test_free(now);
     all_refused(rig);
     tear_down(state);
-}
-
-static int count_threads(void)
-{
-    int count = -2; /* . and .. */
-    DIR *dir = opendir("/proc/self/task");
-    assert_non_null(dir);
-    while (readdir(dir) != NULL) {
-        count++;
-    }
-    closedir(dir);
-    return count;
 }
 
 static void no_thread_is_started(void **state)

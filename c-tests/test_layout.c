@@ -15,7 +15,7 @@
 
 _Static_assert(sizeof(size_t) == 8 && sizeof(int) == 4, "the numbers are of a 64-bit machine");
 
-SIZE(vuf_error_info, 48);
+SIZE(vuf_error_info, 56);
 FIELD(vuf_error_info, size, 0, 8);
 FIELD(vuf_error_info, code, 8, 4);
 FIELD(vuf_error_info, errno_value, 12, 4);
@@ -26,6 +26,8 @@ FIELD(vuf_error_info, ring, 28, 4);
 FIELD(vuf_error_info, region, 32, 4);
 FIELD(vuf_error_info, has_value, 36, 4);
 FIELD(vuf_error_info, value, 40, 8);
+FIELD(vuf_error_info, cause, 48, 4);
+FIELD(vuf_error_info, reserved, 52, 4);
 
 SIZE(vuf_trace_record, 56);
 FIELD(vuf_trace_record, size, 0, 8);
@@ -162,7 +164,7 @@ FIELD(vuf_backend_ops, vring_err, 72, 8);
 FIELD(vuf_backend_ops, shared_object_added, 80, 8);
 FIELD(vuf_backend_ops, shared_object_removed, 88, 8);
 
-SIZE(vuf_device_options, 112);
+SIZE(vuf_device_options, 120);
 FIELD(vuf_device_options, size, 0, 8);
 FIELD(vuf_device_options, num_rings, 8, 4);
 FIELD(vuf_device_options, config_size, 12, 4);
@@ -183,7 +185,9 @@ FIELD(vuf_device_options, stall_ms, 92, 4);
 FIELD(vuf_device_options, timeout_ms, 96, 4);
 FIELD(vuf_device_options, slow_timeout_ms, 100, 4);
 FIELD(vuf_device_options, drain_timeout_ms, 104, 4);
-FIELD(vuf_device_options, reserved, 108, 4);
+FIELD(vuf_device_options, max_ring_size, 108, 4);
+FIELD(vuf_device_options, device_id, 112, 4);
+FIELD(vuf_device_options, reserved, 116, 4);
 
 SIZE(vuf_ring, 120);
 FIELD(vuf_ring, index, 0, 4);
@@ -272,7 +276,7 @@ FIELD(vuf_device_info, max_mem_slots, 88, 8);
 FIELD(vuf_device_info, peer_pid, 96, 4);
 FIELD(vuf_device_info, peer_uid, 100, 4);
 FIELD(vuf_device_info, peer_gid, 104, 4);
-FIELD(vuf_device_info, reserved, 108, 4);
+FIELD(vuf_device_info, max_rings, 108, 4);
 FIELD(vuf_device_info, shmem_sizes, 112, 2048);
 
 /* As long as the map says; that each member stands where it should is looked at in
@@ -457,6 +461,12 @@ VALUE(VUF_DEVICE_EVENT_FENCED, 10);
 VALUE(VUF_DEVICE_EVENT_NEEDS_FD, 11);
 VALUE(VUF_DEVICE_EVENT_PEERS_REFUSED, 12);
 VALUE(VUF_DEVICE_EVENT_CONFIG_REFUSED, 13);
+VALUE(VUF_DEVICE_EVENT_REFUSED, 14);
+VALUE(VUF_DEVICE_EVENT_CHANNEL_CLOSED, 15);
+VALUE(VUF_DEVICE_EVENT_CHANNEL_REFUSED, 16);
+VALUE(VUF_DEVICE_EVENT_IOTLB_REFUSED, 17);
+VALUE(VUF_DEVICE_DEFAULT_PROTOCOL_FEATURES, 0xfdbe2b);
+VALUE(VUF_TRANSPORT_FEATURES, 0x3ffe244000000);
 VALUE(VUF_RECOVERY_IDLE, 0);
 VALUE(VUF_RECOVERY_INFLIGHT, 1);
 VALUE(VUF_RECOVERY_IN_ORDER, 2);
@@ -466,9 +476,11 @@ VALUE(VUF_RECOVERY_NEEDS_RESET, 5);
 VALUE(VUF_ON_UNFENCED_WAIT, 0);
 VALUE(VUF_ON_UNFENCED_PROCEED, 1);
 VALUE(VUF_ON_UNFENCED_KILL, 2);
-VALUE(VUF_OUT_OF_ORDER_NEEDS_RESET, 0);
-VALUE(VUF_OUT_OF_ORDER_REPLAY_FROM_USED, 1);
-VALUE(VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE, 2);
+VALUE(VUF_OUT_OF_ORDER_DEFAULT, 0);
+VALUE(VUF_OUT_OF_ORDER_NEEDS_RESET, 1);
+VALUE(VUF_OUT_OF_ORDER_REPLAY_FROM_USED, 2);
+VALUE(VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE, 3);
+VALUE(VUF_CONFIG_SIZE_LATER, 0xffffffff);
 VALUE(VUF_MEMORY_ALLOW_GAP, 1);
 VALUE(VUF_MEMORY_APPLIED, 0);
 VALUE(VUF_MEMORY_PENDING, 1);
@@ -490,6 +502,7 @@ VALUE(VUF_BACKEND_PROCESS_FD, 3);
 VALUE(VUF_BACKEND_PROCESS_LISTENING, 1);
 VALUE(VUF_BACKEND_PROCESS_OWN_ARGUMENTS, 2);
 VALUE(VUF_BACKEND_PROCESS_NEW_GROUP, 4);
+VALUE(VUF_BACKEND_PROCESS_KILL_WITH_PARENT, 8);
 VALUE(VUF_BACKEND_EXIT_RUNNING, 0);
 VALUE(VUF_BACKEND_EXIT_CODE, 1);
 VALUE(VUF_BACKEND_EXIT_SIGNAL, 2);

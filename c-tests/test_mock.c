@@ -299,10 +299,6 @@ static void crypto_sessions_are_numbered(void **state)
     assert_true(last_info().value == (uint64_t)-22);
     assert_int_equal(id, 2);
     expect(f, "CREATE_CRYPTO_SESSION op=2 session=0");
-    /* A caller that knows less of the struct. */
-    cipher.size = offsetof(struct vuf_crypto_session, asym);
-    ok(vuf_client_create_crypto_session(f->client, &cipher, &id));
-    assert_int_equal(id, 3);
 }
 
 /* ---- memory ---- */

@@ -40,7 +40,7 @@ struct fixture {
     struct vuf_device *device;
     struct guest_memory memory;
     struct blk_ring ring;
-    unsigned seen[VUF_DEVICE_EVENT_CONFIG_REFUSED + 1];
+    unsigned seen[VUF_DEVICE_EVENT_IOTLB_REFUSED + 1];
 };
 
 static int set_up_place(void **state)
@@ -686,7 +686,7 @@ static void what_cannot_be_started_is_told(void **state)
     } bad[] = {
         {{.size = 0}, -EINVAL, "size"},
         {{.size = sizeof bad->options, .reserved = 1}, -EINVAL, "reserved"},
-        {{.size = sizeof bad->options, .flags = 8}, -EINVAL, "flags"},
+        {{.size = sizeof bad->options, .flags = 16}, -EINVAL, "flags"},
         {{.size = sizeof bad->options, .stdout_fd = -2}, -EBADF, "stdout_fd"},
         {{.size = sizeof bad->options, .stderr_fd = -2}, -EBADF, "stderr_fd"},
         {{.size = sizeof bad->options, .stderr_fd = 1000}, -EBADF, "stderr"},

@@ -205,33 +205,26 @@ static void a_back_end_without_a_buffer_is_not_an_error(void **state)
     }
 }
 
-static void a_result_may_have_another_size(void **state)
+static void a_result_may_be_longer(void **state)
 {
     struct rig *rig = *state;
     static const uint64_t answer[257] = {1, [1 + 3] = PAGE};
     const struct reply replies[] = {
         {.size = sizeof answer, .payload = answer},
-        {.size = sizeof answer, .payload = answer},
     };
     struct script script;
-    start_script(&script, rig->peer, replies, 2);
+    start_script(&script, rig->peer, replies, 1);
     struct {
         struct vuf_shmem_config known;
         uint64_t tail;
     } longer = {.known = {.size = sizeof longer}, .tail = 7};
-    struct vuf_shmem_config shorter = {.size = offsetof(struct vuf_shmem_config, memory_sizes)};
-    shorter.memory_sizes[3] = 7;
     int first = vuf_client_get_shmem_config(rig->client, &longer.known);
-    int second = vuf_client_get_shmem_config(rig->client, &shorter);
     end_script(&script);
     assert_int_equal(first, 0);
     assert_int_equal(longer.known.size, sizeof longer);
     assert_int_equal(longer.known.nregions, 1);
     assert_int_equal(longer.known.memory_sizes[3], PAGE);
     assert_int_equal(longer.tail, 0);
-    assert_int_equal(second, 0);
-    assert_int_equal(shorter.nregions, 1);
-    assert_int_equal(shorter.memory_sizes[3], 7); /* beyond its size */
 }
 
 int main(void)
@@ -241,7 +234,7 @@ int main(void)
         TEST(a_refused_request_is_told_with_its_value),
         TEST(what_nobody_asked_for_breaks_the_protocol),
         AGREED(a_back_end_without_a_buffer_is_not_an_error),
-        AGREED(a_result_may_have_another_size),
+        AGREED(a_result_may_be_longer),
     };
     return cmocka_run_group_tests_name("test_replies", tests, default_signals, NULL);
 }

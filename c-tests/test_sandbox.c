@@ -19,6 +19,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -44,6 +45,7 @@ enum { SHORT_MS = 40 }; /* a deadline that is meant to pass */
     ONLY(getsockopt, 2, SO_TYPE)                                                                   \
     ONLY(getsockopt, 2, SO_ACCEPTCONN)                                                             \
     ONLY(getsockopt, 2, SO_RCVTIMEO)                                                               \
+    ONLY(getsockopt, 2, SO_COOKIE)                                                                 \
     ONLY(setsockopt, 2, SO_RCVTIMEO)                                                               \
     ONLY(setsockopt, 2, SO_SNDTIMEO)                                                               \
     ONLY(fcntl, 1, F_SETFD)                                                                        \
@@ -67,6 +69,9 @@ enum { SHORT_MS = 40 }; /* a deadline that is meant to pass */
     ONLY(epoll_ctl, 1, EPOLL_CTL_DEL)                                                              \
     ANY(read)                                                                                      \
     ANY(write)                                                                                     \
+    ANY(io_setup)                                                                                  \
+    ANY(io_submit)                                                                                 \
+    ANY(io_getevents)                                                                              \
     ONLY(socket, 1, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK)                                    \
     ONLY(socket, 1, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK)                                     \
     ANY(bind)                                                                                      \
@@ -74,8 +79,11 @@ enum { SHORT_MS = 40 }; /* a deadline that is meant to pass */
     ANY(fchmod)                                                                                    \
     ONLY(openat, 2, O_PATH | O_DIRECTORY | O_CLOEXEC)                                              \
     ANY(newfstatat)                                                                                \
+    ONLY(statx, 2, AT_EMPTY_PATH | AT_STATX_DONT_SYNC)                                             \
     ONLY(unlinkat, 2, 0)                                                                           \
     ONLY(fcntl, 1, F_SETFL)                                                                        \
+    ONLY(inotify_init1, 0, IN_CLOEXEC | IN_NONBLOCK)                                               \
+    ANY(inotify_add_watch)                                                                         \
     ONLY(getsockopt, 2, SO_PEERCRED)                                                               \
     ONLY(timerfd_create, 1, TFD_CLOEXEC | TFD_NONBLOCK)                                            \
     ANY(timerfd_settime)                                                                           \
@@ -98,6 +106,13 @@ enum { SHORT_MS = 40 }; /* a deadline that is meant to pass */
     ANY(mremap)                                                                                    \
     ANY(munmap)                                                                                    \
     ANY(madvise)                                                                                   \
+    ANY(rt_sigprocmask)                                                                            \
+    ANY(rt_sigaction)                                                                              \
+    ANY(clone3)                                                                                    \
+    ANY(clone)                                                                                     \
+    ANY(set_robust_list)                                                                           \
+    ANY(rseq)                                                                                      \
+    ANY(exit)                                                                                      \
     ANY(clock_gettime)                                                                             \
     ANY(restart_syscall)
 
@@ -136,6 +151,9 @@ enum { MACHINE = 0 };
 /* ---- the filter ---- */
 
 static int left_out = NONE; /* a rule that is not put into the filter */
+/* What happens to a call that no rule allows. The handler of SIGSYS names it and ends the
+   process. */
+static unsigned verdict = SECCOMP_RET_TRAP;
 
 static bool enter_sandbox(void)
 {
@@ -165,8 +183,7 @@ static bool enter_sandbox(void)
         ADD(RETURN(SECCOMP_RET_ALLOW));
         ADD(DATA(nr));
     }
-    /* The handler of SIGSYS names it and ends the process. */
-    ADD(RETURN(SECCOMP_RET_TRAP));
+    ADD(RETURN(verdict));
     const struct sock_fprog program = {(unsigned short)(at - code), code};
     return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
            prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
@@ -354,7 +371,7 @@ static void fill_the_socket(void)
     int rc;
     SHOULD_RETURN(0, vuf_client_from_fd(ends[0], &impatient, &client));
     SHOULD_RETURN(-EBADF, vuf_client_set_mem_table(client, &region, 1));
-    while ((rc = vuf_client_set_log_fd(client, memory.fd)) == 0) {
+    while ((rc = vuf_client_set_log_fd(client, ring.call_fd)) == 0) {
     }
     SHOULD_RETURN(-ETIMEDOUT, rc);
     vuf_client_free(client);
@@ -372,6 +389,35 @@ static void meet_a_bad_back_end(void)
     SHOULD_RETURN(VUF_E_PROTOCOL, vuf_client_set_owner(client));
     SHOULD_RETURN(VUF_E_POISONED, vuf_client_get_features(client, &features));
     vuf_client_free(client);
+}
+
+/* A reply with a descriptor, which it may not have. */
+static void prepare_descriptor(void)
+{
+    const struct header header = {GET_FEATURES, 5, 8};
+    const uint64_t payload = 1;
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr header;
+    } control = {.header = {CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS}};
+    struct iovec parts[] = {{(void *)&header, sizeof header}, {(void *)&payload, sizeof payload}};
+    const struct msghdr message = {.msg_iov = parts,
+                                   .msg_iovlen = 2,
+                                   .msg_control = control.bytes,
+                                   .msg_controllen = sizeof control.bytes};
+    int pipe_ends[2];
+    prepare_pair();
+    SHOULD(pipe(pipe_ends) == 0);
+    memcpy(CMSG_DATA(&control.header), pipe_ends, sizeof(int));
+    SHOULD(sendmsg(ends[1], &message, 0) == sizeof header + sizeof payload);
+}
+
+/* It is closed by a thread, which has the time to end. */
+static void get_a_descriptor(void)
+{
+    SHOULD_RETURN(0, vuf_client_from_fd(ends[0], &impatient, &client));
+    vuf_client_free(client); /* it was not read */
+    sleep_ms(20);
 }
 
 /* Two threads that wait for an answer which does not come. They enter the
@@ -459,6 +505,40 @@ static int take_channel(void)
     return fd;
 }
 
+/* SHMEM_MAP with a file that is looked at, and is none to map. */
+static void ask_for_a_mapping(int theirs)
+{
+    struct {
+        struct header header;
+        uint64_t body[5];
+    } map = {{9, 1, sizeof map.body}, {0, 0, 0, PAGE, 0}};
+    char control[CMSG_SPACE(sizeof(int))] = {0};
+    struct iovec part = {&map, sizeof map.header + sizeof map.body};
+    struct msghdr message = {.msg_iov = &part,
+                             .msg_iovlen = 1,
+                             .msg_control = control,
+                             .msg_controllen = sizeof control};
+    struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
+    rights->cmsg_level = SOL_SOCKET;
+    rights->cmsg_type = SCM_RIGHTS;
+    rights->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(rights), &theirs, sizeof theirs);
+    SHOULD(sendmsg(theirs, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)part.iov_len);
+}
+
+static int map_nothing(void *user, const struct vuf_shmem_area *area, int fd)
+{
+    (void)user, (void)area;
+    close(fd);
+    return -EIO;
+}
+
+static int unmap_nothing(void *user, const struct vuf_shmem_area *area)
+{
+    (void)user, (void)area;
+    return 0;
+}
+
 /* Both threads wait; one of them serves the channel. */
 static void serve_a_channel(void)
 {
@@ -467,9 +547,13 @@ static void serve_a_channel(void)
         .timeout_ms = VUF_TIMEOUT_FOREVER,
         .flags = VUF_CLIENT_ADOPT,
         .adopt_features = BIT(VIRTIO_F_ACCESS_PLATFORM),
-        .adopt_protocol_features = BIT(VUF_PROTOCOL_F_BACKEND_REQ) | BIT(VUF_PROTOCOL_F_CONFIG),
+        .adopt_protocol_features = BIT(VUF_PROTOCOL_F_BACKEND_REQ) | BIT(VUF_PROTOCOL_F_CONFIG) |
+                                   BIT(VUF_PROTOCOL_F_SHMEM) | BIT(VUF_PROTOCOL_F_BACKEND_SEND_FD),
     };
-    const struct vuf_backend_ops ops = {.size = sizeof ops, .config_changed = nothing_changed};
+    const struct vuf_backend_ops ops = {.size = sizeof ops,
+                                        .config_changed = nothing_changed,
+                                        .shmem_map = map_nothing,
+                                        .shmem_unmap = unmap_nothing};
     const struct vuf_iotlb entry = {.size = PAGE, .type = VUF_IOTLB_INVALIDATE};
     const struct header change = {2, 1, 0}; /* CONFIG_CHANGE_MSG */
     SHOULD_RETURN(0, vuf_client_from_fd(ends[0], &options, &client));
@@ -484,6 +568,9 @@ static void serve_a_channel(void)
     SHOULD(poll(&pollable, 1, PEER_MS) == 1);
     SHOULD_RETURN(0, vuf_client_process_backend_requests(client));
     SHOULD(poll(&pollable, 1, 0) == 0);
+    ask_for_a_mapping(theirs);
+    sleep_ms(5);
+    SHOULD_RETURN(0, vuf_client_process_backend_requests(client));
     SHOULD_RETURN(0, vuf_client_abort(client));
     sem_wait(&done);
     sem_wait(&done);
@@ -546,6 +633,39 @@ static void keep_a_device(void)
     vuf_device_free(device);
 }
 
+static char absent_path[100];
+
+static void prepare_absent_socket(void)
+{
+    snprintf(absent_path, sizeof absent_path, "%.80s/absent", backend.dir);
+    unlink(absent_path);
+}
+
+/* It comes while the next attempt is far away. */
+static void wait_for_an_absent_socket(void)
+{
+    struct vuf_device_options far = device_options;
+    struct sockaddr_un address = address_of(absent_path);
+    int accepted = -1;
+    far.first_delay_ms = far.max_delay_ms = 60 * 1000;
+    SHOULD_RETURN(0, vuf_device_open(absent_path, &far, &device));
+    wait_for_event(VUF_DEVICE_EVENT_RETRYING);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    SHOULD(bind(fd, (struct sockaddr *)&address, sizeof address) == 0);
+    sleep_ms(20);
+    SHOULD(listen(fd, 1) == 0);
+    while (accepted < 0) {
+        struct pollfd item = {.fd = vuf_device_get_fd(device), .events = POLLIN};
+        struct vuf_device_event event = {.size = sizeof event};
+        SHOULD(poll(&item, 1, PEER_MS) == 1);
+        SHOULD_RETURN(0, vuf_device_process(device, &event));
+        accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+    }
+    close(accepted);
+    close(fd);
+    vuf_device_free(device);
+}
+
 static char stale_path[100];
 
 /* The socket of somebody who is gone. */
@@ -580,11 +700,13 @@ static const struct scene scenes[] = {
     {"let deadlines pass, stopped now and then", prepare_pair, let_deadlines_pass, true},
     {"fill the socket", prepare_pair, fill_the_socket, false},
     {"meet a bad back-end", prepare_message, meet_a_bad_back_end, false},
+    {"get a descriptor", prepare_descriptor, get_a_descriptor, false},
     {"abort what waits", prepare_threads, abort_what_waits, false},
     {"free what waits", prepare_threads, free_what_waits, false},
     {"serve a channel", prepare_threads, serve_a_channel, false},
     {"make memory", prepare_nothing, make_memory, false},
     {"keep a device", prepare_nothing, keep_a_device, false},
+    {"wait for an absent socket", prepare_absent_socket, wait_for_an_absent_socket, false},
     {"listen for back-ends", prepare_stale_socket, listen_for_back_ends, false},
 };
 
@@ -688,6 +810,29 @@ static void the_rules_are_enough(void **state)
     assert_int_equal(failures, 0);
 }
 
+/* A filter may also refuse what notices a socket: then it is looked for. */
+static void a_device_does_without_inotify(void **state)
+{
+    const struct scene scene = {"wait without inotify", prepare_absent_socket,
+                                wait_for_an_absent_socket, false};
+    char words[600];
+    (void)state;
+    skip_unless_possible();
+    verdict = SECCOMP_RET_ERRNO | EPERM;
+    for (left_out = 0; rules[left_out].number != SYS_inotify_init1; left_out++) {
+    }
+    bool whole = act(&scene, words, sizeof words);
+    left_out++; /* nor the directory is watched */
+    assert_int_equal(rules[left_out].number, SYS_inotify_add_watch);
+    whole &= act(&scene, words, sizeof words);
+    verdict = SECCOMP_RET_TRAP;
+    left_out = NONE;
+    if (!whole) {
+        print_error("%s", words);
+    }
+    assert_true(whole);
+}
+
 /* Whether some scene ends for want of a rule. */
 static bool needed(int rule)
 {
@@ -724,6 +869,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(another_system_call_is_caught),
         cmocka_unit_test(the_rules_are_enough),
+        cmocka_unit_test(a_device_does_without_inotify),
         cmocka_unit_test(no_rule_is_idle),
     };
     return cmocka_run_group_tests_name("test_sandbox", tests, set_up_all, tear_down_all);

@@ -239,6 +239,11 @@ static int wait_shortly(struct world *w)
     return vuf_device_wait(w->device, SHORT_MS);
 }
 
+static int wait_connected_shortly(struct world *w)
+{
+    return vuf_device_wait_connected(w->device, SHORT_MS);
+}
+
 static int get_info(struct world *w)
 {
     struct vuf_device_info info = {.size = sizeof info};
@@ -495,6 +500,7 @@ static const struct row {
     ROW(get_fd,                     0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  C),
     ROW(process,                    0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  C),
     ROW(wait_shortly,               T,  T,  T,  T,  T,  T,  0,  0,  0,  T,  T,  T,  S,  C),
+    ROW(wait_connected_shortly,     T,  T,  T,  T,  T,  N,  0,  0,  0,  T,  T,  T,  T,  C),
     ROW(get_info,                   0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  C),
     ROW(what_info_says,             0,  0,  0,  0,  0,  0, 1100, 1100, 1100, 0,  1,  0, 10,  C),
     ROW(get_counters,               D,  D,  D,  D,  0,  D,  0,  0,  0,  D,  D,  D,  D,  C),

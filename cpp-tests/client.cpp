@@ -11,6 +11,7 @@
 #include <functional>
 #include <linux/virtio_config.h>
 #include <stdexcept>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -106,7 +107,7 @@ TEST_CASE("every request arrives as it was meant")
                        "device base 3=0x1234", "device protocol-features +SHMEM +DEVICE_STATE"});
     vuf::client client = negotiated(back_end);
     const vuf::unique_fd memory = file();
-    const auto event = file();
+    const vuf::unique_fd event{eventfd(0, EFD_CLOEXEC)};
     const int fd = event.get();
     const std::array<vuf_mem_region, 2> regions{region_at(0x100000, memory.get()),
                                                 region_at(0x200000, memory.get())};

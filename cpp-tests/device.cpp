@@ -178,8 +178,34 @@ TEST_CASE("blocks are written and read through a device")
     driver.write_and_read(0x55);
     const std::uint32_t first = 0;
     CHECK(device.stop(first, VUF_STOP_DRAIN, patience_ms)->quiesced == 1);
+    CHECK(*device.get_virtio_status(15) == 15);
     CHECK(device.reset(patience_ms)->quiesced == 1);
+    CHECK(*device.get_virtio_status(0) == 0);
     CHECK(device.get_quiet()->quiesced == 1);
+}
+
+TEST_CASE("a program waits for a back-end that it can use")
+{
+    const fd_guard guard;
+    const program back_end = program::disk();
+    auto device = vuf::device::open(back_end.path(), quick_options());
+    OK(device);
+    CHECK(*device->is_connected() == false);
+    CHECK(device->get_offered_features().error() == vuf::errc::state);
+    OK(device->wait_connected(patience_ms));
+    CHECK(device->get_info()->connected == 1);
+    CHECK(*device->is_connected());
+    CHECK(*device->get_offered_features() == device->get_info()->offered_features);
+    OK(device->wait(patience_ms));
+    CHECK(*device->is_settled());
+    const auto generation = device->get_generation();
+    CHECK(generation->first == generation->second);
+    auto options = quick_options();
+    options.required_features = vuf::bit(63);
+    auto other = vuf::device::open(back_end.path(), options);
+    OK(other);
+    device->free();
+    CHECK(other->wait_connected(patience_ms).error() == vuf::errc::not_negotiated);
 }
 
 TEST_CASE("the configuration space is read as a struct")
@@ -212,6 +238,66 @@ TEST_CASE("the configuration space is read as a struct")
     CHECK(device->write_config(config_size, "\1", 1).code() == -EINVAL);
     OK(device->wait(patience_ms));
     CHECK(device->get_counters()->requests_sent > sent);
+}
+
+TEST_CASE("the size of the configuration space is chosen later, and its data is current")
+{
+    const fd_guard guard;
+    const program back_end = program::disk();
+    auto options = quick_options();
+    options.config_size = VUF_CONFIG_SIZE_LATER;
+    auto device = vuf::device::open(back_end.path(), options);
+    OK(device);
+    std::uint8_t byte = 0;
+    CHECK(device->assume_config(0, &byte, 1).error() == vuf::errc::state);
+    OK(device->wait(patience_ms));
+    OK(device->set_config_size(config_size));
+    CHECK(device->assume_config(config_size, &byte, 1).code() == -EINVAL);
+    OK(device->assume_config(0, &byte, 1));
+    OK(device->wait_config(patience_ms));
+    const auto sectors = device->read_config<std::uint64_t>();
+    OK(sectors);
+    CHECK(*sectors == DISK_SIZE / 512);
+    CHECK(device->set_config_size(36).error() == vuf::errc::state);
+    OK(device->write_config(32, "\1", 1));
+    CHECK(device->read_current_config(32, &byte, 1).code() == -EAGAIN);
+    OK(device->wait_config());
+    OK(device->read_current_config(32, &byte, 1));
+    CHECK(byte == 1);
+}
+
+TEST_CASE("a preset has what a type of device needs")
+{
+    const auto options = vuf::device::options_for(2);
+    OK(options);
+    CHECK(options->config_size == VUF_CONFIG_SIZE_LATER);
+    CHECK(*vuf::device::config_size_for(2, 0) == 36);
+    CHECK(*vuf::device::hidden_features_for(2) == VUF_TRANSPORT_FEATURES);
+    CHECK(vuf::device::options_for(0).code() == -EINVAL);
+    CHECK(std::string(vuf_device_ring_name(2, 0, 1)) == "requestq");
+}
+
+TEST_CASE("settings need their protocol features")
+{
+    const fd_guard guard;
+    const program back_end = program::disk();
+    auto options = quick_options();
+    auto device = vuf::device::open(back_end.path(), options);
+    OK(device);
+    CHECK(device->set_mtu(1500).error() == vuf::errc::not_negotiated);
+    CHECK(device->send_rarp(1).error() == vuf::errc::not_negotiated);
+    const std::uint8_t uuid[16] = {1};
+    CHECK(device->get_backend_status(1).error() == vuf::errc::disconnected);
+    CHECK(device->get_shared_object(uuid, 1).error() == vuf::errc::disconnected);
+    CHECK(device->set_gpu_socket(vuf::unique_fd()).code() == -EBADF);
+    options.protocol_features = VUF_DEVICE_DEFAULT_PROTOCOL_FEATURES |
+                                vuf::bit(VUF_PROTOCOL_F_MTU);
+    auto other = vuf::device::open(back_end.path(), options);
+    OK(other);
+    OK(other->set_mtu(1500));
+    CHECK(other->set_mtu(67).code() == -EINVAL);
+    OK(other->set_vring_endian(VUF_VRING_BIG_ENDIAN));
+    CHECK(other->set_vring_endian(2).code() == -EINVAL);
 }
 
 TEST_CASE("memory comes and goes")
@@ -456,7 +542,7 @@ TEST_CASE("a group has one memory for all")
     OK(group.leave(devices[1]));
     OK(group.remove_memory(more_addr, guest_size));
     OK(devices[1].remove_memory(more_addr, guest_size));
-    CHECK(devices[0].remove_memory(more_addr, guest_size).code() == -EINVAL);
+    CHECK(devices[0].remove_memory(more_addr, guest_size).code() == VUF_E_STATE);
     /* Devices and group may be moved, and go in any order. */
     vuf::memory_group same(std::move(group));
     CHECK(!group);

@@ -24,7 +24,7 @@ comment { line = $0; sub(/^ *\* ?/, "", line); lines[n++] = line; next }
 # What the comment is about: up to the end of the prototype, or one line.
 pending {
     about = $0
-    while (about ~ /\(/ && about !~ /;$/ && (getline more) > 0) about = about "\n" more
+    while (about !~ /^#/ && about ~ /\(/ && about !~ /;$/ && (getline more) > 0) about = about "\n" more
     pending = 0
     print_comment(about)
     if (about ~ /^struct vuf_[a-z_]+;$/) opaque[substr(about, 1, length(about) - 1)] = 1

@@ -219,9 +219,9 @@ static const char *recovery_name(uint32_t recovery)
     case VUF_RECOVERY_IN_ORDER:
         return "the used index tells what is to be done";
     case VUF_RECOVERY_NEEDS_RESET:
-        return "nobody knows what was done";
+        return "it is not known what was done";
     default:
-        return "as the caller chose";
+        return "it may be done twice, or not at all";
     }
 }
 
@@ -337,6 +337,9 @@ int main(int argc, char **argv)
         .num_rings = 1,
         .first_delay_ms = 10,
         .max_delay_ms = 200,
+        /* Each block is compared, and qemu-storage-daemon completes out of order: going
+         * on from the used index would lose some requests and repeat others. */
+        .out_of_order = VUF_OUT_OF_ORDER_NEEDS_RESET,
     };
     int rc = guest_memory_create(&memory, GUEST_ADDR, GUEST_SIZE);
     if (rc == 0 && vuf_device_open(argv[1], &options, &device) != 0) {

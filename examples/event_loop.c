@@ -284,6 +284,8 @@ static void set_up(struct disk *disk, const char *path)
         .first_delay_ms = 10,
         .max_delay_ms = 200,
         .stall_ms = 200,
+        /* The guests compare each block, and qemu-storage-daemon completes out of order. */
+        .out_of_order = VUF_OUT_OF_ORDER_NEEDS_RESET,
     };
     disk->index = (int)(disk - disks);
     guest_init(&disk->guest, &memory, GUEST_ADDR + (uint64_t)disk->index * GUEST_BYTES);

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <string.h>
+#include <fcntl.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -17,7 +18,7 @@
 int guest_memory_create(struct guest_memory *memory, uint64_t guest_addr, uint64_t size)
 {
     *memory = (struct guest_memory){.fd = -1, .guest_addr = guest_addr, .size = size};
-    int fd = memfd_create("guest-memory", MFD_CLOEXEC);
+    int fd = memfd_create("guest-memory", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0) {
         return -errno;
     }
@@ -25,6 +26,11 @@ int guest_memory_create(struct guest_memory *memory, uint64_t guest_addr, uint64
     if (ftruncate(fd, (off_t)size) == 0) {
         /* Shared: what a private mapping holds the back-end would never see. */
         host = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    }
+    /* A back-end that made the file shorter would end this program with SIGBUS. */
+    if (host != MAP_FAILED && fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
+        munmap(host, size);
+        host = MAP_FAILED;
     }
     if (host == MAP_FAILED) {
         int error = errno;

@@ -1169,11 +1169,75 @@ class device {
     {
         return result<void>(vuf_device_wait(get(), timeout_ms));
     }
+    result<void> wait_connected(std::uint32_t timeout_ms = VUF_TIMEOUT_DEFAULT) noexcept
+    {
+        return result<void>(vuf_device_wait_connected(get(), timeout_ms));
+    }
     result<vuf_device_info> get_info() const noexcept
     {
         auto info = make<vuf_device_info>();
         const int rc = vuf_device_get_info(get(), &info);
         return {rc, info};
+    }
+    /* Options for a device of this type. */
+    static result<vuf_device_options> options_for(std::uint32_t device_id) noexcept
+    {
+        auto options = make<vuf_device_options>();
+        const int rc = vuf_device_options_for(device_id, &options);
+        return {rc, options};
+    }
+    static result<std::uint32_t> config_size_for(std::uint32_t device_id,
+                                                 std::uint64_t features) noexcept
+    {
+        std::uint32_t size = 0;
+        const int rc = vuf_device_config_size_for(device_id, features, &size);
+        return {rc, size};
+    }
+    static result<std::uint64_t> hidden_features_for(std::uint32_t device_id) noexcept
+    {
+        std::uint64_t features = 0;
+        const int rc = vuf_device_hidden_features_for(device_id, &features);
+        return {rc, features};
+    }
+    result<bool> is_connected() const noexcept
+    {
+        const int rc = vuf_device_is_connected(get());
+        return {rc < 0 ? rc : 0, rc == 1};
+    }
+    result<bool> is_settled() const noexcept
+    {
+        const int rc = vuf_device_is_settled(get());
+        return {rc < 0 ? rc : 0, rc == 1};
+    }
+    result<std::uint64_t> get_offered_features() const noexcept
+    {
+        std::uint64_t features = 0;
+        const int rc = vuf_device_get_offered_features(get(), &features);
+        return {rc, features};
+    }
+    /* The generation, and the one up to which everything is confirmed. */
+    result<std::pair<std::uint64_t, std::uint64_t>> get_generation() const noexcept
+    {
+        std::pair<std::uint64_t, std::uint64_t> both{0, 0};
+        const int rc = vuf_device_get_generation(get(), &both.first, &both.second);
+        return {rc, both};
+    }
+    /* GET_STATUS of the back-end, which is waited for. */
+    result<std::uint32_t>
+    get_backend_status(std::uint32_t timeout_ms = VUF_TIMEOUT_DEFAULT) noexcept
+    {
+        std::uint32_t status = 0;
+        const int rc = vuf_device_get_backend_status(get(), timeout_ms, &status);
+        return {rc, status};
+    }
+    /* The file of an object that the back-end exports, under 16 bytes. */
+    result<unique_fd>
+    get_shared_object(const std::uint8_t *bytes,
+                      std::uint32_t timeout_ms = VUF_TIMEOUT_DEFAULT) noexcept
+    {
+        int fd = -1;
+        const int rc = vuf_device_get_shared_object(get(), bytes, timeout_ms, &fd);
+        return {rc, unique_fd(fd)};
     }
     result<vuf_counters> get_counters() const noexcept
     {
@@ -1211,6 +1275,27 @@ class device {
     {
         return result<void>(vuf_device_set_features(get(), features));
     }
+    result<void> set_mtu(std::uint32_t mtu) noexcept
+    {
+        return result<void>(vuf_device_set_mtu(get(), mtu));
+    }
+    result<void> send_rarp(std::uint64_t mac) noexcept
+    {
+        return result<void>(vuf_device_send_rarp(get(), mac));
+    }
+    result<void> set_gpu_socket(unique_fd &&fd) noexcept
+    {
+        const int rc = vuf_device_set_gpu_socket(get(), fd.get());
+        if (rc == 0) {
+            static_cast<void>(fd.release());
+        }
+        return result<void>(rc);
+    }
+    /* VUF_VRING_LITTLE_ENDIAN or VUF_VRING_BIG_ENDIAN, of a legacy driver. */
+    result<void> set_vring_endian(std::uint32_t endian) noexcept
+    {
+        return result<void>(vuf_device_set_vring_endian(get(), endian));
+    }
     /* The generation. */
     result<std::uint32_t> read_config(std::uint32_t offset, void *buffer,
                                       std::size_t len) const noexcept
@@ -1237,6 +1322,30 @@ class device {
     result<void> write_config(std::uint32_t offset, const void *buffer, std::size_t len) noexcept
     {
         return result<void>(vuf_device_write_config(get(), offset, buffer, len));
+    }
+
+    /* VUF_CONFIG_SIZE_LATER: the size, once the features are known. */
+    result<void> set_config_size(std::uint32_t size) noexcept
+    {
+        return result<void>(vuf_device_set_config_size(get(), size));
+    }
+    /* Fails with -EAGAIN while the space has not been read since the last write. The
+       generation. */
+    result<std::uint32_t> read_current_config(std::uint32_t offset, void *buffer,
+                                              std::size_t len) const noexcept
+    {
+        std::uint32_t generation = 0;
+        const int rc = vuf_device_read_current_config(get(), offset, buffer, len, &generation);
+        return {rc, generation};
+    }
+    /* Until the space has been read since each write that was made before. */
+    result<void> wait_config(std::uint32_t timeout_ms = VUF_TIMEOUT_DEFAULT) noexcept
+    {
+        return result<void>(vuf_device_wait_config(get(), timeout_ms));
+    }
+    result<void> assume_config(std::uint32_t offset, const void *buffer, std::size_t len) noexcept
+    {
+        return result<void>(vuf_device_assume_config(get(), offset, buffer, len));
     }
 
     /* Memory. */
@@ -1298,6 +1407,13 @@ class device {
         auto quiet = make<vuf_quiet>();
         const int rc = vuf_device_stop(get(), nullptr, 0, mode, timeout_ms, &quiet);
         return {rc, quiet};
+    }
+    /* The status byte that the guest reads; where that is not known, what it wrote. */
+    result<std::uint8_t> get_virtio_status(std::uint8_t written) const noexcept
+    {
+        std::uint8_t status = written;
+        const int rc = vuf_device_get_virtio_status(get(), written, &status);
+        return {rc, status};
     }
     result<vuf_quiet> reset(std::uint32_t timeout_ms) noexcept
     {

@@ -16,6 +16,7 @@ mod negotiated;
 mod op;
 mod options;
 mod postcopy;
+mod refusals;
 mod shmem;
 mod vring;
 
@@ -35,6 +36,7 @@ use std::sync::{Arc, OnceLock};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use backend_requests::{BackendHandler, HostNotifier, Uuid};
+pub(crate) use checks::mtu as check_mtu;
 pub(crate) use list::{FD_WINDOW, List, WINDOW};
 pub use list::{Refusal, Submitted};
 pub use op::Op;
@@ -150,6 +152,8 @@ impl BackendClient {
     /// Uses a connected Unix stream socket.
     pub fn from_fd(socket: OwnedFd, options: &Options) -> Result<Self> {
         Self::prepare(socket.as_fd(), options)?;
+        let socket = socket::above_standard(socket)
+            .map_err(|errno| Error::os(errno, "cannot give the socket a number above 2"))?;
         Ok(Self::assume(socket, options))
     }
 
@@ -261,7 +265,15 @@ impl BackendClient {
 
     /// Drops a forked child's copy, and leaves the parent's connection alone.
     pub(crate) fn close_in_child(self) {
-        self.connection.close_in_child();
+        let Self {
+            connection,
+            negotiated,
+            desk,
+            ..
+        } = self;
+        connection.close_in_child();
+        // Other threads of the parent may have been changing these at the fork.
+        std::mem::forget((negotiated, desk));
     }
 
     /// The virtio features acknowledged last; 0 before.

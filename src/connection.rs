@@ -22,7 +22,7 @@ mod trace;
 
 use crate::error::{Error, Kind, Phase, Result};
 use crate::message::{Bounds, Request, Wait};
-use crate::socket;
+use crate::socket::{self, PeerSocket};
 use channel::{Channel, Ends};
 use machine::{Abandoned, Machine, Ticket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use blocking::Arrived;
 pub(crate) use channel::{Answer, Incoming, Serve, Served};
-pub(crate) use machine::Reply;
+pub(crate) use machine::{Posted, Reply};
 pub(crate) use stepping::{Outcome, Pending};
 pub use trace::{Counters, TraceRecord, TraceSink};
 
@@ -97,6 +97,19 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) body: &'a [u8],
     pub(crate) payload: &'a [u8],
     pub(crate) fds: &'a [BorrowedFd<'a>],
+}
+
+impl Outgoing<'_> {
+    /// Whether it resets the device: what the device had mapped of its shared memory is
+    /// gone then. Without either of these two a device is reset by stopping its rings,
+    /// which nobody but who does it can tell from a pause.
+    fn resets(&self) -> bool {
+        match self.request {
+            Request::ResetDevice => true,
+            Request::SetStatus => self.body.iter().all(|byte| *byte == 0),
+            _ => false,
+        }
+    }
 }
 
 /// What the reply may look like.
@@ -170,6 +183,20 @@ impl State {
         (self.emitting == Some(here)).then_some("the callback of the trace")
     }
 
+    /// Whoever serves the channel hears how often the device has been reset.
+    fn pass_resets_on(&self) {
+        if let Some(channel) = &self.channel {
+            channel.server.resets(self.machine.resets());
+        }
+    }
+
+    /// A request of the back-end is to be served later.
+    fn hold(&mut self, incoming: Incoming) {
+        if let Some(channel) = &mut self.channel {
+            channel.hold(incoming);
+        }
+    }
+
     /// Whether a request of the back-end has been read already.
     fn holds_request(&self) -> bool {
         self.channel.as_ref().is_some_and(Channel::holds_request)
@@ -179,7 +206,7 @@ impl State {
 /// A connection that any thread may use.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    socket: OwnedFd,
+    socket: PeerSocket,
     state: Mutex<State>,
     moved: Condvar,
     aborted: Arc<AtomicBool>,
@@ -211,7 +238,7 @@ impl Connection {
     ) -> Self {
         let aborted = Arc::new(AtomicBool::new(false));
         Self {
-            socket,
+            socket: PeerSocket::new(socket),
             state: Mutex::new(State {
                 machine: Machine::new(Arc::clone(&aborted)),
                 reading: false,
@@ -259,13 +286,18 @@ impl Connection {
         self.lock().machine.ended()
     }
 
-    /// Closes the socket of a forked child's copy, and drops the rest unless
-    /// another thread of the parent was changing it at the fork.
+    /// Closes the sockets of a forked child's copy. What other threads of the parent may
+    /// have been changing at the fork is left alone.
     pub(crate) fn close_in_child(self) {
-        drop(self.socket);
-        if self.state.try_lock().is_err() {
-            std::mem::forget(self.state);
-        }
+        let Self {
+            socket,
+            ends,
+            state,
+            aborted,
+            ..
+        } = self;
+        drop((socket, ends));
+        std::mem::forget((state, aborted));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

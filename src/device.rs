@@ -4,37 +4,52 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
+mod acknowledged;
+mod announce;
 mod config;
+mod config_api;
+mod connecting;
 mod core;
 mod driving;
 mod event;
 mod fence;
+mod gpu;
 mod group;
 mod handler;
 mod info;
 mod link;
 pub(crate) mod memfd;
 pub(crate) mod memory;
+mod mtu;
 mod options;
 mod plan;
+mod presets;
+mod questions;
 mod ring;
+mod ring_count;
 mod running;
 mod sharing;
 #[cfg(test)]
 mod testing;
 mod visitors;
+mod vring_endian;
 
 use self::config::Config;
-use self::core::{Core, Mode, Stood, readable};
+use self::core::{Core, Mode, PostedRefusals, readable};
 use self::event::Events;
-use self::fence::Fence;
 use self::handler::Handler;
-use self::plan::Wanted;
+use self::memory::MemoryList;
+use self::plan::{RingWanted, Wanted};
+use self::questions::Questions;
+use self::ring::RingSlot;
+use self::ring_count::AbsentRings;
 use self::visitors::Visitors;
 use crate::connection::ThreadMark;
 use crate::error::{Error, Kind, Result};
-use crate::message::{Iotlb, virtio};
+use crate::message::Iotlb;
 use crate::programs::BackendProcess;
+use crate::room::room_for;
 use crate::socket::{Alarm, Bell, Pollable};
 use nix::errno::Errno;
 use std::collections::VecDeque;
@@ -48,7 +63,8 @@ pub use group::{MemoryGroup, MemoryState};
 pub use info::DeviceInfo;
 pub use link::{Peer, Policy};
 pub use memory::GuestRegion as Region;
-pub use options::{DeviceOptions, OnUnfenced, OutOfOrder};
+pub use options::{CONFIG_SIZE_LATER, Clock, DeviceOptions, OnUnfenced, OutOfOrder};
+pub use presets::{config_size_for, hidden_features_for, ring_name};
 pub use ring::{Base, Ring, RingIndices};
 pub use running::{Quiet, StopMode};
 
@@ -58,6 +74,7 @@ pub use running::{Quiet, StopMode};
 /// succeed without a back-end, too: then they apply once there is one.
 pub struct Device {
     core: Mutex<Core>,
+    clock: Clock,
     config: Arc<Config>,
     /// The number of the thread that drives the connection, without the lock; 0 for
     /// none.
@@ -81,6 +98,8 @@ pub struct Device {
     notifier: Pollable,
     closed: AtomicBool,
     visitors: Arc<Visitors>,
+    /// It belongs to a memory group, which states its memory.
+    grouped: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Device {
@@ -102,7 +121,7 @@ fn held() -> Error {
     Error::new(Kind::State, text)
 }
 
-fn busy(text: &'static str) -> Error {
+fn busy(text: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(Kind::Argument(Errno::EBUSY), text)
 }
 
@@ -115,23 +134,29 @@ impl Device {
             let text = "only a process of which the connection is supplied can be killed";
             return Err(Error::invalid(text));
         }
+        let rings = usize::try_from(options.rings()).unwrap_or_default();
+        room_for::<(RingSlot, RingWanted)>(rings.saturating_add(1))?;
         let mut link = link::Link::new(peer, options.reconnect)?;
-        link.begin(Instant::now());
-        let config = Arc::new(Config::new(options.config_size));
+        link.begin((options.clock)());
+        let config = Arc::new(Config::new(
+            options.config_size,
+            options.assume_features.is_some(),
+        ));
         let changed = Arc::new(AtomicBool::new(false));
         let handler = Handler {
             theirs: options.handler.clone(),
             changed: Arc::clone(&changed),
         };
-        let rings = usize::try_from(options.rings()).unwrap_or_default();
         let wanted = Wanted {
-            protocol: options.protocol_features,
+            protocol: options.acknowledged(),
             num_rings: options.num_rings,
             channel: options.handler.is_some() || options.config_size > 0,
             config_size: options.config_size,
-            rings: vec![None; rings],
+            rings: vec![RingWanted::default(); rings],
+            max_ring_size: options.max_ring_size,
             ..Wanted::default()
         };
+        let clock = Arc::clone(&options.clock);
         let core = Core {
             offered: options.assume_features,
             options: Arc::new(options),
@@ -141,30 +166,45 @@ impl Device {
             link,
             mode: Mode::Down,
             wanted,
-            kept: (0..rings).map(|_| None).collect(),
-            stood: vec![Stood::default(); rings],
+            memory: MemoryList::default(),
+            rings: (0..rings).map(|_| RingSlot::default()).collect(),
             starts: 0,
             generation: 0,
             unseen: false,
             news: 0,
             applied: None,
             events: Events::default(),
+            history: Default::default(),
             buffer: None,
+            buffers: 0,
+            shmem: None,
             lives: 0,
-            recovering: false,
+            recovering: None,
+            broken: false,
             reading: Vec::new(),
-            memory_refused: false,
+            refused_regions: Vec::new(),
+            refused_before: Vec::new(),
+            memory_refused: None,
+            refusal_is_past: false,
+            mtu_refused: None,
+            questions: Questions::default(),
+            announcements: 0,
+            gpu: None,
+            gpu_sockets: 0,
             unfit: None,
             ghosts: Vec::new(),
             unfenced: false,
             writes: VecDeque::new(),
+            refusals: PostedRefusals::default(),
             retired: Vec::new(),
             notices: Vec::new(),
+            absent: AbsentRings::default(),
             trace: None,
             clients: Vec::new(),
         };
         let device = Self {
             core: Mutex::new(core),
+            clock,
             config,
             driving: AtomicUsize::new(0),
             missed: AtomicBool::new(false),
@@ -177,6 +217,7 @@ impl Device {
             notifier: Pollable::new().map_err(made)?,
             closed: AtomicBool::new(false),
             visitors: Arc::default(),
+            grouped: Arc::default(),
         };
         for fd in [device.traffic.fd(), device.alarm.fd()] {
             device.notifier.watch(readable(fd)).map_err(made)?;
@@ -188,6 +229,10 @@ impl Device {
     fn lock(&self) -> MutexGuard<'_, Core> {
         // A panic under the lock is caught by the caller, who closes.
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Instant {
+        (self.clock)()
     }
 
     fn waiters(&self) -> MutexGuard<'_, Vec<Arc<Bell>>> {
@@ -204,22 +249,25 @@ impl Device {
     /// offered. Rings must be stopped.
     pub fn set_features(&self, features: u64) -> Result<()> {
         let mut core = self.lock();
-        if core.wanted.rings.iter().any(Option::is_some) {
+        if core.wanted.rings.iter().any(|ring| ring.run.is_some()) {
             return Err(busy("features cannot change while rings run"));
         }
         let features = features & !plan::OURS;
         let Some(offered) = core.offered else {
-            let text = "what the back-end offers is not known yet, and nothing is assumed";
-            return Err(Error::new(Kind::State, text));
+            return Err(core.offer_unknown(self.now()));
         };
         match features & !offered {
             0 => {}
             surplus => {
-                let names = crate::message::bit_names(surplus, virtio::name);
+                let names = core.virtio_names(surplus);
                 let text = format!("features has bits that the back-end does not offer: {names}");
                 return Err(Error::invalid(text));
             }
         }
+        if core.live().is_some_and(|live| live.connected) {
+            core.check_platform(features)?;
+        }
+        core.check_endian(Some(features), core.wanted.big_endian)?;
         core.wanted.features = Some(features);
         self.moved(core);
         Ok(())
@@ -259,7 +307,7 @@ impl Device {
     pub fn reconnect(&self) {
         let mut core = self.lock();
         if matches!(core.mode, Mode::Down) {
-            core.link.begin(Instant::now());
+            core.link.begin(self.now());
         }
         drop(core);
         self.rouse();
@@ -268,7 +316,7 @@ impl Device {
     /// A connected socket for a device whose sockets the caller supplies. Taken.
     pub fn set_fd(&self, fd: OwnedFd) -> Result<()> {
         let mut core = self.lock();
-        core.link.supply(fd, None, Instant::now())?;
+        core.link.supply(fd, None, self.now())?;
         drop(core);
         self.rouse();
         Ok(())
@@ -282,7 +330,7 @@ impl Device {
         core.link.check_source()?;
         let fd = process.take_socket()?;
         let process = Some(link::Process::of(process));
-        core.link.supply(fd, process, Instant::now())?;
+        core.link.supply(fd, process, self.now())?;
         drop(core);
         self.rouse();
         Ok(())
@@ -295,14 +343,20 @@ impl Device {
 
     /// Sends a translation to the back-end, or ends one, without waiting; may be
     /// called by a handler. Its user address is a guest address.
+    ///
+    /// [`wait`](Self::wait) waits for the answer: until then the back-end may use a
+    /// translation that was ended. Without an answer in time
+    /// ([`DeviceOptions::quick`]) the connection is lost.
     pub fn post_iotlb(&self, entry: &Iotlb) -> Result<()> {
         let client = self.lock().live().map(|live| Arc::clone(&live.client));
         let Some(client) = client else {
             return Err(Error::new(Kind::Disconnected, "there is no back-end"));
         };
         client.post_iotlb(entry)?;
-        // It may not have fit.
-        self.arm(&self.lock());
+        self.lock().note_posted(self.now());
+        // It may not have fit, it has a deadline, and an answer to something else may
+        // have been read meanwhile.
+        self.rouse();
         Ok(())
     }
 
@@ -325,19 +379,28 @@ impl Device {
 
     /// Drops a forked child's copy, and leaves the parent's connection alone.
     pub(crate) fn close_in_child(self) {
-        if self.core.try_lock().is_err() || self.waiting.try_lock().is_err() {
-            // Another thread of the parent was changing it at the fork.
-            std::mem::forget(self);
+        let Self {
+            core,
+            config,
+            asking,
+            waiting,
+            visitors,
+            ..
+        } = self;
+        // Other threads of the parent may have been changing these at the fork.
+        std::mem::forget((config, asking, waiting, visitors));
+        if core.try_lock().is_err() {
+            std::mem::forget(core);
             return;
         }
-        let core = self.core.into_inner();
+        let core = core.into_inner();
         let core = core.unwrap_or_else(PoisonError::into_inner);
         let current = match core.mode {
             Mode::Up(live) => Some(live.client),
-            Mode::Fencing(fence, _) => Some(fence.into_socket()),
+            Mode::Fencing(old, _) => Some(old.fence.into_socket()),
             Mode::Down => None,
         };
-        let ghosts = core.ghosts.into_iter().map(Fence::into_socket);
+        let ghosts = core.ghosts.into_iter().map(|old| old.fence.into_socket());
         let clients = current.into_iter().chain(core.retired).chain(ghosts);
         for client in clients {
             // Some are there twice.

@@ -107,6 +107,9 @@ pub struct Details {
     pub region: Option<u32>,
     /// The back-end's own words: an error value, a wrong code, a wrong size.
     pub value: Option<u64>,
+    /// The [code](Error::code) of the failure that a timeout hides: why the awaited
+    /// did not happen. 0 where there is none.
+    pub cause: i32,
     /// What a person can act on.
     pub message: Cow<'static, str>,
 }
@@ -153,6 +156,7 @@ impl Error {
             ring: None,
             region: None,
             value: None,
+            cause: 0,
             message: message.into(),
         }))
     }

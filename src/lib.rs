@@ -14,6 +14,7 @@ mod error;
 pub mod ffi;
 pub mod message;
 mod programs;
+mod room;
 mod socket;
 mod wiped;
 
@@ -23,8 +24,9 @@ pub use backend_client::{
 };
 pub use connection::{Counters, OnTimeout, TraceRecord, TraceSink};
 pub use device::{
-    Base, Device, DeviceInfo, DeviceOptions, Event, EventKind, MemoryGroup, MemoryState,
-    OnUnfenced, OutOfOrder, Peer, Policy, Quiet, Recovery, Region, Ring, RingIndices, StopMode,
+    Base, CONFIG_SIZE_LATER, Clock, Device, DeviceInfo, DeviceOptions, Event, EventKind,
+    MemoryGroup, MemoryState, OnUnfenced, OutOfOrder, Peer, Policy, Quiet, Recovery, Region, Ring,
+    RingIndices, StopMode,
 };
 pub use error::{Class, Details, Error, Kind, Phase, Result, class_of, code};
 pub use programs::{
@@ -32,3 +34,10 @@ pub use programs::{
     find as find_backend_programs,
 };
 pub use socket::{Credentials, Exit};
+
+/// How many descriptors that back-ends have sent are being closed by threads. For tests that
+/// count descriptors.
+#[doc(hidden)]
+pub fn descriptors_being_closed() -> usize {
+    socket::being_closed()
+}

@@ -8,6 +8,7 @@
 
 mod backend;
 mod fields;
+mod virtio_names;
 
 pub use backend::{
     Answered, BackendGate, BackendRequest, BackendRequestInfo, MAX_BACKEND_PAYLOAD, ShmemArea,
@@ -16,6 +17,7 @@ pub use backend::{
 
 pub use fields::{Flow, Socket};
 pub(crate) use fields::{Line, Payload};
+pub use virtio_names::virtio_feature_name;
 
 use bitflags::bitflags;
 use std::ffi::CStr;
@@ -54,6 +56,8 @@ pub mod virtio {
     pub const F_LOG_ALL: u32 = 26;
     /// The back-end speaks protocol features.
     pub const F_PROTOCOL_FEATURES: u32 = 30;
+    /// The driver is none of before virtio 1.0.
+    pub const F_VERSION_1: u32 = 32;
     /// The device reaches memory through an IOMMU.
     pub const F_ACCESS_PLATFORM: u32 = 33;
     /// The packed ring layout.
@@ -61,17 +65,18 @@ pub mod virtio {
     /// The device uses buffers in the order in which they were made available.
     pub const F_IN_ORDER: u32 = 35;
 
-    /// The names of these bits; the others depend on the device.
+    /// Bits that a guest must not be shown only because the back-end offers them: they
+    /// belong to the connection (26, 30), to the transport between guest and monitor (37
+    /// to 41), or need an IOMMU that the monitor emulates (33). 42 to 49 are reserved for
+    /// extensions of these kinds.
+    pub const TRANSPORT: u64 = 1 << F_LOG_ALL
+        | 1 << F_PROTOCOL_FEATURES
+        | 1 << F_ACCESS_PLATFORM
+        | ((1 << 50) - (1 << 37));
+
+    /// The name of a bit that means the same for every type of device.
     pub fn name(bit: u32) -> Option<super::Name> {
-        let name = match bit {
-            F_LOG_ALL => c"VHOST_F_LOG_ALL",
-            F_PROTOCOL_FEATURES => c"VHOST_USER_F_PROTOCOL_FEATURES",
-            F_ACCESS_PLATFORM => c"VIRTIO_F_ACCESS_PLATFORM",
-            F_RING_PACKED => c"VIRTIO_F_RING_PACKED",
-            F_IN_ORDER => c"VIRTIO_F_IN_ORDER",
-            _ => return None,
-        };
-        Some(super::Name(name))
+        super::virtio_feature_name(0, bit)
     }
 }
 
@@ -144,6 +149,11 @@ impl Name {
             Ok(name) => Self(name),
             Err(_) => Self(c""), // the tests notice
         }
+    }
+
+    /// A name that is a constant of this library.
+    pub(crate) const fn of(name: &'static CStr) -> Self {
+        Self(name)
     }
 
     /// What is left without this at its beginning.

@@ -11,15 +11,21 @@
 
 mod common;
 
+use common::memory;
 use common::{
-    AT_ONCE, CASES, FEATURES, Message, PATIENCE, Peer, adopted, both, cpu_time, drain, file, fill,
+    AT_ONCE, CASES, FEATURES, Message, PATIENCE, Peer, adopted, both, cpu_time, drain, fill,
     give_up_privileges, hex, identity, limit_fds, many_in_flight, message, no_fd_leak,
     only_for_root, only_once, patient, protocol, ready_for, start, wait_until,
 };
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::MsgFlags;
+use nix::sys::stat::Mode;
+use std::fs::File;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, Weak, mpsc};
 use std::thread;
@@ -27,7 +33,9 @@ use std::time::{Duration, Instant};
 use vhost_user_frontend::message::{
     BackendRequest, Iotlb, ProtocolFeatures, Request, ShmemArea, iotlb as iotlb_kind,
 };
-use vhost_user_frontend::{BackendClient, BackendHandler, HostNotifier, Kind, SharedRegion, Uuid};
+use vhost_user_frontend::{
+    BackendClient, BackendHandler, HostNotifier, Kind, Options, SharedRegion, Timeout, Uuid,
+};
 
 /// The flags of a request that asks to be answered.
 const ASKS: u32 = 0x9;
@@ -102,7 +110,7 @@ impl BackendHandler for Recorder {
     fn host_notifier(&self, ring: u8, notifier: Option<HostNotifier>) -> i32 {
         self.say(match notifier {
             Some(HostNotifier { fd, offset, size }) => {
-                let own = identity(fd.as_fd()) == identity(file(1));
+                let own = identity(fd.as_fd()) == identity(memory(1));
                 format!("notifier {ring} {offset:#x} {size:#x} {own}")
             }
             None => format!("notifier {ring} gone"),
@@ -110,12 +118,12 @@ impl BackendHandler for Recorder {
     }
     fn shared_object_lookup(&self, uuid: &Uuid) -> Result<OwnedFd, i32> {
         match self.say(format!("lookup {}", uuid[0])) {
-            0 => Ok(file(2).try_clone_to_owned().unwrap()),
+            0 => Ok(memory(2).try_clone_to_owned().unwrap()),
             code => Err(code),
         }
     }
     fn shmem_map(&self, area: &ShmemArea, fd: OwnedFd) -> i32 {
-        let own = identity(fd.as_fd()) == identity(file(1));
+        let own = identity(fd.as_fd()) == identity(memory(1));
         let ShmemArea {
             shmid,
             shm_offset,
@@ -186,7 +194,15 @@ fn with_channel(handler: Arc<Recorder>) -> (BackendClient, Peer, Channel) {
 
 /// The same for a client that may send this request.
 fn channel_for(request: Request, handler: Arc<Recorder>) -> (BackendClient, Peer, Channel) {
-    let (client, peer) = ready_for(request, true, patient());
+    channel_with(request, handler, patient())
+}
+
+fn channel_with(
+    request: Request,
+    handler: Arc<Recorder>,
+    options: Options,
+) -> (BackendClient, Peer, Channel) {
+    let (client, peer) = ready_for(request, true, options);
     let back = || {
         peer.expect(Request::GetShmemConfig);
         let mut config = vec![0; 2056];
@@ -203,6 +219,26 @@ fn channel_for(request: Request, handler: Arc<Recorder>) -> (BackendClient, Peer
     };
     let ((), channel) = both(front, back);
     (client, peer, channel)
+}
+
+#[test]
+fn call_serves_the_channel_until_its_deadline() {
+    // More than the library once served in one call.
+    const MANY: usize = (1 << 16) + 1000;
+    const AT_A_TIME: usize = 50;
+    let _leak = no_fd_leak();
+    let (client, peer, channel) = with_channel(Recorder::new());
+    let change = BackendRequest::ConfigChange.id();
+    let back = || {
+        peer.expect(Request::GetFeatures);
+        for _ in 0..MANY.div_ceil(AT_A_TIME) {
+            (0..AT_A_TIME).for_each(|_| channel.ask(change, ASKS, &[], &[]));
+            assert!((0..AT_A_TIME).all(|_| channel.answer(change).0 == 0));
+        }
+        peer.ack(Request::GetFeatures, FEATURES);
+    };
+    let (result, ()) = both(|| client.get_features(), back);
+    assert_eq!(result.unwrap(), FEATURES);
 }
 
 fn ready(client: &BackendClient) -> bool {
@@ -268,7 +304,7 @@ fn every_request_reaches_its_handler_and_is_answered() {
     for flags in [ASKS, QUIET] {
         for request in BackendRequest::ALL {
             let (payload, fd, told) = asked(*request);
-            let fds = [file(1)];
+            let fds = [memory(1)];
             channel.ask(request.id(), flags, &payload, if fd { &fds } else { &[] });
             assert!(ready(&client), "{request:?}");
             client.process_backend_requests().unwrap();
@@ -277,7 +313,7 @@ fn every_request_reaches_its_handler_and_is_answered() {
                 let (value, fds) = channel.answer(request.id());
                 assert_eq!((value, fds.len()), (0, usize::from(lookup)), "{request:?}");
                 for fd in fds {
-                    assert_eq!(identity(fd.as_fd()), identity(file(2)));
+                    assert_eq!(identity(fd.as_fd()), identity(memory(2)));
                 }
             }
             assert_eq!(handler.take(), [told]);
@@ -303,7 +339,7 @@ fn a_result_is_the_answer() {
         BackendRequest::ShmemMap,
     ] {
         let (payload, fd, told) = asked(request);
-        let fds = [file(1)];
+        let fds = [memory(1)];
         channel.ask(request.id(), ASKS, &payload, if fd { &fds } else { &[] });
         client.process_backend_requests().unwrap();
         let (value, fds) = channel.answer(request.id());
@@ -318,9 +354,9 @@ fn bad_requests_are_refused_and_the_channel_stays_in_step() {
     let _leak = no_fd_leak();
     let handler = Recorder::new();
     let (client, peer, channel) = with_channel(Arc::clone(&handler));
-    let fd: &[BorrowedFd<'_>] = &[file(1)];
+    let fd: &[BorrowedFd<'_>] = &[memory(1)];
     let none: &[BorrowedFd<'_>] = &[];
-    let two: &[BorrowedFd<'_>] = &[file(1), file(2)];
+    let two: &[BorrowedFd<'_>] = &[memory(1), memory(2)];
     let mut cases: Vec<(u32, Vec<u8>, &[BorrowedFd<'_>])> = vec![
         (11, vec![], none),
         (0, vec![1; 100], none),
@@ -386,7 +422,7 @@ fn what_was_not_agreed_or_has_no_handler_is_refused() {
     let refused = |channel: &Channel, client: &BackendClient, code: i32| {
         for request in BackendRequest::ALL {
             let (payload, fd, _) = asked(*request);
-            let fds = [file(1)];
+            let fds = [memory(1)];
             channel.ask(request.id(), ASKS, &payload, if fd { &fds } else { &[] });
             client.process_backend_requests().unwrap();
             assert_eq!(
@@ -453,7 +489,7 @@ impl Channel {
     /// Asks, has the client process it, and takes the answer.
     fn demand_on(&self, client: &BackendClient, request: BackendRequest) -> i64 {
         let (payload, fd, _) = asked(request);
-        let fds = [file(1)];
+        let fds = [memory(1)];
         self.ask(request.id(), ASKS, &payload, if fd { &fds } else { &[] });
         client.process_backend_requests().unwrap();
         self.answer(request.id()).0
@@ -466,7 +502,7 @@ fn mappings_never_overlap_and_go_away_whole() {
     let handler = Recorder::new();
     let (client, _peer, channel) = with_channel(Arc::clone(&handler));
     let map = |offset: u64, len: u64| {
-        channel.ask(9, ASKS, &area(3, 0, offset, len, 1), &[file(1)]);
+        channel.ask(9, ASKS, &area(3, 0, offset, len, 1), &[memory(1)]);
         client.process_backend_requests().unwrap();
         channel.answer(9).0
     };
@@ -479,8 +515,6 @@ fn mappings_never_overlap_and_go_away_whole() {
     for (offset, len) in [
         (0x2000, 0x2000),
         (0x1000, 0x1001),
-        (0x3fff, 1),
-        (0x2fff, 2),
         (0, 0x10000),
         (0x3000, 0x10),
     ] {
@@ -511,6 +545,81 @@ fn mappings_never_overlap_and_go_away_whole() {
     assert_eq!(map(0x2000, 0x1000), 0);
 }
 
+/// They are mapped by whole pages, however long they are.
+#[test]
+fn mappings_have_no_page_in_common() {
+    let _leak = no_fd_leak();
+    let handler = Recorder::new();
+    let (client, _peer, channel) = with_channel(Arc::clone(&handler));
+    let map = |fd_offset: u64, offset: u64, len: u64| {
+        let area = area(3, fd_offset, offset, len, 1);
+        channel.ask(9, ASKS, &area, &[memory(1)]);
+        client.process_backend_requests().unwrap();
+        channel.answer(9).0
+    };
+    assert_eq!(map(0, 0x1000, 100), 0);
+    let taken = i64::from(-libc::EEXIST);
+    for (fd_offset, offset, len, answer) in [
+        (0, 0x1000 + 100, 100, REFUSED),
+        (8, 0x4000, 0x1000, REFUSED),
+        (0, 0, 0x1001, taken),
+        (0, 0x1000, 1, taken),
+        (0, 0x2000, 1, 0),
+        (0, 0, 0x1000, 0),
+    ] {
+        assert_eq!(map(fd_offset, offset, len), answer, "{offset:#x} {len:#x}");
+    }
+}
+
+#[test]
+fn a_mapping_lies_within_a_file_that_can_be_mapped() {
+    let _leak = no_fd_leak();
+    let handler = Recorder::new();
+    let (client, _peer, channel) = with_channel(Arc::clone(&handler));
+    let short = File::from(memfd_create(c"short", MFdFlags::MFD_CLOEXEC).unwrap());
+    short.set_len(0x1fff).unwrap();
+    let open = |flags: OFlag| {
+        let path = format!("/proc/self/fd/{}", short.as_raw_fd());
+        nix::fcntl::open(path.as_str(), flags, Mode::empty()).unwrap()
+    };
+    let read_only = open(OFlag::O_RDONLY);
+    let path_only = open(OFlag::O_PATH);
+    let zero = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/zero")
+        .unwrap();
+    let directory = File::open("/").unwrap();
+    let (socket, _other) = UnixStream::pair().unwrap();
+    let (pipe, _writer) = nix::unistd::pipe().unwrap();
+    let mut next = 0;
+    for (what, fd, fd_offset, flags, answer) in [
+        ("all of it", short.as_fd(), 0, 1, 0),
+        (
+            "the last byte is missing",
+            short.as_fd(),
+            0x1000,
+            1,
+            REFUSED,
+        ),
+        ("behind its end", short.as_fd(), 0x2000, 1, REFUSED),
+        ("read", read_only.as_fd(), 0, 0, 0),
+        ("written", read_only.as_fd(), 0, 1, i64::from(-libc::EACCES)),
+        ("a path", path_only.as_fd(), 0, 0, i64::from(-libc::EACCES)),
+        ("no length", zero.as_fd(), 0, 1, 0),
+        ("a directory", directory.as_fd(), 0, 0, REFUSED),
+        ("a socket", socket.as_fd(), 0, 1, REFUSED),
+        ("a pipe", pipe.as_fd(), 0, 0, REFUSED),
+    ] {
+        let area = area(3, fd_offset, next, 0x1000, flags);
+        channel.ask(9, ASKS, &area, &[fd]);
+        client.process_backend_requests().unwrap();
+        assert_eq!(channel.answer(9).0, answer, "{what}");
+        assert_eq!(handler.take().len(), usize::from(answer == 0), "{what}");
+        next += 0x1000;
+    }
+}
+
 #[test]
 fn a_back_end_that_asks_before_it_answers_is_served_inside_every_request() {
     let _leak = no_fd_leak();
@@ -537,7 +646,7 @@ fn a_back_end_that_asks_before_it_answers_is_served_inside_every_request() {
                 for _ in 0..threads {
                     for request in BackendRequest::ALL {
                         let (payload, fd, _) = asked(*request);
-                        let fds = [file(1)];
+                        let fds = [memory(1)];
                         channel.ask(request.id(), ASKS, &payload, if fd { &fds } else { &[] });
                         assert_eq!(channel.answer(request.id()).0, 0, "{request:?}");
                     }
@@ -549,7 +658,10 @@ fn a_back_end_that_asks_before_it_answers_is_served_inside_every_request() {
             });
             // What is not urgent waits for the event loop, which is woken for it.
             let told = handler.take();
-            assert_eq!(told.len(), 5 * threads, "{:?}: {told:?}", case.request);
+            // The doorbell page is gone.
+            let withdrawn = usize::from(case.request == Request::ResetDevice);
+            let urgent = 5 * threads + withdrawn;
+            assert_eq!(told.len(), urgent, "{:?}: {told:?}", case.request);
             assert!(ready(&client));
             client.process_backend_requests().unwrap();
             assert!(handler.take().contains(&"config".to_owned()));
@@ -944,6 +1056,106 @@ fn the_end_of_the_connection_ends_the_channel() {
     }
 }
 
+/// Doorbell pages and shared objects of a lost back-end are as gone as its mappings.
+#[test]
+fn end_of_the_channel_withdraws_what_was_set() {
+    let _leak = no_fd_leak();
+    for removed in [false, true] {
+        let handler = Recorder::new();
+        let (client, peer, channel) = with_channel(Arc::clone(&handler));
+        let notifier = BackendRequest::HostNotifier;
+        assert_eq!(channel.demand_on(&client, notifier), 0);
+        for object in [7, 8, 7] {
+            channel.ask(
+                BackendRequest::SharedObjectAdd.id(),
+                QUIET,
+                &[object; 16],
+                &[],
+            );
+        }
+        client.process_backend_requests().unwrap();
+        if removed {
+            channel.ask(notifier.id(), QUIET, &words(&[5 | 1 << 8, 0, 0]), &[]);
+            channel.ask(
+                BackendRequest::SharedObjectRemove.id(),
+                QUIET,
+                &[7; 16],
+                &[],
+            );
+            client.process_backend_requests().unwrap();
+        }
+        handler.take();
+        // One of which the handler was not informed yet.
+        channel.ask(BackendRequest::SharedObjectAdd.id(), QUIET, &[9; 16], &[]);
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| client.get_queue_num());
+            peer.expect(Request::GetQueueNum);
+            while !ready(&client) {
+                thread::yield_now();
+            }
+            peer.ack(Request::GetQueueNum, 7);
+            waits.join().unwrap().unwrap();
+        });
+        peer.hang_up();
+        client.get_queue_num().unwrap_err();
+        while client.process_backend_requests().is_ok() {}
+        let left: &[&str] = match removed {
+            false => &[
+                "notifier 5 gone",
+                "added 9",
+                "removed 7",
+                "removed 8",
+                "removed 9",
+            ],
+            true => &["added 9", "removed 8", "removed 9"],
+        };
+        assert_eq!(handler.take(), left);
+        assert!(!ready(&client));
+    }
+}
+
+/// A reset takes them away, too, and a page that comes after it is a new one.
+#[test]
+fn reset_withdraws_what_was_set() {
+    let _leak = no_fd_leak();
+    let handler = Recorder::new();
+    let (client, peer, channel) = channel_for(Request::SetStatus, Arc::clone(&handler));
+    let notifier = BackendRequest::HostNotifier;
+    for _ in 0..2 {
+        assert_eq!(channel.demand_on(&client, notifier), 0);
+        channel.ask(BackendRequest::SharedObjectAdd.id(), QUIET, &[7; 16], &[]);
+        client.process_backend_requests().unwrap();
+        handler.take();
+        let answer = || {
+            peer.expect(Request::SetStatus);
+            peer.ack(Request::SetStatus, 0);
+        };
+        both(|| client.set_status(0), answer).0.unwrap();
+        assert_eq!(handler.take(), ["notifier 5 gone"]);
+        // What may take its time waits for who serves the channel.
+        assert!(ready(&client));
+        client.process_backend_requests().unwrap();
+        assert_eq!(handler.take(), ["removed 7"]);
+        assert!(!ready(&client));
+    }
+}
+
+/// A page that the caller has refused is not there.
+#[test]
+fn refused_notifier_is_not_withdrawn() {
+    let _leak = no_fd_leak();
+    let handler = Recorder::new();
+    let (client, peer, channel) = with_channel(Arc::clone(&handler));
+    *handler.result.lock().unwrap() = -libc::ENOMEM;
+    let refused = channel.demand_on(&client, BackendRequest::HostNotifier);
+    assert_eq!(refused, i64::from(-libc::ENOMEM));
+    handler.take();
+    peer.hang_up();
+    client.get_queue_num().unwrap_err();
+    while client.process_backend_requests().is_ok() {}
+    assert_eq!(handler.take(), Vec::<String>::new());
+}
+
 #[test]
 fn there_is_one_channel_for_each_connection() {
     let _leak = no_fd_leak();
@@ -1178,7 +1390,7 @@ fn what_is_mapped_while_the_channel_ends_is_unmapped_once() {
             let serving = scope.spawn(|| client.process_backend_requests());
             match unmapping {
                 true => channel.ask(10, QUIET, &asked(BackendRequest::ShmemUnmap).0, &[]),
-                false => channel.ask(9, QUIET, &asked(BackendRequest::ShmemMap).0, &[file(1)]),
+                false => channel.ask(9, QUIET, &asked(BackendRequest::ShmemMap).0, &[memory(1)]),
             }
             // It may have looked before there was anything.
             let again = scope.spawn(|| client.process_backend_requests());
@@ -1248,7 +1460,7 @@ fn a_reset_takes_mappings_away_before_there_are_others() {
         peer.ack(Request::ResetDevice, 0);
         entered.recv().unwrap();
         // The same place once more, while what was there is being taken away.
-        channel.ask(9, ASKS, &asked(BackendRequest::ShmemMap).0, &[file(1)]);
+        channel.ask(9, ASKS, &asked(BackendRequest::ShmemMap).0, &[memory(1)]);
         client.process_backend_requests().unwrap();
         assert!(handler.take().is_empty());
         let_go.send(()).unwrap();
@@ -1259,6 +1471,86 @@ fn a_reset_takes_mappings_away_before_there_are_others() {
         let told = handler.take();
         assert!(told[0].starts_with("unmap") && told[1].starts_with("map"));
     });
+}
+
+/// Whoever serves the channel looks whether the reset has been acknowledged before it
+/// carries out what was asked after that.
+#[test]
+fn a_mapping_that_is_made_after_a_reset_stays() {
+    let _leak = no_fd_leak();
+    let handler = Recorder::new();
+    let (client, peer, channel) = with_channel(Arc::clone(&handler));
+    let map = BackendRequest::ShmemMap.id();
+    let place = &asked(BackendRequest::ShmemMap).0;
+    let (inside, entered) = mpsc::channel();
+    let (let_go, go) = mpsc::channel::<()>();
+    let go = Mutex::new(go);
+    handler.hook(move |_| {
+        inside.send(()).unwrap();
+        let _ = go.lock().unwrap().recv_timeout(PATIENCE);
+        0
+    });
+    thread::scope(|scope| {
+        let reset = scope.spawn(|| client.reset_device());
+        peer.expect(Request::ResetDevice);
+        channel.ask(map, ASKS, place, &[memory(1)]);
+        entered.recv().unwrap();
+        // Now the client has both to read at once.
+        peer.ack(Request::ResetDevice, 0);
+        channel.ask(map, ASKS, place, &[memory(1)]);
+        drop(let_go);
+        reset.join().unwrap().unwrap();
+    });
+    client.process_backend_requests().unwrap();
+    assert_eq!([channel.answer(map).0, channel.answer(map).0], [0, 0]);
+    let told = handler.take();
+    let told: Vec<_> = told.iter().map(|what| &what[..3]).collect();
+    assert_eq!(told, ["map", "unm", "map"]);
+}
+
+/// The caller's function still maps when the device has been reset, and its mapping is
+/// one of before.
+#[test]
+fn a_mapping_that_outlasts_a_reset_is_taken_away() {
+    let _leak = no_fd_leak();
+    let handler = Recorder::new();
+    let options = Options {
+        slow: Timeout::After(Duration::from_millis(300)),
+        ..patient()
+    };
+    let (client, peer, channel) = channel_with(Request::ResetDevice, Arc::clone(&handler), options);
+    let map = BackendRequest::ShmemMap.id();
+    let (inside, entered) = mpsc::channel();
+    let (let_go, go) = mpsc::channel::<()>();
+    let go = Mutex::new(go);
+    handler.hook(move |what| {
+        if what.starts_with("map") {
+            inside.send(()).unwrap();
+            let _ = go.lock().unwrap().recv_timeout(PATIENCE);
+        }
+        0
+    });
+    thread::scope(|scope| {
+        channel.ask(map, ASKS, &asked(BackendRequest::ShmemMap).0, &[memory(1)]);
+        let maps = scope.spawn(|| client.process_backend_requests());
+        entered.recv().unwrap();
+        both(
+            || client.reset_device().unwrap(),
+            || {
+                peer.expect(Request::ResetDevice);
+                peer.ack(Request::ResetDevice, 0);
+            },
+        );
+        drop(let_go);
+        maps.join().unwrap().unwrap();
+    });
+    client.process_backend_requests().unwrap();
+    assert_eq!(channel.answer(map).0, 0);
+    let told = handler.take();
+    assert!(
+        told.len() == 2 && told[0].starts_with("map") && told[1].starts_with("unmap"),
+        "{told:?}"
+    );
 }
 
 /// A status of 0 is a reset, as a driver makes it; no other status is.
@@ -1437,7 +1729,7 @@ fn a_channel_that_could_not_be_opened_for_the_order_of_things_can_be_later() {
     let base = &mut [0];
     let shared = SharedRegion {
         region: common::REGIONS[0],
-        fd: file(0),
+        fd: memory(0),
     };
     let table = || {
         let request = peer.expect(Request::SetMemTable);

@@ -11,7 +11,7 @@
 
 mod common;
 
-use common::{FEATURES, Peer, adopted, both, file, hex, identity, no_fd_leak, patient, protocol};
+use common::{FEATURES, Peer, adopted, both, hex, identity, memory, no_fd_leak, patient, protocol};
 use nix::sys::socket::MsgFlags;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -169,7 +169,7 @@ impl Told {
 }
 
 fn is_the_file(fd: &OwnedFd) {
-    assert_eq!(identity(fd.as_fd()), identity(file(0)));
+    assert_eq!(identity(fd.as_fd()), identity(memory(0)));
 }
 
 fn ends(uuid: &Uuid) -> String {
@@ -200,7 +200,7 @@ impl BackendHandler for Told {
     }
     fn shared_object_lookup(&self, uuid: &Uuid) -> Result<OwnedFd, i32> {
         match self.say(format!("lookup {}", ends(uuid))) {
-            0 => Ok(file(0).try_clone_to_owned().unwrap()),
+            0 => Ok(memory(0).try_clone_to_owned().unwrap()),
             code => Err(code),
         }
     }
@@ -269,7 +269,7 @@ fn every_back_end_request_is_understood_and_answered_byte_by_byte() {
         let context = format!("{:?}: {}", transcript.request, transcript.told);
         *told.result.lock().unwrap() = transcript.result;
         let lookup = transcript.request == BackendRequest::SharedObjectLookup;
-        let fds = [file(0)];
+        let fds = [memory(0)];
         let with = transcript.fd && !lookup;
         channel.send(&hex(transcript.asked), if with { &fds } else { &[] });
         client.process_backend_requests().unwrap();

@@ -116,7 +116,9 @@ fn what_is_in_order_goes_on_without_a_buffer() {
 #[test]
 fn what_cannot_go_on_waits_for_a_reset() {
     for layout in LAYOUTS {
-        let mut vmm = Vmm::new(layout, 1, |_| {});
+        let mut vmm = Vmm::new(layout, 1, |options| {
+            options.out_of_order = OutOfOrder::NeedsReset;
+        });
         let mut peer = BlkPeer::start(&vmm.place, &["--no-inflight", "--crash-after", "3"]);
         vmm.bring_up();
         vmm.fill(0);

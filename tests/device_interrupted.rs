@@ -11,16 +11,11 @@
     reason = "a test fails by panicking"
 )]
 
-#[path = "common/blk_peer.rs"]
-mod blk_peer;
-#[path = "common/blk_ring.rs"]
-mod blk_ring;
-#[path = "common/stepper.rs"]
-mod stepper;
-#[path = "common/vmm.rs"]
-mod vmm;
+#[path = "common/device.rs"]
+mod device;
 
 use blk_ring::{GuestMemory, Layout, Op};
+use device::{blk_peer, blk_ring, stepper, vmm};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -89,7 +84,7 @@ fn rig(layout: Layout, protocol: ProtocolFeatures) -> (Vmm, Stepper) {
         options.out_of_order = OutOfOrder::ReplayFromUsed;
         options.reconnect.first_delay = Duration::from_micros(10);
     });
-    let peer = Stepper::at(&vmm.place.file("sock"), manners(protocol));
+    let peer = Stepper::beside(&vmm, manners(protocol));
     vmm.want_all();
     vmm.rings[0].submit(Op::Flush, 0);
     (vmm, peer)

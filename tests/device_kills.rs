@@ -196,7 +196,9 @@ fn neither_needs_a_reset() {
     let mut random = Random::new();
     let args = ["--no-inflight", "--out-of-order"];
     for layout in [Layout::Split, Layout::Packed] {
-        let mut vmm = Vmm::new(layout, RINGS, |_| {});
+        let mut vmm = Vmm::new(layout, RINGS, |options| {
+            options.out_of_order = OutOfOrder::NeedsReset;
+        });
         let mut back_end = peer(&vmm, &args);
         vmm.bring_up();
         let before = open_fds();

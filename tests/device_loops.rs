@@ -11,17 +11,12 @@
     reason = "a test fails by panicking"
 )]
 
-#[path = "common/blk_peer.rs"]
-mod blk_peer;
-#[path = "common/blk_ring.rs"]
-mod blk_ring;
-#[path = "common/stepper.rs"]
-mod stepper;
-#[path = "common/vmm.rs"]
-mod vmm;
+#[path = "common/device.rs"]
+mod device;
 
 use blk_peer::{PATIENCE, Place, deadline};
 use blk_ring::{GuestMemory, Layout};
+use device::{blk_peer, blk_ring, stepper, vmm};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -66,7 +61,7 @@ fn eager(options: &mut DeviceOptions) {
 /// All done, and nobody to be woken.
 fn applied() -> (Vmm, Stepper) {
     let mut vmm = Vmm::new(Layout::Split, 2, eager);
-    let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+    let mut peer = Stepper::beside(&vmm, Manners::default());
     vmm.want_all();
     vmm.until_applied_beside(&mut peer);
     vmm.events.clear();
@@ -213,7 +208,7 @@ fn what_is_posted_hides_nothing_that_is_wanted() {
         features,
         ..Manners::default()
     };
-    let mut peer = Stepper::at(&vmm.place.file("sock"), manners);
+    let mut peer = Stepper::beside(&vmm, manners);
     vmm.device.set_features(FEATURES | PLATFORM).unwrap();
     vmm.device.set_memory(vec![vmm.region()], false).unwrap();
     vmm.start(Base::New);
@@ -245,7 +240,7 @@ fn a_wait_for_quiet_ends_whoever_saw_it() {
             options.fence = Timeout::After(long);
             (options.reconnect.first_delay, options.reconnect.max_delay) = (long, long);
         });
-        let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+        let mut peer = Stepper::beside(&vmm, Manners::default());
         vmm.want_all();
         vmm.until_applied_beside(&mut peer);
         vmm.device.set_call(0, None).unwrap();
@@ -276,7 +271,7 @@ fn a_wait_ends_whoever_did_the_work() {
     let _alone = alone();
     for round in 0..60 {
         let mut vmm = Vmm::new(Layout::Split, 2, eager);
-        let peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+        let peer = Stepper::beside(&vmm, Manners::default());
         vmm.want_all();
         let stop = AtomicBool::new(false);
         let device = Arc::clone(&vmm.device);
@@ -408,7 +403,7 @@ fn a_silent_back_end_does_not_keep_the_loop_awake() {
         );
         options.fence = Timeout::After(Duration::from_millis(50));
     });
-    let mut peer = Stepper::at(&vmm.place.file("sock"), manners);
+    let mut peer = Stepper::beside(&vmm, manners);
     vmm.want_all();
     vmm.until_beside(EventKind::Stalled, &mut peer);
     // Nobody serves it from here on.
@@ -726,7 +721,7 @@ fn it_is_dropped_at_any_message() {
     let before = open_fds();
     for at in 0..=all {
         let mut vmm = Vmm::new(Layout::Split, 2, eager);
-        let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+        let mut peer = Stepper::beside(&vmm, Manners::default());
         vmm.want_all();
         vmm.until_taken(&mut peer, at);
         drop(vmm);
@@ -753,7 +748,7 @@ fn it_is_dropped_in_any_state() {
                 options.fence = options.quick;
             }
         });
-        let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+        let mut peer = Stepper::beside(&vmm, Manners::default());
         vmm.want_all();
         vmm.until_applied_beside(&mut peer);
         vmm.device.set_call(0, None).unwrap();
@@ -819,7 +814,7 @@ fn who_may_still_write_is_waited_for_without_a_free_descriptor() {
         eager(options);
         (options.quick, options.slow, options.fence) = (brief, brief, brief);
     });
-    let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+    let mut peer = Stepper::beside(&vmm, Manners::default());
     vmm.want_all();
     vmm.until_applied_beside(&mut peer);
     let call = vmm.rings[0].call.as_fd().try_clone_to_owned().unwrap();

@@ -10,24 +10,19 @@
     reason = "a test fails by panicking"
 )]
 
-#[path = "common/blk_peer.rs"]
-mod blk_peer;
-#[path = "common/blk_ring.rs"]
-mod blk_ring;
-#[path = "common/stepper.rs"]
-mod stepper;
-#[path = "common/vmm.rs"]
-mod vmm;
+#[path = "common/device.rs"]
+mod device;
 
 use blk_peer::{PATIENCE, Place, deadline};
 use blk_ring::{GuestMemory, Layout};
+use device::{blk_peer, blk_ring, stepper, vmm};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
-use stepper::{Manners, OFFERED, Stepper, everything};
+use stepper::{Manners, OFFERED, Stepper, early, everything};
 use vhost_user_frontend::message::{ProtocolFeatures, Request};
 use vhost_user_frontend::{
     Base, Class, DeviceOptions, Error, EventKind, Kind, MemoryState, OutOfOrder, Peer, Phase,
-    Recovery, Region, StopMode, Timeout,
+    Recovery, Region, Ring, StopMode, Timeout,
 };
 use vmm::Vmm;
 
@@ -36,9 +31,7 @@ const BRIEF: Timeout = Timeout::After(Duration::from_millis(50));
 const SLOW: Duration = Duration::from_millis(60);
 
 fn hasty(options: &mut DeviceOptions) {
-    options.assume_features = Some(OFFERED);
-    options.out_of_order = OutOfOrder::ReplayFromUsed;
-    options.reconnect.first_delay = Duration::from_micros(10);
+    early(options);
     options.reconnect.max_delay = Duration::from_millis(1);
     options.reconnect.slow_delay = SLOW;
 }
@@ -51,7 +44,7 @@ fn impatient(options: &mut DeviceOptions) {
 
 fn rig(manners: Manners, change: impl FnOnce(&mut DeviceOptions)) -> (Vmm, Stepper) {
     let mut vmm = Vmm::new(Layout::Split, 2, change);
-    let peer = Stepper::at(&vmm.place.file("sock"), manners);
+    let peer = Stepper::beside(&vmm, manners);
     vmm.want_all();
     (vmm, peer)
 }
@@ -145,8 +138,8 @@ fn a_refusal_is_a_loss_and_is_tried_again_slowly() {
         Request::GetInflightFd,
     ];
     let mut all = requests(everything());
-    all.retain(|request| !told_otherwise.contains(request));
-    assert!(all.len() >= 11, "{all:?}");
+    all.retain(|request| !told_otherwise.contains(request) && !LOCAL.contains(request));
+    assert!(all.len() >= 5, "{all:?}");
     for request in all {
         let manners = Manners {
             refuses: Some(request),
@@ -166,6 +159,191 @@ fn a_refusal_is_a_loss_and_is_tried_again_slowly() {
         vmm.until_applied_beside(&mut peer);
         assert_eq!(peer.told.running(), [0, 1], "{request:?}");
     }
+}
+
+/// Refused, these concern one ring or one region.
+const LOCAL: [Request; 8] = [
+    Request::AddMemReg,
+    Request::SetVringCall,
+    Request::SetVringNum,
+    Request::SetVringBase,
+    Request::SetVringAddr,
+    Request::SetVringErr,
+    Request::SetVringKick,
+    Request::SetVringEnable,
+];
+
+#[test]
+fn a_local_refusal_is_reported_and_the_connection_stays() {
+    let made = requests(everything());
+    for request in LOCAL.into_iter().filter(|request| made.contains(request)) {
+        let manners = Manners {
+            refuses: Some(request),
+            ..Manners::default()
+        };
+        let (mut vmm, mut peer) = rig(manners, hasty);
+        let refused = vmm.until_beside(EventKind::Refused, &mut peer);
+        let error = refused.error.unwrap();
+        assert_eq!(error.request, Some(request), "{error}");
+        assert_eq!((error.kind, error.value), (Kind::Nack, Some(1)), "{error}");
+        for _ in 0..100 {
+            vmm.turn_beside(&mut peer, usize::MAX, Duration::from_millis(1));
+        }
+        assert!(peer.told.running().is_empty(), "{request:?}");
+        let error = vmm.device.wait(Timeout::After(PATIENCE)).unwrap_err();
+        assert_eq!((error.request, error.kind), (Some(request), Kind::Nack));
+        assert_eq!(vmm.count(EventKind::Lost), 0, "{request:?}");
+        assert_eq!(vmm.count(EventKind::NeedsReset), 0, "{request:?}");
+        let asked = peer.count(request);
+        assert!(asked <= 2, "{request:?} was sent {asked} times");
+
+        peer.manners.refuses = None;
+        let region = vmm.region();
+        vmm.device.set_memory(vec![region], false).unwrap();
+        vmm.start(Base::New);
+        vmm.until_applied_beside(&mut peer);
+        assert_eq!(peer.told.running(), [0, 1], "{request:?}");
+        assert_eq!(peer.connections, 1);
+    }
+}
+
+/// A region at one of these addresses.
+fn more_memory(at: u64) -> Region {
+    let memory = GuestMemory::new(1 << 20);
+    Region::new(at, 1 << 20, 0, memory.region().fd).unwrap()
+}
+
+const SECOND: u64 = 0x8000_0000;
+const THIRD: u64 = 0x9000_0000;
+
+/// Two tables are sent, each with a region more, before the first is answered. Those with
+/// so many regions are refused.
+fn tables_in_a_row(refuses_when: fn(Request, &[u8]) -> bool) -> (Vmm, Stepper) {
+    let manners = Manners {
+        protocol: everything() - ProtocolFeatures::CONFIGURE_MEM_SLOTS,
+        refuses_when,
+        ..Manners::default()
+    };
+    let (mut vmm, mut peer) = rig(manners, hasty);
+    vmm.until_applied_beside(&mut peer);
+    // Rings would have to stop in between.
+    vmm.device.stop(None, StopMode::Drain);
+    vmm.until_applied_beside(&mut peer);
+    let tables = peer.count(Request::SetMemTable);
+    for at in [SECOND, THIRD] {
+        vmm.device.add_memory(more_memory(at)).unwrap();
+        (0..10).for_each(|_| vmm.process());
+    }
+    vmm.calm(&mut peer);
+    let tables = peer.count(Request::SetMemTable) - tables;
+    assert!((2..=3).contains(&tables), "{tables} tables");
+    assert_eq!(vmm.count(EventKind::Lost), 0);
+    (vmm, peer)
+}
+
+/// Addresses that the text of a refusal names.
+fn named(vmm: &mut Vmm) -> Vec<u64> {
+    let refused = vmm.until(EventKind::Refused).error.unwrap();
+    assert_eq!(refused.request, Some(Request::SetMemTable), "{refused}");
+    assert!(!refused.message.contains("more"), "{refused}");
+    let ram = vmm.region_addr();
+    let names = |at: &u64| refused.message.contains(&format!("guest_addr {at:#x},"));
+    [ram, SECOND, THIRD].into_iter().filter(names).collect()
+}
+
+#[test]
+fn refused_table_in_a_row_names_the_region_that_it_adds() {
+    let (mut vmm, peer) =
+        tables_in_a_row(|request, table| request == Request::SetMemTable && table[0] == 3);
+    assert_eq!(named(&mut vmm), [THIRD]);
+    assert_eq!(vmm.count(EventKind::Refused), 1);
+    assert_eq!(vmm.device.memory_state(), MemoryState::Failed);
+    let has: Vec<_> = peer.told.memory.keys().copied().collect();
+    assert_eq!(has, [vmm.region_addr(), SECOND]);
+}
+
+/// The table behind it takes its place.
+#[test]
+fn refused_table_that_is_replaced_is_not_reported() {
+    let (vmm, peer) =
+        tables_in_a_row(|request, table| request == Request::SetMemTable && table[0] == 2);
+    assert_eq!(vmm.count(EventKind::Refused), 0);
+    assert!(vmm.is_applied());
+    assert_eq!(vmm.device.memory_state(), MemoryState::Applied);
+    assert_eq!(peer.told.memory.len(), 3);
+}
+
+/// A first table that is refused leaves no region that is wanted, which is no reason to
+/// close the connection. Only when the caller takes the memory away is there one: any part
+/// of the table may be in use.
+#[test]
+fn refused_first_table_closes_nothing_before_the_memory_is_taken_away() {
+    let manners = Manners {
+        protocol: everything() - ProtocolFeatures::CONFIGURE_MEM_SLOTS,
+        refuses: Some(Request::SetMemTable),
+        ..Manners::default()
+    };
+    let (mut vmm, mut peer) = rig(manners, hasty);
+    vmm.until_beside(EventKind::Refused, &mut peer);
+    vmm.calm(&mut peer);
+    let error = vmm.device.wait(Timeout::After(PATIENCE)).unwrap_err();
+    assert_eq!(error.kind, Kind::Nack, "{error}");
+    assert_eq!(vmm.device.memory_state(), MemoryState::Failed);
+    assert_eq!(vmm.count(EventKind::Lost), 0);
+    assert_eq!((peer.connections, peer.count(Request::SetMemTable)), (1, 1));
+
+    vmm.device.set_memory(Vec::new(), false).unwrap();
+    assert!(!vmm.device.quiet().quiesced);
+    assert_eq!(vmm.device.memory_state(), MemoryState::Pending);
+    let error = vmm.until_beside(EventKind::Lost, &mut peer).error.unwrap();
+    assert_eq!(error.kind, Kind::Canceled, "{error}");
+    vmm.until_beside(EventKind::Connected, &mut peer);
+    assert!(vmm.device.quiet().quiesced);
+    vmm.calm(&mut peer);
+    assert_eq!((peer.connections, peer.count(Request::SetMemTable)), (2, 1));
+    assert_eq!(vmm.count(EventKind::Lost), 1);
+}
+
+/// More requests than may be unanswered at once: the refusal of the first is there before
+/// the last is sent.
+#[test]
+fn refused_disable_of_many_rings_is_not_repeated() {
+    const RINGS: u32 = 72;
+    let manners = Manners {
+        queues: RINGS.into(),
+        refuses_when: |request, state| request == Request::SetVringEnable && state[4..8] == [0; 4],
+        ..Manners::default()
+    };
+    let mut vmm = Vmm::new(Layout::Split, 1, |options| {
+        hasty(options);
+        options.num_rings = RINGS;
+    });
+    let mut peer = Stepper::beside(&vmm, manners);
+    vmm.device.set_features(vmm.features()).unwrap();
+    vmm.device.set_memory(vec![vmm.region()], false).unwrap();
+    // With few descriptors: an ordinary user has no more than 256.
+    let ring = |index| Ring {
+        index,
+        call: None,
+        err: None,
+        ..vmm.ring(0, Base::New)
+    };
+    let rings: Vec<_> = (0..RINGS).map(ring).collect();
+    vmm.device.start(&rings).unwrap();
+    drop(rings);
+    vmm.until_applied_beside(&mut peer);
+    let rings = usize::try_from(RINGS).unwrap();
+    assert_eq!(peer.count(Request::SetVringEnable), rings);
+    vmm.device.stop(None, StopMode::Drain);
+    vmm.until_applied_beside(&mut peer);
+    // Each once, and stopped all the same.
+    assert_eq!(peer.count(Request::SetVringEnable), 2 * rings);
+    assert_eq!(peer.count(Request::GetVringBase), rings);
+    assert_eq!(peer.told.running(), [0_u32; 0]);
+    let quiet = vmm.device.quiet();
+    assert!(quiet.quiesced && quiet.bases_valid, "{quiet:?}");
+    assert_eq!(vmm.count(EventKind::Refused), 0);
+    assert_eq!(vmm.count(EventKind::Lost), 0);
 }
 
 /// No configuration space and no buffer are fine.
@@ -286,9 +464,9 @@ fn the_delays_grow_and_nothing_is_given_up() {
         delays.push(retrying.delay.unwrap().as_millis());
     }
     assert_eq!(delays, [1, 2, 4, 8, 8, 8, 8, 8]);
-    let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+    let mut peer = Stepper::beside(&vmm, Manners::default());
     vmm.until_applied_beside(&mut peer);
-    // The next loss is a first one again.
+    // The attempts before it was there do not count as losses.
     peer.hang_up();
     let lost = vmm.until_beside(EventKind::Lost, &mut peer);
     assert_eq!(lost.delay, Some(Duration::from_millis(1)));
@@ -304,7 +482,7 @@ fn the_caller_need_not_wait_for_the_next_attempt() {
     });
     vmm.want_all();
     vmm.until(EventKind::Retrying);
-    let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+    let mut peer = Stepper::beside(&vmm, Manners::default());
     vmm.device.reconnect();
     vmm.until_applied_beside(&mut peer);
 }
@@ -315,6 +493,8 @@ fn the_caller_need_not_wait_for_the_next_attempt() {
 fn comes_back_as(less: impl Fn(&mut Manners), named: &str, recovery: Recovery) {
     let (mut vmm, mut peer) = rig(Manners::default(), hasty);
     vmm.until_applied_beside(&mut peer);
+    // It has a request unfinished.
+    vmm.write(0, 1);
     let full = peer.manners.clone();
     less(&mut peer.manners);
     peer.hang_up();
@@ -377,21 +557,6 @@ fn a_back_end_may_come_back_as_more() {
     assert_eq!(peer.told.running(), [0, 1]);
     assert!(peer.told.inflight.is_some());
     assert_eq!(vmm.count(EventKind::NeedsReset), 0);
-}
-
-/// Who hangs up over what it has just acknowledged names that.
-#[test]
-fn what_was_acknowledged_last_is_named() {
-    let (mut vmm, mut peer) = rig(Manners::default(), hasty);
-    vmm.until_applied_beside(&mut peer);
-    vmm.device.set_call(0, None).unwrap();
-    vmm.until_applied_beside(&mut peer);
-    peer.hang_up();
-    let lost = vmm.until_beside(EventKind::Lost, &mut peer);
-    let error = lost.error.unwrap();
-    assert_eq!(error.kind, Kind::Disconnected);
-    assert_eq!(error.request, Some(Request::SetVringCall));
-    assert!(error.message.contains("just acknowledged"), "{error}");
 }
 
 /// The caller came late, not the back-end.
@@ -464,6 +629,8 @@ fn rings_that_begin_anew_have_a_new_buffer() {
     });
     // The same where it is lost before it has stopped them.
     anew(|vmm, peer| {
+        vmm.write(0, 1);
+        vmm.write(1, 17);
         vmm.device.stop(None, StopMode::Drain);
         peer.hang_up();
         vmm.until_beside(EventKind::Connected, peer);
@@ -640,14 +807,23 @@ fn memory_that_was_refused_is_told_to_the_next() {
     let more = Region::new(0x8000_0000, 1 << 20, 0, more.region().fd).unwrap();
     vmm.device.add_memory(more).unwrap();
     assert_eq!(vmm.device.memory_state(), MemoryState::Pending);
-    let lost = vmm.until_beside(EventKind::Lost, &mut peer);
-    assert_eq!(lost.error.unwrap().request, Some(Request::AddMemReg));
-    // Until it is gone nobody knows what it uses.
-    while vmm.device.memory_state() == MemoryState::Pending {
-        vmm.turn_beside(&mut peer, usize::MAX, PATIENCE);
-    }
+    let refused = vmm
+        .until_beside(EventKind::Refused, &mut peer)
+        .error
+        .unwrap();
+    assert_eq!(refused.request, Some(Request::AddMemReg));
+    assert!(refused.to_string().contains("0x80000000"), "{refused}");
     assert_eq!(vmm.device.memory_state(), MemoryState::Failed);
+    assert!(vmm.device.quiet().quiesced);
+    assert_eq!(peer.told.running(), [0, 1]);
+    // It is asked again only by a change of the memory, or on another connection.
+    for _ in 0..100 {
+        vmm.turn_beside(&mut peer, usize::MAX, Duration::from_millis(1));
+    }
+    assert_eq!(peer.count(Request::AddMemReg), 2);
+    assert_eq!(vmm.count(EventKind::Lost), 0);
     peer.manners.refuses = None;
+    peer.hang_up();
     vmm.until_applied_beside(&mut peer);
     assert_eq!(vmm.device.memory_state(), MemoryState::Applied);
 }
@@ -697,4 +873,19 @@ fn rings_that_begin_anew_need_no_reset() {
     assert_eq!(lost.recovery, Recovery::Idle);
     vmm.until_applied_beside(&mut peer);
     assert_eq!(peer.told.running(), [0, 1]);
+}
+/// As a table in doubt may be in use, each region that was not in the last good one is
+/// refused; and no other.
+#[test]
+fn two_refused_tables_in_a_row_leave_the_first_region() {
+    let (mut vmm, peer) =
+        tables_in_a_row(|request, table| request == Request::SetMemTable && table[0] > 1);
+    let refused = vmm.until(EventKind::Refused).error.unwrap();
+    let text = &refused.message;
+    assert!(text.contains("guest_addr 0x80000000,"), "{refused}");
+    assert!(text.contains("and 1 more"), "{refused}");
+    assert_eq!(vmm.count(EventKind::Refused), 1);
+    assert_eq!(vmm.device.memory_state(), MemoryState::Failed);
+    let has: Vec<_> = peer.told.memory.keys().copied().collect();
+    assert_eq!(has, [vmm.region_addr()]);
 }

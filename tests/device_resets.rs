@@ -11,17 +11,12 @@
     reason = "a test fails by panicking"
 )]
 
-#[path = "common/blk_peer.rs"]
-mod blk_peer;
-#[path = "common/blk_ring.rs"]
-mod blk_ring;
-#[path = "common/stepper.rs"]
-mod stepper;
-#[path = "common/vmm.rs"]
-mod vmm;
+#[path = "common/device.rs"]
+mod device;
 
 use blk_peer::{PATIENCE, Peer, deadline};
 use blk_ring::{GuestMemory, Layout};
+use device::{blk_peer, blk_ring, stepper, vmm};
 use std::alloc::{GlobalAlloc, Layout as Block, System};
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -100,7 +95,7 @@ fn a_thousand_resets_leave_nothing_behind() {
             ..Manners::default()
         };
         let mut vmm = Vmm::new(Layout::Split, 2, |_| {});
-        let mut peer = Stepper::at(&vmm.place.file("sock"), manners);
+        let mut peer = Stepper::beside(&vmm, manners);
         vmm.until_beside(EventKind::Connected, &mut peer);
         vmm.negotiate_again();
         vmm.start(Base::New);
@@ -135,7 +130,7 @@ fn a_thousand_resets_leave_nothing_behind() {
 fn a_ring_that_was_reset_stands_nowhere() {
     let _alone = alone();
     let mut vmm = Vmm::new(Layout::Split, 2, |_| {});
-    let mut peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+    let mut peer = Stepper::beside(&vmm, Manners::default());
     vmm.until_beside(EventKind::Connected, &mut peer);
     vmm.negotiate_again();
     vmm.start(Base::New);
@@ -202,7 +197,7 @@ fn with_shared_memory(without: ProtocolFeatures) -> (Vmm, Stepper, Arc<Mapped>) 
     let mapped = Arc::new(Mapped::default());
     let handler = Arc::clone(&mapped);
     let mut vmm = Vmm::new(Layout::Split, 2, |options| options.handler = Some(handler));
-    let mut peer = Stepper::at(&vmm.place.file("sock"), manners);
+    let mut peer = Stepper::beside(&vmm, manners);
     vmm.until_beside(EventKind::Connected, &mut peer);
     vmm.negotiate_again();
     vmm.start(Base::New);
@@ -423,7 +418,7 @@ fn all_numbers_of_slots() {
             manners.protocol -= ProtocolFeatures::CONFIGURE_MEM_SLOTS;
         }
         let mut vmm = Vmm::new(Layout::Split, 2, |_| {});
-        let mut peer = Stepper::at(&vmm.place.file("sock"), manners);
+        let mut peer = Stepper::beside(&vmm, manners);
         vmm.until_beside(EventKind::Connected, &mut peer);
         vmm.negotiate_again();
         vmm.start(Base::New);
@@ -475,4 +470,36 @@ fn no_address_of_ours(peer: &Stepper) {
         }
     }
     assert!(seen > 1000, "{seen}");
+}
+
+/// The caller has reserved memory for it once.
+#[test]
+fn shared_memory_stays_as_large_as_on_the_first_back_end() {
+    let _alone = alone();
+    let (mut vmm, mut peer, mapped) = with_shared_memory(ProtocolFeatures::empty());
+    let first = peer.manners.window;
+    for other in [first * 2, first / 2, 0] {
+        peer.manners.window = other;
+        peer.hang_up();
+        let patience = deadline();
+        let error = loop {
+            assert!(Instant::now() < patience);
+            let error = vmm.until_beside(EventKind::Lost, &mut peer).error.unwrap();
+            if error.kind == Kind::Protocol {
+                break error;
+            }
+        };
+        assert_eq!(error.request, Some(Request::GetShmemConfig), "{error}");
+        assert_eq!(error.value, Some(other), "{error}");
+        for part in ["region 0", &format!("{other:#x}"), &format!("{first:#x}")] {
+            assert!(error.message.contains(part), "{error}");
+        }
+        assert!(peer.told.channel.is_none());
+        assert_eq!(vmm.device.info().shmem_sizes[0], first);
+        peer.manners.window = first;
+        vmm.device.reconnect();
+        vmm.until_applied_beside(&mut peer);
+    }
+    peer.map_page(0);
+    until_mapped(1, &mapped, &mut vmm, &mut peer);
 }

@@ -10,17 +10,12 @@
     reason = "a test fails by panicking"
 )]
 
-#[path = "common/blk_peer.rs"]
-mod blk_peer;
-#[path = "common/blk_ring.rs"]
-mod blk_ring;
-#[path = "common/stepper.rs"]
-mod stepper;
-#[path = "common/vmm.rs"]
-mod vmm;
+#[path = "common/device.rs"]
+mod device;
 
 use blk_peer::{PATIENCE, Peer, deadline};
 use blk_ring::Layout;
+use device::{blk_peer, blk_ring, stepper, vmm};
 use nix::errno::Errno;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Barrier, Weak, mpsc};
@@ -51,7 +46,7 @@ fn runs(manners: Manners, policy: OutOfOrder, more: u64) -> (Vmm, Stepper) {
         options.reconnect.first_delay = Duration::from_micros(10);
         options.reconnect.max_delay = Duration::from_millis(1);
     });
-    let mut peer = Stepper::at(&vmm.place.file("sock"), manners);
+    let mut peer = Stepper::beside(&vmm, manners);
     vmm.until_beside(EventKind::Connected, &mut peer);
     vmm.device.set_features(vmm.features() | more).unwrap();
     let region = vmm.region();
@@ -166,21 +161,66 @@ fn while_the_back_end_may_still_write_nothing_is_known() {
     assert_eq!(error.kind, Kind::State, "{error}");
 }
 
-/// What is in it belongs to rings that go on. Begun anew, they have nothing of it; and
-/// a ring that was to go on with it cannot any more.
+/// A ring that starts anew needs another buffer, and one that was stopped with
+/// unfinished requests needs this one.
 #[test]
-fn rings_begun_anew_leave_the_buffer_behind() {
+fn a_ring_does_not_start_anew_at_the_cost_of_another() {
     let (mut vmm, mut peer) = runs(Manners::default(), OutOfOrder::NeedsReset, 0);
     lose(&mut vmm, &mut peer, 5);
     assert!(vmm.device.stop(None, StopMode::Drain).bases_valid);
     let first = vmm.ring(0, Base::New);
-    vmm.device.start(&[first]).unwrap();
-    let second = vmm.ring(1, Base::Resume);
-    let error = vmm.device.start(&[second]).unwrap_err();
-    assert_eq!(error.kind, Kind::State, "{error}");
+    let error = vmm.device.start(&[first]).unwrap_err();
+    assert_eq!(error.kind, Kind::Argument(Errno::EBUSY), "{error}");
+    assert!(error.message.contains("ring 0 has unfinished"), "{error}");
+    let mixed = [vmm.ring(0, Base::New), vmm.ring(1, Base::Resume)];
+    let error = vmm.device.start(&mixed).unwrap_err();
+    assert_eq!(error.kind, Kind::Argument(Errno::EBUSY), "{error}");
+    // Nothing has changed.
+    assert_eq!(vmm.device.vring_base(0).unwrap(), 5);
+    assert_eq!(vmm.device.vring_base(1).unwrap(), 5);
+    vmm.start(Base::New);
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(peer.told.running(), [0, 1]);
+    assert_eq!(peer.count(Request::GetInflightFd), 2);
+}
+
+/// The base that a ring was stopped at is the same as to resume it, also if requests of
+/// it are in the buffer.
+#[test]
+fn ring_started_at_the_base_of_its_stop_resumes() {
+    let (mut vmm, mut peer) = runs(Manners::default(), OutOfOrder::NeedsReset, 0);
+    lose(&mut vmm, &mut peer, 5);
+    assert!(vmm.device.stop(None, StopMode::Drain).bases_valid);
+    for base in [Base::At(4), Base::At(6)] {
+        let error = vmm.device.start(&[vmm.ring(0, base)]).unwrap_err();
+        assert_eq!(error.kind, Kind::Argument(Errno::EBUSY), "{error}");
+    }
+    vmm.device.start(&[vmm.ring(0, Base::At(5))]).unwrap();
     vmm.until_applied_beside(&mut peer);
     assert_eq!(peer.told.running(), [0]);
-    assert_eq!(peer.count(Request::GetInflightFd), 2);
+    assert_eq!(peer.told.rings[&0].base, 5);
+    assert_eq!(peer.told.inflight, Some((2, 64)));
+    vmm.device.start(&[vmm.ring(1, Base::At(5))]).unwrap();
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(peer.told.running(), [0, 1]);
+    assert_eq!(peer.told.rings[&1].base, 5);
+    assert_eq!(peer.count(Request::GetInflightFd), 1);
+    assert_eq!(peer.wrong, Vec::<String>::new());
+}
+
+/// A back-end without a buffer does not have the requests.
+#[test]
+fn ring_started_at_the_base_of_its_stop_needs_the_buffer() {
+    let (mut vmm, mut peer) = runs(Manners::default(), OutOfOrder::NeedsReset, 0);
+    lose(&mut vmm, &mut peer, 5);
+    assert!(vmm.device.stop(None, StopMode::Drain).bases_valid);
+    peer.manners = without(INFLIGHT);
+    vmm.until_beside(EventKind::Connected, &mut peer);
+    let refusal = |base| vmm.device.start(&[vmm.ring(0, base)]).unwrap_err();
+    let error = refusal(Base::At(5));
+    assert_eq!(error.kind, Kind::State, "{error}");
+    assert!(error.message.contains("INFLIGHT_SHMFD"), "{error}");
+    assert_eq!(error.to_string(), refusal(Base::Resume).to_string());
 }
 
 /// Neither a larger ring nor a back-end without a buffer forgets what is in it.
@@ -233,7 +273,7 @@ fn two_rings() -> (Vmm, Stepper) {
         options.assume_features = Some(OFFERED);
         options.out_of_order = OutOfOrder::ReplayFromUsed;
     });
-    let peer = Stepper::at(&vmm.place.file("sock"), Manners::default());
+    let peer = Stepper::beside(&vmm, Manners::default());
     vmm.device.set_features(vmm.features()).unwrap();
     vmm.device.set_memory(vec![vmm.region()], false).unwrap();
     (vmm, peer)
@@ -404,10 +444,9 @@ fn the_start_of_no_ring_forgets_nothing() {
     assert_eq!(peer.count(Request::GetInflightFd), 1);
 }
 
-/// A ring that needs another buffer, and not what was in the one before, has it
-/// replaced; then none can go on with that.
+/// Nor does a larger ring take the place of what another has in the buffer.
 #[test]
-fn what_was_in_a_buffer_that_is_replaced_is_gone() {
+fn a_buffer_with_unfinished_requests_is_not_replaced() {
     let (mut vmm, mut peer) = runs(Manners::default(), OutOfOrder::NeedsReset, 0);
     lose(&mut vmm, &mut peer, 5);
     assert!(vmm.device.stop(None, StopMode::Drain).bases_valid);
@@ -415,13 +454,10 @@ fn what_was_in_a_buffer_that_is_replaced_is_gone() {
         size: 128,
         ..vmm.ring(1, Base::At(0))
     };
-    vmm.device.start(&[larger]).unwrap();
-    let first = vmm.ring(0, Base::Resume);
-    let error = vmm.device.start(&[first]).unwrap_err();
-    assert_eq!(error.kind, Kind::State, "{error}");
-    vmm.until_applied_beside(&mut peer);
-    assert_eq!(peer.told.running(), [1]);
-    assert_eq!(peer.told.inflight, Some((2, 128)));
+    let error = vmm.device.start(&[larger]).unwrap_err();
+    assert_eq!(error.kind, Kind::Argument(Errno::EBUSY), "{error}");
+    assert!(error.message.contains("ring 1 has unfinished"), "{error}");
+    goes_on_from(&mut vmm, &mut peer, 5);
 }
 
 /// The answer to the stop before it says where the ring of before stood, and not this
@@ -443,10 +479,23 @@ fn a_ring_that_never_ran_stands_where_it_began() {
         let [first, second] = [vmm.ring(0, Base::New), vmm.ring(1, Base::At(3))];
         vmm.device.start(&[first, second]).unwrap();
         let quiet = vmm.device.stop(None, StopMode::Drain);
-        assert!(!quiet.quiesced && quiet.bases_valid, "{quiet:?}");
-        vmm.until_applied_beside(&mut peer);
+        assert!(!quiet.quiesced);
+        // A run before a reset leaves nothing behind; any other may until it has stopped.
+        for messages in peer.taken..peer.taken + 200 {
+            let quiet = vmm.device.quiet();
+            if quiet.quiesced {
+                assert!(quiet.bases_valid, "{quiet:?}");
+                break;
+            }
+            let stopping = quiet.bases_valid == reset;
+            let stopped = quiet.bases_valid && peer.told.running().is_empty();
+            assert!(stopping || stopped, "{quiet:?}");
+            vmm.until_taken(&mut peer, messages);
+        }
+        assert!(vmm.device.quiet().quiesced);
         assert_eq!(vmm.device.vring_base(0).unwrap(), 0);
         assert_eq!(vmm.device.vring_base(1).unwrap(), 3);
+        vmm.until_applied_beside(&mut peer);
         assert!(vmm.device.quiet().bases_valid);
     }
 }
@@ -463,4 +512,123 @@ fn a_ring_that_never_ran_is_not_lost() {
     let quiet = vmm.device.quiet();
     assert!(quiet.quiesced && quiet.bases_valid, "{quiet:?}");
     assert_eq!(vmm.device.vring_base(0).unwrap(), 3);
+}
+
+/// Two requests of each ring are not completed when its stop is answered.
+fn stopped_early(policy: OutOfOrder, lacks: ProtocolFeatures) -> (Vmm, Stepper) {
+    let (mut vmm, mut peer) = runs(without(INFLIGHT | lacks), policy, 0);
+    for ring in &vmm.rings {
+        ring.pretend_used(u16::MAX - 1);
+    }
+    vmm.device.stop(None, StopMode::Drain);
+    while peer.count(Request::GetVringBase) < 2 {
+        vmm.turn_beside(&mut peer, usize::MAX, PATIENCE);
+    }
+    for _ in 0..20 {
+        vmm.turn_beside(&mut peer, usize::MAX, Duration::from_millis(1));
+    }
+    let quiet = vmm.device.quiet();
+    assert!(!quiet.quiesced && !quiet.bases_valid, "{quiet:?}");
+    (vmm, peer)
+}
+
+#[test]
+fn a_ring_is_stopped_when_its_used_index_reaches_its_base() {
+    let (mut vmm, mut peer) = stopped_early(OutOfOrder::NeedsReset, ProtocolFeatures::empty());
+    for ring in &vmm.rings {
+        ring.pretend_used(0);
+    }
+    vmm.until_applied_beside(&mut peer);
+    let quiet = vmm.device.quiet();
+    assert!(quiet.quiesced && quiet.bases_valid, "{quiet:?}");
+    assert_eq!(vmm.device.vring_base(1).unwrap(), 0);
+    assert_eq!(vmm.count(EventKind::Lost), 0);
+}
+
+#[test]
+fn a_ring_that_is_not_drained_costs_the_connection() {
+    for (policy, base) in [
+        (OutOfOrder::ReplayFromUsed, Some(u32::from(u16::MAX) - 1)),
+        (OutOfOrder::NeedsReset, None),
+    ] {
+        let (mut vmm, mut peer) = stopped_early(policy, ProtocolFeatures::empty());
+        let error = vmm.until_beside(EventKind::Lost, &mut peer).error.unwrap();
+        assert_eq!(error.kind, Kind::Protocol, "{error}");
+        assert_eq!(
+            (error.request, error.ring),
+            (Some(Request::GetVringBase), Some(0))
+        );
+        assert_eq!(error.value, Some(2), "{error}");
+        assert!(error.message.contains("2 requests unfinished"), "{error}");
+        assert!(!vmm.device.quiet().quiesced);
+        // It closes its end, and the index moves no longer.
+        while !vmm.device.quiet().quiesced {
+            vmm.turn_beside(&mut peer, usize::MAX, PATIENCE);
+        }
+        assert_eq!(vmm.device.quiet().bases_valid, base.is_some());
+        assert_eq!(vmm.device.vring_base(0).ok(), base);
+    }
+}
+
+/// Nothing has to be known yet: the base is read before the next back-end gets the ring.
+#[test]
+fn a_ring_whose_stop_was_cut_off_is_resumed_at_once() {
+    let (mut vmm, mut peer) = stopped_early(OutOfOrder::ReplayFromUsed, ProtocolFeatures::empty());
+    vmm.until_beside(EventKind::Lost, &mut peer);
+    assert!(!vmm.device.quiet().quiesced);
+    vmm.start(Base::Resume);
+    // The old back-end completes one more request before it is gone.
+    for ring in &vmm.rings {
+        ring.pretend_used(u16::MAX);
+    }
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(peer.told.running(), [0, 1]);
+    for ring in peer.told.rings.values() {
+        assert_eq!(ring.base, u32::from(u16::MAX));
+    }
+}
+
+/// A policy that needs a reset knows no base, now or later.
+#[test]
+fn a_ring_whose_stop_was_cut_off_is_not_resumed_without_a_base() {
+    let (mut vmm, mut peer) = stopped_early(OutOfOrder::NeedsReset, ProtocolFeatures::empty());
+    vmm.until_beside(EventKind::Lost, &mut peer);
+    let error = vmm.try_start(Base::Resume).unwrap_err();
+    assert_eq!(error.kind, Kind::State, "{error}");
+}
+
+/// The acknowledgement of the reset says that the rings are stopped, whatever their used
+/// indices are. Without one the used index alone does.
+#[test]
+fn reset_by_a_request_ends_the_drain() {
+    let (device, status) = (ProtocolFeatures::RESET_DEVICE, ProtocolFeatures::STATUS);
+    for (lacks, request) in [
+        (ProtocolFeatures::empty(), Some(Request::ResetDevice)),
+        (device, Some(Request::SetStatus)),
+        (device | status, None),
+    ] {
+        let (mut vmm, mut peer) = stopped_early(OutOfOrder::NeedsReset, lacks);
+        let before = request.map(|request| peer.count(request));
+        assert!(!vmm.device.reset().quiesced);
+        match request {
+            Some(request) => {
+                while !vmm.device.quiet().quiesced {
+                    assert_eq!(vmm.count(EventKind::Lost), 0, "{request:?}");
+                    vmm.turn_beside(&mut peer, usize::MAX, PATIENCE);
+                }
+                assert_eq!(Some(peer.count(request) - 1), before);
+            }
+            None => {
+                for _ in 0..20 {
+                    vmm.turn_beside(&mut peer, usize::MAX, Duration::from_millis(1));
+                    assert!(!vmm.device.quiet().quiesced);
+                }
+                vmm.rings.iter().for_each(|ring| ring.pretend_used(0));
+            }
+        }
+        vmm.until_applied_beside(&mut peer);
+        let quiet = vmm.device.quiet();
+        assert!(quiet.quiesced && quiet.bases_valid, "{quiet:?}");
+        assert_eq!(vmm.count(EventKind::Lost), 0, "{request:?}");
+    }
 }

@@ -56,6 +56,12 @@ impl std::fmt::Debug for Exchange {
 }
 
 impl Exchange {
+    /// That of this request.
+    fn of(request: Request) -> Self {
+        let mut all = Self::all().into_iter();
+        all.find(|exchange| exchange.is(request)).unwrap()
+    }
+
     /// All that have an answer.
     fn all() -> Vec<Self> {
         let mut all = Vec::new();
@@ -730,11 +736,7 @@ fn a_reply_that_contradicts_itself_poisons_the_connection() {
 #[test]
 fn shared_memory_with_more_regions_than_there_can_be_poisons_the_connection() {
     let _leak = no_fd_leak();
-    let exchanges = Exchange::all();
-    let exchange = exchanges
-        .iter()
-        .find(|e| e.is(Request::GetShmemConfig))
-        .unwrap();
+    let exchange = Exchange::of(Request::GetShmemConfig);
     for count in [257, u32::MAX] {
         let context = format!("{count} regions");
         let mut payload = exchange.payload.clone();
@@ -751,11 +753,7 @@ fn shared_memory_with_more_regions_than_there_can_be_poisons_the_connection() {
 #[test]
 fn shared_memory_is_counted_by_its_sizes() {
     let _leak = no_fd_leak();
-    let exchanges = Exchange::all();
-    let exchange = exchanges
-        .iter()
-        .find(|e| e.is(Request::GetShmemConfig))
-        .unwrap();
+    let exchange = Exchange::of(Request::GetShmemConfig);
     let sizes = exchange.payload[8..].chunks_exact(8);
     let count = sizes.filter(|size| size.iter().any(|b| *b != 0)).count();
     assert!(count > 0);
@@ -775,11 +773,7 @@ fn shared_memory_is_counted_by_its_sizes() {
 #[test]
 fn the_reply_to_set_log_base_is_consumed_whatever_it_holds() {
     let _leak = no_fd_leak();
-    let exchanges = Exchange::all();
-    let exchange = exchanges
-        .iter()
-        .find(|e| e.is(Request::SetLogBase))
-        .unwrap();
+    let exchange = Exchange::of(Request::SetLogBase);
     for size in [0, 8, 16, 4096] {
         let (client, peer) = exchange.connect(patient());
         let bytes = exchange.with_payload(&vec![0xee; size]);
@@ -947,11 +941,7 @@ fn the_connection_closes_on_exec() {
 #[test]
 fn a_descriptor_may_come_with_a_later_piece_of_its_reply() {
     let _leak = no_fd_leak();
-    let exchanges = Exchange::all();
-    let exchange = exchanges
-        .iter()
-        .find(|e| e.is(Request::GetInflightFd))
-        .unwrap();
+    let exchange = Exchange::of(Request::GetInflightFd);
     let (client, peer) = exchange.connect(patient());
     let reply = exchange.reply();
     let answer = || {
@@ -960,6 +950,29 @@ fn a_descriptor_may_come_with_a_later_piece_of_its_reply() {
         peer.send(&reply[12..], &[file(7)]);
     };
     both(|| (exchange.case.call)(&client), answer).0.unwrap();
+}
+
+/// The next back-end gets the buffer with these numbers, and trusts them.
+#[test]
+fn an_in_flight_buffer_is_for_the_rings_that_were_asked_for() {
+    let _leak = no_fd_leak();
+    let exchange = Exchange::of(Request::GetInflightFd);
+    for at in [16, 18] {
+        for wrong in [0_u16, 1, u16::MAX] {
+            let mut payload = exchange.payload.clone();
+            payload[at..at + 2].copy_from_slice(&wrong.to_ne_bytes());
+            let (client, peer) = exchange.connect(patient());
+            let answer = || {
+                exchange.receive(&peer);
+                peer.send(&exchange.with_payload(&payload), &[file(7)]);
+            };
+            let error = both(|| (exchange.case.call)(&client), answer)
+                .0
+                .unwrap_err();
+            assert_eq!(error.kind, Kind::Protocol, "{error}");
+            assert!(error.message.contains(&format!("{wrong}")), "{error}");
+        }
+    }
 }
 
 #[test]

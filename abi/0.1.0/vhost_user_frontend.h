@@ -62,12 +62,22 @@
  *
  * Descriptors. A parameter is borrowed (for the call only; you close yours), kept
  * (the same, but a duplicate stays until the moment that is named) or taken (the
- * library's, on success); a result is given (yours to close, close-on-exec).
+ * library's, on success); a result is given (yours to close, close-on-exec). None
+ * that the library gives or keeps has the number 0, 1 or 2.
+ *
+ * Memory. What opens a client or a device, states or adds memory, or starts rings
+ * returns -ENOMEM where memory runs out, and has changed nothing then. Other calls
+ * allocate little; where not even that is left, or another thread takes
+ * it at that moment, the process is ended (SIGABRT).
  *
  * Threads. Any thread may use any client or device; several may have a request
- * under way on one client. The library starts no thread, installs no signal
- * handler and prints nothing. After a fork the child may only free clients and
- * devices, exec or exit.
+ * under way on one client. The library installs no signal handler and prints
+ * nothing. It starts a thread only to close a descriptor that a back-end has sent
+ * and that the caller does not get: nobody knows how long that takes.
+ * pthread_cancel() waits: no function is a cancellation point, and functions of
+ * the caller's that are called from one run with cancellation disabled. The type
+ * has to be PTHREAD_CANCEL_DEFERRED. After a fork the child may only free clients
+ * and devices, exec or exit; other calls on them return VUF_E_STATE there.
  *
  * Time. Every wait has a deadline; see struct vuf_client_options.
  *
@@ -82,6 +92,11 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#if UINTPTR_MAX != UINT64_MAX || \
+    (defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__)
+#error "vhost_user_frontend needs a 64-bit little-endian target"
+#endif
 
 /**
  * The name under which the shared library is found at run time: dlopen() this.
@@ -740,13 +755,14 @@
 #define VUF_DEVICE_EVENT_CONNECTED 1
 
 /**
- * The connection is lost; the error says why, recovery how the rings go on, peer_pid
- * who was at the other end.
+ * The connection is lost; the error says why, recovery by which policy rings go on.
+ * peer_pid is the process that was at the other end.
  */
 #define VUF_DEVICE_EVENT_LOST 2
 
 /**
- * An attempt to connect has failed, count in a row; the next comes after delay_ms.
+ * An attempt to connect has failed, count in a row; the next comes after delay_ms, or
+ * as soon as the socket appears. At most one waits to be taken.
  */
 #define VUF_DEVICE_EVENT_RETRYING 3
 
@@ -756,23 +772,28 @@
 #define VUF_DEVICE_EVENT_STALLED 4
 
 /**
- * Rings that ran before a loss run again.
+ * Rings that ran before a loss run again, by the policy in recovery.
  */
 #define VUF_DEVICE_EVENT_RECOVERED 5
 
 /**
- * The back-end has been told all that was wanted up to generation.
+ * The back-end has confirmed all that was wanted up to generation. Does not come while a
+ * part of it is refused (VUF_DEVICE_EVENT_REFUSED), or while rings wait for a reset.
  */
 #define VUF_DEVICE_EVENT_APPLIED 6
 
 /**
- * The configuration space has changed and has been read: tell the guest.
+ * The configuration space has changed and has been read: interrupt the guest. It also
+ * comes for the first space that is read if the guest may have been shown another: with
+ * options->assume_features, or after vuf_device_read_config() failed. It does not come
+ * for what changes because of the guest's own writes alone.
  */
 #define VUF_DEVICE_EVENT_CONFIG_CHANGED 7
 
 /**
- * The rings cannot go on before vuf_device_reset(): the guest has to be asked
- * for it (virtio's DEVICE_NEEDS_RESET).
+ * Rings that ran before a loss cannot go on before vuf_device_reset(): interrupt the
+ * guest, which reads DEVICE_NEEDS_RESET (vuf_device_get_virtio_status()). An event from
+ * before a reset is not returned after it.
  */
 #define VUF_DEVICE_EVENT_NEEDS_RESET 8
 
@@ -782,7 +803,7 @@
 #define VUF_DEVICE_EVENT_UNFENCED 9
 
 /**
- * It is gone after all.
+ * All back-ends are gone for which VUF_DEVICE_EVENT_UNFENCED came.
  */
 #define VUF_DEVICE_EVENT_FENCED 10
 
@@ -799,13 +820,49 @@
 /**
  * The back-end refused a write to its configuration space, or has none, or is not
  * the first that was lost over this write; the error says how. With GET_CONFIG for
- * request: it refused to tell the space again, after a change or a loss, and the
- * guest reads on what was told last.
+ * request: it refuses to return the space, and the text has the number of bytes that
+ * it was asked for. The guest reads on what was returned last, if anything was.
  */
 #define VUF_DEVICE_EVENT_CONFIG_REFUSED 13
 
 /**
- * None ran.
+ * The back-end refused a memory region, or refused to release one, to start a ring, to
+ * take another call descriptor, an MTU or a GPU's socket, or to announce an address, or
+ * does not have a ring: request, ring and text
+ * name it. Everything else goes on, and the connection stays.
+ *
+ * The request is not repeated before the caller asks again: by a change of its memory, by
+ * vuf_device_start(), vuf_device_set_call() or vuf_device_set_mtu(). After a loss one other back-end is asked
+ * for the region, if the connection survived the refusal. For a ring that ran before a
+ * loss VUF_DEVICE_EVENT_NEEDS_RESET follows. The library also refuses a ring by this
+ * event that does not fit in an in-flight buffer with unfinished requests of another
+ * ring; the text has the remedy.
+ */
+#define VUF_DEVICE_EVENT_REFUSED 14
+
+/**
+ * The back-end's channel has ended; the error says why. Where the device depends on
+ * the channel (VIRTIO_F_ACCESS_PLATFORM, VUF_PROTOCOL_F_CONFIG or
+ * VUF_PROTOCOL_F_SHMEM is acknowledged), VUF_DEVICE_EVENT_LOST follows.
+ */
+#define VUF_DEVICE_EVENT_CHANNEL_CLOSED 15
+
+/**
+ * The library refused requests, count of them, that the back-end sent on its channel.
+ * The text names the request, the errno of the answer and the reason; value is the
+ * number of the request on the channel, and request is 0. Comes at most every 100 ms.
+ * Requests that a function in struct vuf_backend_ops refused are not reported.
+ */
+#define VUF_DEVICE_EVENT_CHANNEL_REFUSED 16
+
+/**
+ * The back-end refused messages, count of them, of vuf_device_post_iotlb(): it may
+ * still use what they were to invalidate. vuf_device_wait() fails because of it.
+ */
+#define VUF_DEVICE_EVENT_IOTLB_REFUSED 17
+
+/**
+ * No ring ran.
  */
 #define VUF_RECOVERY_IDLE 0
 
@@ -822,19 +879,44 @@
 #define VUF_RECOVERY_IN_ORDER 2
 
 /**
- * From the used index, as VUF_OUT_OF_ORDER_REPLAY_FROM_USED asks for.
+ * From the used index: VUF_OUT_OF_ORDER_REPLAY_FROM_USED, which is the default for most
+ * devices.
  */
 #define VUF_RECOVERY_REPLAY_FROM_USED 3
 
 /**
- * From the available index, as VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE asks for.
+ * From the available index: VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE.
  */
 #define VUF_RECOVERY_RESUME_FROM_AVAILABLE 4
 
 /**
- * Not before vuf_device_reset().
+ * Not before vuf_device_reset(): by VUF_OUT_OF_ORDER_NEEDS_RESET, for packed rings
+ * without an in-flight buffer, and if the index is not known that the policy needs.
  */
 #define VUF_RECOVERY_NEEDS_RESET 5
+
+/**
+ * The protocol features that a device acknowledges by default (a mask), the same in
+ * every version of the library: MQ, LOG_SHMFD, REPLY_ACK, BACKEND_REQ, CONFIG,
+ * BACKEND_SEND_FD, HOST_NOTIFIER, INFLIGHT_SHMFD, RESET_DEVICE, CONFIGURE_MEM_SLOTS,
+ * STATUS, SHARED_OBJECT, DEVICE_STATE, GET_VRING_BASE_INFLIGHT, GPA_ADDRESSES, SHMEM,
+ * GET_VRING_BASE_SKIP_DRAIN.
+ */
+#define VUF_DEVICE_DEFAULT_PROTOCOL_FEATURES 16629291
+
+/**
+ * Virtio features (a mask) that a guest must not be shown only because the back-end
+ * offers them, in every version of the library: a monitor shows the guest
+ * offered_features without these, and adds of these what it implements itself.
+ *
+ * Of the vhost-user connection: VHOST_F_LOG_ALL (26) and VHOST_USER_F_PROTOCOL_FEATURES
+ * (30). Of the transport between guest and monitor, such as virtio-pci:
+ * VIRTIO_F_SR_IOV (37), VIRTIO_F_NOTIFICATION_DATA (38), VIRTIO_F_NOTIF_CONFIG_DATA (39),
+ * VIRTIO_F_RING_RESET (40), VIRTIO_F_ADMIN_VQ (41). Of the machine:
+ * VIRTIO_F_ACCESS_PLATFORM (33), with which rings and buffers have I/O virtual addresses.
+ * Reserved by the virtio specification for extensions of these kinds: 42 to 49.
+ */
+#define VUF_TRANSPORT_FEATURES 1125772198674432
 
 /**
  * In struct vuf_device_options: a back-end that was given up is waited for, so
@@ -856,26 +938,42 @@
 #define VUF_ON_UNFENCED_KILL 2
 
 /**
- * In struct vuf_device_options, for split rings with neither an in-flight buffer
- * nor VIRTIO_F_IN_ORDER: they wait for vuf_device_reset(). The default.
+ * In struct vuf_device_options, how split rings go on after a loss that have neither an
+ * in-flight buffer nor VIRTIO_F_IN_ORDER. The default: VUF_OUT_OF_ORDER_NEEDS_RESET if
+ * device_id is 26 (file system), whose session is lost with its back-end, otherwise
+ * VUF_OUT_OF_ORDER_REPLAY_FROM_USED, as in QEMU. No Linux virtio driver acts on
+ * DEVICE_NEEDS_RESET, so a Linux guest would wait forever. recovery of
+ * VUF_DEVICE_EVENT_LOST names the policy that was applied.
  */
-#define VUF_OUT_OF_ORDER_NEEDS_RESET 0
+#define VUF_OUT_OF_ORDER_DEFAULT 0
 
 /**
- * They go on from the used index: right for back-ends that finish in order and only
- * do not say so. Of others, what was finished out of order is done again, and what it
- * overtook is lost.
+ * The rings wait for vuf_device_reset().
  */
-#define VUF_OUT_OF_ORDER_REPLAY_FROM_USED 1
+#define VUF_OUT_OF_ORDER_NEEDS_RESET 1
 
 /**
- * They go on from the available index: what was not finished is lost.
+ * The rings go on from the used index. Correct for back-ends that complete requests in
+ * order, even if they do not offer VIRTIO_F_IN_ORDER. With others, a request that was
+ * completed out of order may be executed again, and one that it overtook may never
+ * complete.
  */
-#define VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE 2
+#define VUF_OUT_OF_ORDER_REPLAY_FROM_USED 2
 
 /**
- * For vuf_device_set_memory(): memory that is in use may change while rings run;
- * see to it that none of it is needed meanwhile.
+ * The rings go on from the available index: requests that were not completed are lost.
+ */
+#define VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE 3
+
+/**
+ * For config_size in struct vuf_device_options: the size is chosen by
+ * vuf_device_set_config_size(), when the features of the back-end are known.
+ */
+#define VUF_CONFIG_SIZE_LATER 4294967295
+
+/**
+ * For vuf_device_set_memory(): memory that is in use may change while rings run. The
+ * caller makes sure that none of it is needed meanwhile.
  */
 #define VUF_MEMORY_ALLOW_GAP 1
 
@@ -886,40 +984,45 @@
 #define VUF_MEMORY_APPLIED 0
 
 /**
- * It has not been told yet, or has not confirmed: it may still use what was taken
- * away.
+ * It has not confirmed that yet, or an old back-end is not gone: memory that was taken
+ * away may still be in use. Lasts while a memory table is refused (SET_MEM_TABLE) that
+ * would take memory away.
  */
 #define VUF_MEMORY_PENDING 1
 
 /**
- * There is no back-end, or it has no memory yet. None is used; the next is told.
+ * There is no back-end, or it has no memory yet. No memory is in use; the next back-end
+ * gets it.
  */
 #define VUF_MEMORY_ABSENT 2
 
 /**
- * A back-end refused it and was given up; the next is told.
+ * A back-end refused a region that is wanted (VUF_DEVICE_EVENT_REFUSED), and the rest is
+ * in use. No memory that was taken away is accessible any longer.
  */
 #define VUF_MEMORY_FAILED 3
 
 /**
- * A back-end that was given up before it confirmed may still write what was taken
- * away: it must not be unmapped.
+ * A back-end refused to release a region (REM_MEM_REG), or was given up and is not gone
+ * (VUF_DEVICE_EVENT_UNFENCED). It may still write memory that was taken away, which must
+ * not be unmapped.
  */
 #define VUF_MEMORY_UNCONFIRMED 4
 
 /**
- * For vuf_device_stop(): the back-end finishes what it has taken (GET_VRING_BASE).
+ * For vuf_device_stop(): the back-end completes the requests that it has taken
+ * (GET_VRING_BASE).
  */
 #define VUF_STOP_DRAIN 0
 
 /**
- * It does not, where that was agreed (GET_VRING_BASE_SKIP_DRAIN): what is left
- * stands in the in-flight buffer. Otherwise as VUF_STOP_DRAIN.
+ * The back-end leaves unfinished requests in the in-flight buffer, where that is agreed
+ * (GET_VRING_BASE_SKIP_DRAIN). Otherwise as VUF_STOP_DRAIN.
  */
 #define VUF_STOP_SKIP_DRAIN 1
 
 /**
- * The connection is ended, and where the rings stood is not known.
+ * The connection is closed. Rings that run have no base afterwards.
  */
 #define VUF_STOP_ABANDON 2
 
@@ -929,12 +1032,15 @@
 #define VUF_RING_BASE_NEW 0
 
 /**
- * From where it was stopped on this device.
+ * From the base at which it was stopped on this device, with the requests that are left
+ * in the in-flight buffer. A ring that is still being stopped begins where the stop ends;
+ * after a loss that cut the stop off, where its index stands once that back-end is gone.
  */
 #define VUF_RING_BASE_RESUME 1
 
 /**
- * From base.
+ * From base. If that is the base at which the ring was stopped, as
+ * VUF_RING_BASE_RESUME.
  */
 #define VUF_RING_BASE_AT 2
 
@@ -988,6 +1094,14 @@
 #define VUF_BACKEND_PROCESS_NEW_GROUP 4
 
 /**
+ * The back-end is killed (SIGKILL) when the thread that starts it ends, and so at the
+ * latest with this process, even if that is killed. Start it from a thread that lives as
+ * long as it is needed, such as the main thread. The kernel forgets it for a program that
+ * changes its rights (set-user-ID, file capabilities).
+ */
+#define VUF_BACKEND_PROCESS_KILL_WITH_PARENT 8
+
+/**
  * In struct vuf_backend_exit: the process runs.
  */
 #define VUF_BACKEND_EXIT_RUNNING 0
@@ -1024,8 +1138,8 @@ struct vuf_backend_programs;
 struct vuf_client;
 
 /**
- * A device: what is wanted of a back-end, made so over all its lives. Only ever
- * used through a pointer.
+ * A device: keeps a back-end in the desired state, across restarts. Only ever used
+ * through a pointer.
  */
 struct vuf_device;
 
@@ -1080,6 +1194,16 @@ struct vuf_error_info {
      * The back-end's raw value: an error, or the field that was wrong.
      */
     uint64_t value;
+    /**
+     * With -ETIMEDOUT of a device: the code of the last failure that kept the device
+     * from what it waits for, such as -ENOENT where the socket does not exist. The
+     * other fields and the text then describe that failure. Otherwise 0.
+     */
+    int cause;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
 };
 
 /**
@@ -1089,7 +1213,7 @@ struct vuf_error_info {
  * VUF_TIMEOUT_FOREVER.
  *
  * A longer struct than this library knows is refused with -E2BIG unless the
- * rest is zero.
+ * rest is zero, and a shorter one than that of version 0.1 with -EINVAL.
  */
 struct vuf_client_options {
     /**
@@ -1172,9 +1296,9 @@ struct vuf_mem_region {
      */
     uint64_t mmap_offset;
     /**
-     * The file that holds the region: memfd, tmpfs or hugetlbfs, mapped shared.
-     * Borrowed: the back-end gets a duplicate. 0 is refused, so that a zeroed
-     * struct does not send standard input away.
+     * The file that holds the region: memfd, tmpfs or hugetlbfs, or a device that can
+     * be mapped; mapped shared. Borrowed: the back-end gets a duplicate. 0 is refused,
+     * so that a zeroed struct does not send standard input away.
      */
     int fd;
     /**
@@ -1627,7 +1751,9 @@ struct vuf_backend_ops {
      * A ring has a doorbell page, which the guest may write in place of the kick
      * (BACKEND_VRING_HOST_NOTIFIER_MSG): map size bytes of fd from offset, shared
      * and writable. fd is given (yours to close); -1 takes the page away. It also
-     * goes when the ring is stopped.
+     * goes when the ring is stopped. Also called with -1, and the result then ignored,
+     * for each page that is there when the device is reset or the channel ends, as
+     * shmem_unmap is.
      */
     int (*host_notifier)(void *user,
                          uint32_t ring,
@@ -1641,9 +1767,13 @@ struct vuf_backend_ops {
      */
     int (*shared_object_lookup)(void *user, const uint8_t *uuid, int *fd);
     /**
-     * Map fd into a shared memory region of the device (BACKEND_SHMEM_MAP): it
-     * lies within the region and overlaps nothing mapped. fd is given (yours to
-     * close).
+     * Map fd into a shared memory region of the device (BACKEND_SHMEM_MAP). fd is
+     * given (yours to close). The library has checked that the area is within the
+     * region; begins with a page in the region and in the file; has no page in common
+     * with another mapping, so that whole pages can be mapped whatever len is; and that
+     * fd is open for it and, if it is a regular file, was long enough. The back-end may
+     * still truncate its file: an access to the mapping is then a SIGBUS, unless the file
+     * has F_SEAL_SHRINK.
      */
     int (*shmem_map)(void *user, const struct vuf_shmem_area *area, int fd);
     /**
@@ -1672,7 +1802,8 @@ struct vuf_backend_ops {
      */
     void (*shared_object_added)(void *user, const uint8_t *uuid);
     /**
-     * The device exports it no longer (BACKEND_SHARED_OBJECT_REMOVE).
+     * The device exports it no longer (BACKEND_SHARED_OBJECT_REMOVE). Also called for
+     * each object that it exports when it is reset or the channel ends.
      */
     void (*shared_object_removed)(void *user, const uint8_t *uuid);
 };
@@ -1826,14 +1957,15 @@ struct vuf_device_options {
     size_t size;
     /**
      * How many rings the device has: an index at or above it is refused. The
-     * in-flight buffer is made for so many. 0: 256, and the buffer is made for those
-     * that are started together, so that no other can be started while they run.
+     * in-flight buffer is made for that number. 0: 256, and the buffer is made for the
+     * rings that are started; to start another one then stops these for a moment.
      */
     uint32_t num_rings;
     /**
      * Bytes of its configuration space that the back-end is asked for: the exact
      * size of the virtio device's. 0: none, and VUF_PROTOCOL_F_CONFIG is not
-     * acknowledged. At most VUF_MAX_CONFIG_SIZE.
+     * acknowledged. At most VUF_MAX_CONFIG_SIZE. VUF_CONFIG_SIZE_LATER: it depends on
+     * the features that the back-end offers, see vuf_device_set_config_size().
      */
     uint32_t config_size;
     /**
@@ -1842,16 +1974,24 @@ struct vuf_device_options {
     uint64_t required_features;
     /**
      * Protocol features that may be acknowledged where they are offered, of those
-     * that the device makes use of. 0 means all.
+     * that the device makes use of. 0: VUF_DEVICE_DEFAULT_PROTOCOL_FEATURES.
+     *
+     * Without their functions in backend_ops some are never acknowledged:
+     * VUF_PROTOCOL_F_SHMEM (shmem_map), VUF_PROTOCOL_F_HOST_NOTIFIER (host_notifier),
+     * VUF_PROTOCOL_F_SHARED_OBJECT (any of its three) and
+     * VUF_PROTOCOL_F_BACKEND_SEND_FD (shmem_map, host_notifier or
+     * shared_object_lookup).
      */
     uint64_t protocol_features;
     /**
-     * Protocol features without which a back-end is refused.
+     * Protocol features without which a back-end is refused. One that needs a function
+     * in backend_ops (see protocol_features) is -EINVAL without it.
      */
     uint64_t required_protocol_features;
     /**
      * Virtio features that count as offered before there is a back-end, so that a
-     * guest can be started without one. A back-end that offers fewer is refused.
+     * guest can be started without one. A back-end that offers fewer is refused. See
+     * vuf_device_assume_config() for what such a guest reads.
      * 0: vuf_device_set_features() has to wait for the first.
      */
     uint64_t assume_features;
@@ -1869,7 +2009,9 @@ struct vuf_device_options {
     void *user;
     /**
      * When to connect again after a loss, or after the first attempt that fails.
-     * Each further delay is twice the one before. Default 100.
+     * Each further delay is twice the one before, until a back-end has done all that is
+     * wanted for max_delay_ms (10 s if that is less). A socket that appears is connected
+     * to at once, where only its absence is waited for. Default 100.
      */
     uint32_t first_delay_ms;
     /**
@@ -1894,7 +2036,8 @@ struct vuf_device_options {
      */
     uint32_t on_unfenced;
     /**
-     * VUF_OUT_OF_ORDER_*
+     * VUF_OUT_OF_ORDER_*: how rings go on after a loss where neither an in-flight buffer
+     * nor VIRTIO_F_IN_ORDER says which requests were completed.
      */
     uint32_t out_of_order;
     /**
@@ -1916,6 +2059,20 @@ struct vuf_device_options {
      */
     uint32_t drain_timeout_ms;
     /**
+     * The largest size that a ring will have, in descriptors; at most 32768. A larger
+     * ring is refused. In-flight buffers are made for it, so that a queue that the guest
+     * resets (VIRTIO_F_RING_RESET) can be given a larger size while others run. 0: that
+     * of the largest ring that is started; a larger one then stops the others for a
+     * moment.
+     */
+    uint32_t max_ring_size;
+    /**
+     * The virtio device ID, such as 2 for a block device (VIRTIO_ID_BLOCK); 0: unknown.
+     * Texts name the feature bits of this type, and it decides what
+     * VUF_OUT_OF_ORDER_DEFAULT means.
+     */
+    uint32_t device_id;
+    /**
      * Zero.
      */
     uint32_t reserved;
@@ -1935,16 +2092,16 @@ struct vuf_device_event {
      */
     uint32_t kind;
     /**
-     * VUF_RECOVERY_*: how rings go on.
+     * VUF_RECOVERY_*: the policy by which rings go on (LOST), or went on (RECOVERED).
      */
     uint32_t recovery;
     /**
-     * What was asked for when it happened: see generation in
-     * struct vuf_device_info.
+     * The desired state when it happened: see generation in struct vuf_device_info.
      */
     uint64_t generation;
     /**
-     * How many attempts have failed in a row, or how many peers were refused.
+     * How many attempts have failed in a row, or how many peers, requests or messages
+     * were refused.
      */
     uint32_t count;
     /**
@@ -1952,7 +2109,7 @@ struct vuf_device_event {
      */
     uint32_t delay_ms;
     /**
-     * So many events before this one were left out, because nobody took them.
+     * How many events before this one were left out, because they were not taken.
      */
     uint32_t missed;
     /**
@@ -1973,7 +2130,7 @@ struct vuf_device_event {
     uint32_t phase;
     /**
      * Number of the request; 0 if none was involved. After a loss the oldest one that
-     * had no answer or, with none, one that had just been acknowledged.
+     * had no answer.
      */
     uint32_t request;
     /**
@@ -1985,7 +2142,7 @@ struct vuf_device_event {
      */
     int32_t region;
     /**
-     * 1 if value is what the back-end sent.
+     * 1 if value has a meaning.
      */
     uint32_t has_value;
     /**
@@ -1994,11 +2151,13 @@ struct vuf_device_event {
      */
     int32_t peer_pid;
     /**
-     * The back-end's raw value.
+     * The back-end's raw value. Of a process of vuf_device_set_process() that has
+     * exited, its exit status. Of a ring that was not drained (LOST with GET_VRING_BASE),
+     * the number of its unfinished requests.
      */
     uint64_t value;
     /**
-     * The error in words, NUL-terminated; empty where there is none.
+     * The error as text, NUL-terminated; empty where there is none.
      */
     char text[VUF_DEVICE_TEXT_SIZE];
 };
@@ -2017,11 +2176,12 @@ struct vuf_device_info {
      */
     uint32_t connected;
     /**
-     * 1: the back-end has been told all that is wanted, up to generation.
+     * 1: the back-end has acknowledged all that is wanted, up to generation, and has
+     * answered all messages of vuf_device_post_iotlb().
      */
     uint32_t settled;
     /**
-     * 1: the rings wait for vuf_device_reset().
+     * 1: rings that ran before a loss wait for vuf_device_reset().
      */
     uint32_t needs_reset;
     /**
@@ -2029,11 +2189,12 @@ struct vuf_device_info {
      */
     uint32_t unfenced;
     /**
-     * Counts what was asked for: each function that changes it adds one.
+     * Counts changes of the desired state: each function that changes it adds one.
      */
     uint64_t generation;
     /**
-     * Up to where the back-end has been told; 0 while there is no connection.
+     * The generation up to which the back-end has confirmed everything; 0 while there is
+     * no connection.
      */
     uint64_t applied;
     /**
@@ -2068,7 +2229,8 @@ struct vuf_device_info {
     uint64_t max_mem_slots;
     /**
      * The process at the other end, its user and group; -1 while there is none,
-     * and pid 0 where it cannot be seen from here.
+     * and pid 0 where it cannot be seen from here, or is not known: of a socket pair
+     * the kernel names who made it, which is this process.
      */
     int32_t peer_pid;
     /**
@@ -2080,18 +2242,21 @@ struct vuf_device_info {
      */
     int32_t peer_gid;
     /**
-     * Zero.
+     * How many rings can be started at most: vuf_device_start() refuses an index at or
+     * above it. From num_rings of the options and queue_num, which may count pairs of
+     * rings beside a control ring: 2 * queue_num + 1. The back-end has at least
+     * queue_num rings. 0 while that is not known.
      */
-    uint32_t reserved;
+    uint32_t max_rings;
     /**
      * Size in bytes of the shared memory region with each shmid; 0 where there is
-     * none.
+     * none. As the first back-end has returned them: one with other sizes is refused.
      */
     uint64_t shmem_sizes[VUF_SHMEM_REGIONS];
 };
 
 /**
- * What is left of rings that were stopped, or of memory that was taken away. Set
+ * Whether stopped rings and memory that was taken away are out of use. Set
  * size to sizeof(struct vuf_quiet) before the call.
  */
 struct vuf_quiet {
@@ -2100,15 +2265,15 @@ struct vuf_quiet {
      */
     size_t size;
     /**
-     * 1: no back-end uses them any more. 0: guest memory may still be written,
-     * what was taken away must not be unmapped.
+     * 1: that is confirmed by the back-end, or the back-end is gone. 0: guest memory may
+     * still be written, and memory that was taken away must not be unmapped.
      */
     uint32_t quiesced;
     /**
-     * 1: where each of the stopped rings stood is known, for
-     * VUF_RING_BASE_RESUME and vuf_device_get_vring_base(). Also where there was no
-     * back-end, if the next would have gone on by itself. 0: a back-end was lost
-     * before it told, or may still write, or the ring waits for vuf_device_reset().
+     * 1: each ring that is not started was never started, or has a base from which it
+     * can be resumed without losing a request, under the policy of the device:
+     * VUF_RING_BASE_RESUME and vuf_device_get_vring_base() work. 0: for one of them
+     * vuf_device_get_vring_base() fails, and vuf_last_error() says why.
      */
     uint32_t bases_valid;
 };
@@ -2118,9 +2283,9 @@ struct vuf_quiet {
  * refused. Addresses are guest addresses; with VIRTIO_F_ACCESS_PLATFORM they are
  * I/O virtual addresses.
  *
- * After a loss the library has to know where the ring stands, from used_index and
- * avail_index or from get_index. Without them the rings wait for
- * vuf_device_reset() then.
+ * After a loss the library has to know how far the ring has got, from used_index and
+ * avail_index or from get_index. Without the index that the policy needs, all rings of
+ * the device wait for vuf_device_reset() then.
  */
 struct vuf_ring {
     /**
@@ -2154,8 +2319,9 @@ struct vuf_ring {
      */
     uint32_t base;
     /**
-     * What the driver writes, an eventfd. Kept: duplicated, until the ring is
-     * stopped.
+     * What the driver writes: an eventfd, or one end of a pipe or socket. A file is
+     * refused, because notifications would overwrite what is in it. Kept: duplicated,
+     * until the ring is stopped.
      */
     int kick_fd;
     /**
@@ -2171,24 +2337,33 @@ struct vuf_ring {
      */
     uint32_t reserved0;
     /**
-     * The index field of the used ring (packed: a word of the caller's, bits 0-14
+     * The index field of the used ring (packed: a caller-supplied word, bits 0-14
      * the next used descriptor, bit 15 its wrap counter) in this process, aligned
      * and little-endian; NULL for none. The library reads it, and nothing else of
-     * guest memory, inside vuf_device_start(), vuf_device_process() and functions
-     * that wait. It must stay mapped until the ring is stopped, and calls of these
-     * that other threads were in meanwhile have returned.
+     * guest memory, inside vuf_device_start(), vuf_device_stop(), vuf_device_process()
+     * and functions that wait. A back-end can make a file that it was given shorter, and
+     * reading there then ends the program with SIGBUS: seal the file of this memory
+     * (F_SEAL_SHRINK), as vuf_memfd_create() does with VUF_MEMFD_SEAL.
+     *
+     * It must stay mapped until the ring was stopped and struct vuf_quiet has quiesced 1,
+     * because back-ends exist that answer GET_VRING_BASE before they have completed all
+     * requests (qemu-storage-daemon). A ring whose used index has not reached its base is
+     * not drained: the library waits 1 s for it, then reports VUF_DEVICE_EVENT_LOST with
+     * the number of unfinished requests in value.
      */
     const uint16_t *used_index;
     /**
-     * The index field of the available ring, likewise; only of use with
-     * VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE.
+     * The index field of the available ring, likewise. With it a ring that has no
+     * unfinished request is recognised after a loss, and can be started anew while
+     * others go on; VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE needs it.
      */
     const uint16_t *avail_index;
     /**
      * In place of these two: called with user, the index of the ring and
      * VUF_RING_INDEX_*, it sets *index (in this machine's byte order) and returns
      * 0, or another number where that is not known. It may not wait for or process
-     * this device, and is called as long as used_index would have to stay.
+     * this device. It may be called until the ring was stopped and quiesced in
+     * struct vuf_quiet is 1.
      */
     int (*get_index)(void *user, uint32_t ring, uint32_t which, uint16_t *index);
     /**
@@ -2641,6 +2816,51 @@ struct vuf_api {
     int (*vuf_device_set_process)(struct vuf_device *device,
                                   struct vuf_backend_process *process);
     const char *(*vuf_device_event_name)(uint32_t kind);
+    int (*vuf_device_get_virtio_status)(const struct vuf_device *device,
+                                        uint8_t written,
+                                        uint8_t *status);
+    int (*vuf_device_wait_connected)(struct vuf_device *device,
+                                     uint32_t timeout_ms);
+    const char *(*vuf_virtio_feature_name)(uint32_t device_id, uint32_t bit);
+    int (*vuf_device_set_config_size)(struct vuf_device *device, uint32_t size);
+    int (*vuf_device_read_current_config)(const struct vuf_device *device,
+                                          uint32_t offset,
+                                          void *buffer,
+                                          size_t len,
+                                          uint32_t *generation);
+    int (*vuf_device_wait_config)(struct vuf_device *device, uint32_t timeout_ms);
+    int (*vuf_device_assume_config)(struct vuf_device *device,
+                                    uint32_t offset,
+                                    const void *buffer,
+                                    size_t len);
+    int (*vuf_device_set_mtu)(struct vuf_device *device, uint32_t mtu);
+    int (*vuf_device_set_vring_endian)(struct vuf_device *device,
+                                       uint32_t endian);
+    int (*vuf_device_is_connected)(const struct vuf_device *device);
+    int (*vuf_device_is_settled)(const struct vuf_device *device);
+    int (*vuf_device_get_offered_features)(const struct vuf_device *device,
+                                           uint64_t *features);
+    int (*vuf_device_get_generation)(const struct vuf_device *device,
+                                     uint64_t *generation,
+                                     uint64_t *applied);
+    int (*vuf_device_options_for)(uint32_t device_id,
+                                  struct vuf_device_options *options);
+    int (*vuf_device_config_size_for)(uint32_t device_id,
+                                      uint64_t features,
+                                      uint32_t *size);
+    int (*vuf_device_hidden_features_for)(uint32_t device_id, uint64_t *features);
+    const char *(*vuf_device_ring_name)(uint32_t device_id,
+                                        uint32_t index,
+                                        uint32_t num_rings);
+    int (*vuf_device_send_rarp)(struct vuf_device *device, uint64_t mac);
+    int (*vuf_device_set_gpu_socket)(struct vuf_device *device, int fd);
+    int (*vuf_device_get_backend_status)(struct vuf_device *device,
+                                         uint32_t timeout_ms,
+                                         uint32_t *status);
+    int (*vuf_device_get_shared_object)(struct vuf_device *device,
+                                        const uint8_t *uuid,
+                                        uint32_t timeout_ms,
+                                        int *fd);
 };
 
 #ifdef __cplusplus
@@ -2699,7 +2919,7 @@ const char *vuf_last_error(void);
  * info  set info->size before the call; the rest is filled in
  *
  * Returns 0, otherwise (which is then itself the last failure)
- *   -EINVAL  info is NULL, or its size is not set
+ *   -EINVAL  info is NULL, or its size is too small
  *   -E2BIG   its size is above 65536
  */
 int vuf_last_error_info(struct vuf_error_info *info);
@@ -2725,6 +2945,19 @@ const char *vuf_request_name(uint32_t request);
 const char *vuf_protocol_feature_name(uint32_t bit);
 
 /**
+ * Names a virtio feature.
+ *
+ * device_id  the virtio device ID, such as 2 for a block device; 0 for the bits that
+ *            are common to all types
+ * bit        its number
+ *
+ * Returns the name, such as "VIRTIO_F_VERSION_1" or "VIRTIO_BLK_F_FLUSH", or NULL if this
+ * library knows none for this bit of this type.
+ */
+const char *vuf_virtio_feature_name(uint32_t device_id,
+                                    uint32_t bit);
+
+/**
  * Tells which protocol features this library serves.
  *
  * Acknowledge with vuf_client_set_protocol_features() only bits that the
@@ -2744,7 +2977,8 @@ uint64_t vuf_supported_protocol_features(void);
  *
  * fd       a connected Unix stream socket; taken on success: the client closes
  *          it, and sets its close-on-exec flag and its receive timeout (which
- *          another process that holds the same socket must leave alone)
+ *          another process that holds the same socket must leave alone). A number
+ *          below 3 is closed, and a duplicate takes its place.
  * options  NULL for the defaults; read during the call
  * out      gets the client; NULL on failure
  *
@@ -2793,8 +3027,9 @@ int vuf_client_connect(const char *path,
  *
  * Bounded by options->connect_timeout_ms.
  *
- * listen_fd  a listening Unix stream socket; borrowed. Its receive timeout is
- *            set for a moment and restored.
+ * listen_fd  a listening Unix stream socket; borrowed. If it blocks, its receive
+ *            timeout is set for a moment and restored; threads and processes that
+ *            accept from it take turns.
  * options    NULL for the defaults; read during the call
  * out        gets the client; NULL on failure
  *
@@ -3104,14 +3339,17 @@ int vuf_client_set_log_base(struct vuf_client *client,
  *
  * Optional, and rarely served: rust-vmm back-ends hang up on it.
  *
- * fd  the eventfd; borrowed: the back-end gets a duplicate
+ * fd  the eventfd, or one end of a pipe or socket; borrowed: the back-end gets a
+ *     duplicate
  *
  * Returns 0, otherwise
+ *   -EINVAL     fd is a file, a directory or a device
  *   -EBADF      fd is negative or not open
  *   VUF_E_NACK  the back-end refused
  * or a common code.
  */
-int vuf_client_set_log_fd(struct vuf_client *client, int fd);
+int vuf_client_set_log_fd(struct vuf_client *client,
+                          int fd);
 
 /**
  * Moves marks from a dirty log to a bitmap of the caller's.
@@ -3121,6 +3359,10 @@ int vuf_client_set_log_fd(struct vuf_client *client, int fd);
  * cleared, atomically, and set in the bitmap, whose other bits stay. Back-ends go
  * on writing: a mark that is made meanwhile is taken, too, or stays for the next
  * time. What lies in the log is not trusted with anything. Nothing is sent.
+ *
+ * A back-end can make a file that it was given shorter; reading what was mapped there
+ * then ends the program with SIGBUS. So seal the file of the log (F_SEAL_SHRINK) before
+ * it is sent: vuf_memfd_create() does with VUF_MEMFD_SEAL.
  *
  * Both are arrays of bytes whose bit n is bit n % 8 of byte n / 8, on machines of
  * either byte order. In the log, bit n is the 4096 bytes at guest address n * 4096,
@@ -3420,13 +3662,13 @@ int vuf_client_set_vring_endian(struct vuf_client *client,
  * descriptor once afterwards, for entries that were made available before.
  *
  * index  the ring: 0 to VUF_MAX_RING_INDEX, and below options.max_rings
- * fd     an eventfd; borrowed: the back-end gets a duplicate. -1 for none: the
- *        back-end shall poll. Beware: rust-vmm back-ends acknowledge -1 and
+ * fd     an eventfd, or one end of a pipe or socket; borrowed: the back-end gets a
+ *        duplicate. -1 for none: the back-end shall poll. Beware: rust-vmm back-ends acknowledge -1 and
  *        never start the ring, and libvhost-user cannot resume in-flight
  *        requests without a descriptor. Always pass a real one if you can.
  *
  * Returns 0, otherwise
- *   -EINVAL     index is out of range
+ *   -EINVAL     index is out of range, or fd is a file, a directory or a device
  *   -EBADF      fd is below -1 or not open
  *   VUF_E_NACK  the back-end refused
  * or a common code.
@@ -3459,11 +3701,11 @@ int vuf_client_vring_kick(struct vuf_client *client, uint32_t index);
  * Expect a call without a cause: some back-ends write the descriptor at once.
  *
  * index  the ring: 0 to VUF_MAX_RING_INDEX, and below options.max_rings
- * fd     an eventfd; borrowed: the back-end gets a duplicate. -1 for none: the
- *        driver polls.
+ * fd     an eventfd, or one end of a pipe or socket; borrowed: the back-end gets a
+ *        duplicate. -1 for none: the driver polls.
  *
  * Returns 0, otherwise
- *   -EINVAL     index is out of range
+ *   -EINVAL     index is out of range, or fd is a file, a directory or a device
  *   -EBADF      fd is below -1 or not open
  *   VUF_E_NACK  the back-end refused
  * or a common code.
@@ -3478,15 +3720,18 @@ int vuf_client_set_vring_call(struct vuf_client *client,
  * At any time.
  *
  * index  the ring: 0 to VUF_MAX_RING_INDEX, and below options.max_rings
- * fd     an eventfd; borrowed: the back-end gets a duplicate. -1 for none.
+ * fd     an eventfd, or one end of a pipe or socket; borrowed: the back-end gets a
+ *        duplicate. -1 for none.
  *
  * Returns 0, otherwise
- *   -EINVAL     index is out of range
+ *   -EINVAL     index is out of range, or fd is a file, a directory or a device
  *   -EBADF      fd is below -1 or not open
  *   VUF_E_NACK  the back-end refused
  * or a common code.
  */
-int vuf_client_set_vring_err(struct vuf_client *client, uint32_t index, int fd);
+int vuf_client_set_vring_err(struct vuf_client *client,
+                             uint32_t index,
+                             int fd);
 
 /**
  * Lets the back-end process a ring, or not (SET_VRING_ENABLE).
@@ -3785,7 +4030,7 @@ int vuf_client_get_status(struct vuf_client *client, uint32_t *status);
  * config  set config->size before the call; the rest is filled in
  *
  * Returns 0, otherwise
- *   -EINVAL               config is NULL, or its size is not set
+ *   -EINVAL               config is NULL, or its size is too small
  *   -E2BIG                its size is above 65536
  *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
  *   VUF_E_PROTOCOL        the answer names more regions than there can be
@@ -3858,7 +4103,7 @@ int vuf_client_gpu_set_socket(struct vuf_client *client, int fd);
  *   -EINVAL               an argument is NULL, op_code creates no session, a
  *                         key is longer than its room, the part that op_code
  *                         does not choose or a reserved field is not zero, or
- *                         session->size is not set
+ *                         session->size is too small
  *   -E2BIG                session has fields that the library does not know
  *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
  *   VUF_E_NACK            the back-end refused; the value in struct
@@ -3902,7 +4147,7 @@ int vuf_client_close_crypto_session(struct vuf_client *client,
  * user  passed to each of them
  *
  * Returns 0, otherwise
- *   -EINVAL               ops is NULL, its size is not set, or shmem_map and
+ *   -EINVAL               ops is NULL, its size is too small, or shmem_map and
  *                         shmem_unmap are not both there
  *   -E2BIG                ops has fields that this version does not know
  *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
@@ -3992,20 +4237,91 @@ int vuf_client_set_trace(struct vuf_client *client,
  * counters  set counters->size before the call; the rest is filled in
  *
  * Returns 0, otherwise
- *   -EINVAL  an argument is NULL, or the size is not set
+ *   -EINVAL  an argument is NULL, or the size is too small
  *   -E2BIG   the size is above 65536
  */
 int vuf_client_get_counters(const struct vuf_client *client,
                             struct vuf_counters *counters);
 
 /**
+ * Fills in options for a device of this type: device_id, num_rings as the simplest device
+ * of the type has, config_size, and protocol_features where the type makes use of more
+ * than the default set. All else is zero, the default: change what you need, such as
+ * num_rings for a device with more rings.
+ *
+ * config_size is VUF_CONFIG_SIZE_LATER where the size depends on the features:
+ * vuf_device_config_size_for(). out_of_order is VUF_OUT_OF_ORDER_DEFAULT, whose meaning
+ * depends on device_id.
+ *
+ * device_id  the virtio device ID: 1 (network), 2 (block), 3 (console), 4 (entropy),
+ *            8 (SCSI host), 16 (GPU), 18 (input), 19 (socket), 25 (sound), 26 (file
+ *            system), 34 (I2C adapter) or 41 (GPIO)
+ * options    set options->size before the call; the rest is filled in
+ *
+ * Returns 0, otherwise
+ *   -EINVAL  options is NULL, options->size is not set, or the type has no preset
+ *   -E2BIG   options->size is above 65536
+ */
+int vuf_device_options_for(uint32_t device_id,
+                           struct vuf_device_options *options);
+
+/**
+ * Returns how many bytes the configuration space of a device has whose guest is shown
+ * these features: for vuf_device_set_config_size(), where
+ * vuf_device_options_for() has VUF_CONFIG_SIZE_LATER. It is the size that the fields for
+ * these features need. Some back-ends return no more, and refuse a larger size.
+ *
+ * device_id  as for vuf_device_options_for()
+ * features   virtio features (a mask)
+ * size       gets the number of bytes; 0 for a type without a configuration space, or
+ *            whose space the back-end does not have (network)
+ *
+ * Returns 0, or -EINVAL if size is NULL or the type has no preset.
+ */
+int vuf_device_config_size_for(uint32_t device_id,
+                               uint64_t features,
+                               uint32_t *size);
+
+/**
+ * Returns the virtio features that a guest of a device of this type must not be shown only
+ * because the back-end offers them: VUF_TRANSPORT_FEATURES, and those of the type that the
+ * monitor has to implement. Of a network device these are the ones that need a control
+ * ring, which back-ends do not serve, or a field of the configuration space; of a file
+ * system VIRTIO_FS_F_NOTIFICATION, which gives the rings another order.
+ *
+ * device_id  as for vuf_device_options_for()
+ * features   gets the mask
+ *
+ * Returns 0, or -EINVAL if features is NULL or the type has no preset.
+ */
+int vuf_device_hidden_features_for(uint32_t device_id,
+                                   uint64_t *features);
+
+/**
+ * Names a ring of a device by its place, as the virtio specification does.
+ *
+ * device_id  as for vuf_device_options_for()
+ * index      the ring
+ * num_rings  how many the device has: a network device with an odd number has a control
+ *            ring behind its pairs
+ *
+ * Returns the name, such as "requestq" or "receiveq" (without the number that the
+ * specification gives rings of one kind), or NULL if the type has no preset or no such
+ * ring.
+ */
+const char *vuf_device_ring_name(uint32_t device_id,
+                                 uint32_t index,
+                                 uint32_t num_rings);
+
+/**
  * Makes a device whose back-end listens at a path, now or later.
  *
  * Nothing is sent before vuf_device_process() or vuf_device_wait() is called; they
- * connect, and connect again after each loss, for ever.
+ * connect, and connect again after each loss, forever.
  *
  * path     the socket's path, not necessarily UTF-8; of any length, but its last
- *          part of not much more than 80 bytes
+ *          part of not much more than 80 bytes. A relative one is relative to the
+ *          directory that the process has now, even if it changes that later.
  * options  NULL for the defaults; read during the call
  * out      gets the device; NULL on failure
  *
@@ -4097,50 +4413,99 @@ void vuf_device_free(struct vuf_device *device);
 int vuf_device_get_fd(const struct vuf_device *device);
 
 /**
- * Does a bounded part of what there is to do, without waiting, and tells the next
- * event. The descriptor stays readable while there is more.
+ * Performs a bounded amount of work without blocking, and returns the next event. The
+ * descriptor stays readable while there is more.
  *
  * The caller's functions in options->backend_ops run in here.
  *
  * event  set event->size before the call; the rest is filled in, with kind
- *        VUF_DEVICE_EVENT_NONE where nothing has happened
+ *        VUF_DEVICE_EVENT_NONE if there is no event
  *
  * Returns 0, otherwise
- *   -EINVAL      an argument is NULL, or event->size is not set
+ *   -EINVAL      an argument is NULL, or event->size is too small
  *   -E2BIG       event->size is above 65536
  *   -ECANCELED   the device is being freed, or an earlier call returned VUF_E_PANIC
  *   VUF_E_STATE  called from a function that the library calls
  *   VUF_E_PANIC  a bug in this library
- * Whatever happens to a connection is an event, and no failure.
+ * What happens to a connection is an event, and no failure.
  */
 int vuf_device_process(struct vuf_device *device,
                        struct vuf_device_event *event);
 
 /**
- * Waits until the back-end has been told all that is wanted, and does what there
- * is to do meanwhile. Events stay for vuf_device_process().
+ * Waits until the back-end has acknowledged all that is wanted and has answered all
+ * messages of vuf_device_post_iotlb(), and drives the device meanwhile. Events stay
+ * for vuf_device_process().
  *
  * timeout_ms  how long; VUF_TIMEOUT_DEFAULT is 60000
  *
  * Returns 0, otherwise
  *   -EINVAL      device is NULL
- *   -ETIMEDOUT   not all was done in time; it still will be
+ *   -ETIMEDOUT   not all was done in time; it still will be. vuf_last_error() and
+ *                vuf_last_error_info() give the last cause: the socket cannot be
+ *                reached, a required feature is missing, a connection was lost, or a
+ *                request is unanswered, which one and for how long
  *   -ECANCELED   the device is being freed, or an earlier call returned VUF_E_PANIC
+ *   -EBUSY       as VUF_E_NACK, of a ring that was started anew while its last run was
+ *                being stopped and lost with that: it has unfinished requests in the
+ *                in-flight buffer, which other rings use
+ *   VUF_E_NACK   the back-end has refused a part of what is wanted, or lacks a ring that
+ *                was to be started, and has confirmed the rest
+ *                (VUF_DEVICE_EVENT_REFUSED). Until the caller asks again: for a region
+ *                by a change of the memory, for a ring by vuf_device_start(), _stop() or
+ *                _reset(), for a call descriptor also by vuf_device_set_call(), for an
+ *                MTU by vuf_device_set_mtu().
+ *                Or: all messages of vuf_device_post_iotlb() are answered, and the
+ *                back-end has refused at least one (VUF_DEVICE_EVENT_IOTLB_REFUSED)
+ *                that no earlier call of this function has returned for. Of several
+ *                threads that wait at the time each gets it.
  *   VUF_E_STATE  rings that ran before a loss wait for vuf_device_reset(); or
  *                called from a function that the library calls
  *   VUF_E_PANIC  a bug in this library
- * or another negative errno from the system, as -EMFILE.
+ * or another negative errno from the system, such as -EMFILE.
  */
 int vuf_device_wait(struct vuf_device *device,
                     uint32_t timeout_ms);
 
 /**
- * Tells what is known of a device and its back-end. Does not wait.
+ * Waits until there is a usable back-end: the handshake has gone through, and what is
+ * required is offered. For programs that want an error when they start: it waits for a
+ * back-end that does not listen yet, and returns at once if there is one that cannot be
+ * used.
+ *
+ * Tries to connect now, as vuf_device_reconnect() does. After a failure the device
+ * keeps trying, too. Events stay for vuf_device_process().
+ *
+ * timeout_ms  how long; VUF_TIMEOUT_DEFAULT is 60000
+ *
+ * Returns 0, also if it was connected before, otherwise
+ *   -EINVAL               device is NULL
+ *   -ETIMEDOUT            there is no back-end: vuf_last_error() says why, as for
+ *                         vuf_device_wait(); or it took the connection and has not
+ *                         answered within timeout_ms of the options
+ *   -ECANCELED            the device is being freed, or an earlier call returned
+ *                         VUF_E_PANIC
+ *   VUF_E_NOT_NEGOTIATED  the back-end lacks a feature that is required, was assumed or
+ *                         is acknowledged; vuf_last_error() names it
+ *   VUF_E_NACK            the back-end refused a request
+ *   VUF_E_PROTOCOL        the back-end broke the protocol
+ *   VUF_E_DISCONNECTED    the back-end closed the connection during the handshake; for
+ *                         a process of vuf_device_set_process() the text has its exit
+ *                         status
+ *   VUF_E_STATE           called from a function that the library calls
+ *   VUF_E_PANIC           a bug in this library
+ * or another negative errno, such as -E2BIG if the back-end cannot hold the memory.
+ */
+int vuf_device_wait_connected(struct vuf_device *device,
+                              uint32_t timeout_ms);
+
+/**
+ * Returns what is known of a device and its back-end. Does not wait.
  *
  * info  set info->size before the call; the rest is filled in
  *
  * Returns 0, otherwise
- *   -EINVAL  an argument is NULL, or info->size is not set
+ *   -EINVAL  an argument is NULL, or info->size is too small
  *   -E2BIG   info->size is above 65536
  */
 int vuf_device_get_info(const struct vuf_device *device,
@@ -4153,7 +4518,7 @@ int vuf_device_get_info(const struct vuf_device *device,
  * counters  set counters->size before the call; the rest is filled in
  *
  * Returns 0, otherwise
- *   -EINVAL             an argument is NULL, or counters->size is not set
+ *   -EINVAL             an argument is NULL, or counters->size is too small
  *   -E2BIG              counters->size is above 65536
  *   VUF_E_DISCONNECTED  there is no connection
  */
@@ -4220,12 +4585,13 @@ int vuf_device_set_process(struct vuf_device *device,
                            struct vuf_backend_process *process);
 
 /**
- * Tells whether what was stopped or taken away is really out of use.
+ * Returns whether stopped rings and memory that was taken away are out of use, and
+ * whether stopped rings can be resumed. Does not wait.
  *
  * quiet  set quiet->size before the call; the rest is filled in
  *
  * Returns 0, otherwise
- *   -EINVAL      an argument is NULL, or quiet->size is not set
+ *   -EINVAL      an argument is NULL, or quiet->size is too small
  *   -E2BIG       quiet->size is above 65536
  */
 int vuf_device_get_quiet(const struct vuf_device *device,
@@ -4251,21 +4617,52 @@ const char *vuf_device_event_name(uint32_t kind);
  *           passed over.
  *
  * Returns 0 once it is recorded, otherwise
- *   -EINVAL      device is NULL, or features has bits that are not offered
- *   -EBUSY       a ring is started
- *   VUF_E_STATE  what is offered is not known yet, and options->assume_features is
- *                0
+ *   -EINVAL               device is NULL, or features has bits that are not offered
+ *   -EBUSY                a ring is started
+ *   VUF_E_STATE           what is offered is not known yet, and
+ *                         options->assume_features is 0
+ *   VUF_E_NOT_NEGOTIATED  features has VIRTIO_F_ACCESS_PLATFORM, and the back-end that
+ *                         is connected has not agreed on VUF_PROTOCOL_F_BACKEND_REQ
+ *                         and VUF_PROTOCOL_F_REPLY_ACK, without which translations do
+ *                         not work: the text says which is missing and why. While no
+ *                         back-end is connected the call succeeds, and a back-end
+ *                         without these is refused when it connects. Or: features does
+ *                         not have VIRTIO_F_VERSION_1, vuf_device_set_vring_endian()
+ *                         has set another byte order than this machine's, and
+ *                         VUF_PROTOCOL_F_CROSS_ENDIAN is missing, likewise.
  */
 int vuf_device_set_features(struct vuf_device *device,
                             uint64_t features);
 
 /**
- * Reads the configuration space as the guest sees it: what the back-end told
- * last, and the caller's own bytes on top. Never waits for anything, and may be
- * called from any thread, as those of virtual CPUs.
+ * Chooses how many bytes the configuration space has, where that depends on the
+ * features that the back-end offers: open the device with VUF_CONFIG_SIZE_LATER, and
+ * call this after VUF_DEVICE_EVENT_CONNECTED, when vuf_device_get_info() has
+ * offered_features. The space is read then. The size stays for all later connections.
  *
- * offset      where to begin, in bytes; offset + len is at most
- *             options->config_size
+ * A size may be replaced by another until a back-end has returned its configuration
+ * space. So after VUF_DEVICE_EVENT_CONFIG_REFUSED, with GET_CONFIG for its request, a
+ * smaller one can be tried.
+ *
+ * size  1 to VUF_MAX_CONFIG_SIZE
+ *
+ * Returns 0 once it is recorded, otherwise
+ *   -EINVAL      device is NULL, or size is out of range
+ *   -EBUSY       GET_CONFIG with another size has not been answered yet, or writes
+ *                wait for the back-end
+ *   VUF_E_STATE  the configuration space was read with another size, or
+ *                options->config_size is 0
+ */
+int vuf_device_set_config_size(struct vuf_device *device,
+                               uint32_t size);
+
+/**
+ * Reads the configuration space as the guest sees it: what the back-end returned
+ * last, the guest's writes since, and the caller's own bytes on top. Never waits for
+ * anything, and may be called from any thread, such as those of virtual CPUs.
+ *
+ * offset      where to begin, in bytes; offset + len is at most the size of the
+ *             configuration space
  * buffer      gets len bytes; on failure its content is unchanged
  * len         1 to VUF_MAX_CONFIG_SIZE
  * generation  gets a number that changes with the content; NULL if it is not
@@ -4274,7 +4671,9 @@ int vuf_device_set_features(struct vuf_device *device,
  *
  * Returns 0, otherwise
  *   -EINVAL      device or buffer is NULL, or a number is out of range
- *   VUF_E_STATE  the back-end has not told these bytes yet
+ *   VUF_E_STATE  no back-end has returned these bytes yet, or the size has not been
+ *                set
+ *   VUF_E_NACK   the back-end refuses to return its configuration space
  */
 int vuf_device_read_config(const struct vuf_device *device,
                            uint32_t offset,
@@ -4283,15 +4682,85 @@ int vuf_device_read_config(const struct vuf_device *device,
                            uint32_t *generation);
 
 /**
- * Makes bytes of the configuration space the caller's own: they win over the
- * back-end's, and what the guest writes to them stays here.
+ * Reads the configuration space as vuf_device_read_config() does, but fails while the
+ * back-end has not returned it since the last vuf_device_write_config(). For devices
+ * whose content depends on what was written, such as virtio-input, where the guest
+ * selects what it reads. Never waits; vuf_device_wait_config() does.
  *
- * offset  where to begin, in bytes; offset + len is at most options->config_size
+ * offset      where to begin, in bytes; offset + len is at most the size of the
+ *             configuration space
+ * buffer      gets len bytes; on failure its content is unchanged
+ * len         1 to VUF_MAX_CONFIG_SIZE
+ * generation  as for vuf_device_read_config()
+ *
+ * Returns 0, otherwise
+ *   -EINVAL           device or buffer is NULL, or a number is out of range
+ *   -EAGAIN           the space has not been read since the last write
+ *   VUF_E_STATE       no back-end has returned these bytes yet, or the size has not
+ *                     been set
+ *   VUF_E_NACK        the back-end refuses to return its configuration space
+ *   VUF_E_NOT_NEGOTIATED  it has none any more
+ */
+int vuf_device_read_current_config(const struct vuf_device *device,
+                                   uint32_t offset,
+                                   void *buffer,
+                                   size_t len,
+                                   uint32_t *generation);
+
+/**
+ * Waits until a back-end has returned its configuration space, and has done so after
+ * each vuf_device_write_config() that returned before this call. Drives the device
+ * meanwhile, as vuf_device_wait() does; events stay for vuf_device_process(). A thread
+ * of a virtual CPU that may block calls it before it reads.
+ *
+ * timeout_ms  how long; VUF_TIMEOUT_DEFAULT is 60000
+ *
+ * Returns 0, otherwise
+ *   -EINVAL      device is NULL
+ *   -ETIMEDOUT   it was not read in time
+ *   -ECANCELED   the device is being freed, or an earlier call returned VUF_E_PANIC
+ *   VUF_E_NACK   the back-end refuses to return its configuration space
+ *   VUF_E_NOT_NEGOTIATED  it has none
+ *   VUF_E_STATE  options->config_size is 0, the size has not been set, or called from
+ *                a function that the library calls
+ *   VUF_E_PANIC  a bug in this library
+ * or another negative errno from the system, such as -EMFILE.
+ */
+int vuf_device_wait_config(struct vuf_device *device,
+                           uint32_t timeout_ms);
+
+/**
+ * Supplies bytes of the configuration space that the guest reads until a back-end has
+ * returned its own, which win: for a guest that is started without a back-end
+ * (options->assume_features). If the back-end's differ, VUF_DEVICE_EVENT_CONFIG_CHANGED
+ * says so. Does nothing once a back-end has returned its configuration space.
+ *
+ * offset  where to begin, in bytes; offset + len is at most the size of the
+ *         configuration space
  * buffer  the bytes; read during the call
  * len     1 to VUF_MAX_CONFIG_SIZE
  *
  * Returns 0, otherwise
  *   -EINVAL      device or buffer is NULL, or a number is out of range
+ *   VUF_E_STATE  the size has not been set
+ */
+int vuf_device_assume_config(struct vuf_device *device,
+                             uint32_t offset,
+                             const void *buffer,
+                             size_t len);
+
+/**
+ * Makes bytes of the configuration space the caller's own: they win over the
+ * back-end's, and what the guest writes to them stays here.
+ *
+ * offset  where to begin, in bytes; offset + len is at most the size of the
+ *         configuration space
+ * buffer  the bytes; read during the call
+ * len     1 to VUF_MAX_CONFIG_SIZE
+ *
+ * Returns 0, otherwise
+ *   -EINVAL      device or buffer is NULL, or a number is out of range
+ *   VUF_E_STATE  the size has not been set
  */
 int vuf_device_overlay_config(struct vuf_device *device,
                               uint32_t offset,
@@ -4301,20 +4770,25 @@ int vuf_device_overlay_config(struct vuf_device *device,
 /**
  * The guest writes its configuration space: the back-end is told (SET_CONFIG),
  * except of bytes that are the caller's own. It may refuse:
- * VUF_DEVICE_EVENT_CONFIG_REFUSED, after which the space is read again.
+ * VUF_DEVICE_EVENT_CONFIG_REFUSED; the connection and the rings go on. Writes are sent
+ * one by one and in order. After them, refused or not, the space is read again, because
+ * its content may depend on them: vuf_device_wait() includes that, and
+ * vuf_device_read_current_config() fails until then.
  *
  * A write that a back-end has not confirmed when it is lost is told to the next; one
  * over which two were lost counts as refused. What was confirmed is the back-end's to
  * keep: if the next has something else, VUF_DEVICE_EVENT_CONFIG_CHANGED says so.
  * vuf_device_reset() ends writes that were not sent yet.
  *
- * offset  where to begin, in bytes; offset + len is at most options->config_size
+ * offset  where to begin, in bytes; offset + len is at most the size of the
+ *         configuration space
  * buffer  the bytes; read during the call
  * len     1 to VUF_MAX_CONFIG_SIZE
  *
  * Returns 0 once it is recorded, otherwise
  *   -EINVAL      device or buffer is NULL, or a number is out of range
  *   -EAGAIN      64 writes wait for the back-end
+ *   VUF_E_STATE  the size has not been set
  */
 int vuf_device_write_config(struct vuf_device *device,
                             uint32_t offset,
@@ -4322,18 +4796,228 @@ int vuf_device_write_config(struct vuf_device *device,
                             size_t len);
 
 /**
+ * Returns whether there is a connection whose handshake went through: connected in
+ * struct vuf_device_info, without the rest of that struct. Takes a lock that is never
+ * held while anything waits: vCPU threads may call it.
+ *
+ * Returns 1 or 0, otherwise
+ *   -EINVAL     device is NULL
+ *   -ECANCELED  the device is being freed, or an earlier call returned VUF_E_PANIC
+ */
+int vuf_device_is_connected(const struct vuf_device *device);
+
+/**
+ * Returns whether the back-end has acknowledged all that is wanted, and has answered all
+ * messages of vuf_device_post_iotlb(): settled in struct vuf_device_info. Takes a lock
+ * that is never held while anything waits: vCPU threads may call it.
+ *
+ * Returns 1 or 0, otherwise
+ *   -EINVAL     device is NULL
+ *   -ECANCELED  the device is being freed, or an earlier call returned VUF_E_PANIC
+ */
+int vuf_device_is_settled(const struct vuf_device *device);
+
+/**
+ * Returns the virtio features that the back-end offers, or offered last, or is assumed
+ * to: offered_features in struct vuf_device_info. A guest is shown these without
+ * VUF_TRANSPORT_FEATURES. Takes a lock that is never held while anything waits: vCPU
+ * threads may call it.
+ *
+ * features  gets the mask
+ *
+ * Returns 0, otherwise
+ *   -EINVAL      an argument is NULL
+ *   -ECANCELED   the device is being freed, or an earlier call returned VUF_E_PANIC
+ *   VUF_E_STATE  what is offered is not known yet, and options->assume_features is 0
+ */
+int vuf_device_get_offered_features(const struct vuf_device *device,
+                                    uint64_t *features);
+
+/**
+ * Returns up to where the desired state has been reached. What a call has recorded is
+ * done once applied is at least the generation that this function returned after that
+ * call. Takes a lock that is never held while anything waits: vCPU threads may call it.
+ *
+ * generation  gets the number of changes of the desired state so far
+ * applied     gets the generation up to which the back-end has confirmed everything; 0
+ *             while there is no connection
+ *
+ * Returns 0, otherwise
+ *   -EINVAL     an argument is NULL
+ *   -ECANCELED  the device is being freed, or an earlier call returned VUF_E_PANIC
+ */
+int vuf_device_get_generation(const struct vuf_device *device,
+                              uint64_t *generation,
+                              uint64_t *applied);
+
+/**
+ * Asks the back-end that is connected for its device status (GET_STATUS), and drives the
+ * device while it waits. The status that a guest reads is another:
+ * vuf_device_get_virtio_status().
+ *
+ * Needs VUF_PROTOCOL_F_STATUS. A back-end that does not answer within timeout_ms of the
+ * options is lost.
+ *
+ * timeout_ms  how long; VUF_TIMEOUT_DEFAULT is 60000
+ * status      gets the status
+ *
+ * Returns 0, otherwise
+ *   -EINVAL               an argument is NULL
+ *   -ETIMEDOUT            there is no answer in time
+ *   -ECANCELED            the device is being freed, or an earlier call returned
+ *                         VUF_E_PANIC
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not agreed with the back-end
+ *   VUF_E_NACK            the back-end refused
+ *   VUF_E_DISCONNECTED    there is no back-end, or it has closed the connection
+ *   VUF_E_STATE           called from a function that the library calls
+ *   VUF_E_PANIC           a bug in this library
+ * or the code with which the connection was lost meanwhile.
+ */
+int vuf_device_get_backend_status(struct vuf_device *device,
+                                  uint32_t timeout_ms,
+                                  uint32_t *status);
+
+/**
+ * Asks the back-end that is connected for the file of an object that it exports
+ * (GET_SHARED_OBJECT), and drives the device while it waits. Call it once
+ * shared_object_added was called, from another thread or after that has returned, so that
+ * shared_object_lookup of another device has the file at hand: it may not wait itself.
+ *
+ * Needs VUF_PROTOCOL_F_SHARED_OBJECT. A back-end that does not answer within timeout_ms of
+ * the options is lost.
+ *
+ * uuid        the object's 16 bytes, as they were announced; read during the call
+ * timeout_ms  how long; VUF_TIMEOUT_DEFAULT is 60000
+ * fd          gets the file: given (yours to close, close-on-exec); -1 on failure
+ *
+ * Returns 0, otherwise
+ *   -EINVAL               an argument is NULL
+ *   -ETIMEDOUT            there is no answer in time
+ *   -ECANCELED            the device is being freed, or an earlier call returned
+ *                         VUF_E_PANIC
+ *   VUF_E_NOT_NEGOTIATED  the protocol feature was not agreed with the back-end
+ *   VUF_E_NACK            the back-end has no such object
+ *   VUF_E_DISCONNECTED    there is no back-end, or it has closed the connection
+ *   VUF_E_STATE           called from a function that the library calls
+ *   VUF_E_PANIC           a bug in this library
+ * or the code with which the connection was lost meanwhile.
+ */
+int vuf_device_get_shared_object(struct vuf_device *device,
+                                 const uint8_t *uuid,
+                                 uint32_t timeout_ms,
+                                 int *fd);
+
+/**
+ * Sets the largest frame of a network device (NET_SET_MTU), for the back-end that is
+ * connected and all that follow. A back-end that offers VUF_PROTOCOL_F_MTU is informed
+ * of it once the driver has acknowledged VIRTIO_NET_F_MTU (bit 3), and again after each
+ * reset, before any ring starts. It may change while rings run.
+ *
+ * Other back-ends are not informed; required_protocol_features of the options can refuse
+ * them. The configuration space, which the guest reads, is not changed: see
+ * vuf_device_overlay_config(). If the back-end refuses (VUF_DEVICE_EVENT_REFUSED),
+ * everything else goes on, and the request is not sent again before the next call.
+ *
+ * mtu  the maximum transmission unit in bytes: 68 to 65535
+ *
+ * Returns 0 once it is recorded, otherwise
+ *   -EINVAL               device is NULL, or mtu is out of range
+ *   VUF_E_NOT_NEGOTIATED  protocol_features of the options does not have
+ *                         VUF_PROTOCOL_F_MTU, which is not in the default set
+ */
+int vuf_device_set_mtu(struct vuf_device *device,
+                       uint32_t mtu);
+
+/**
+ * Sets the byte order of all rings of a legacy driver, one that does not acknowledge
+ * VIRTIO_F_VERSION_1 (SET_VRING_ENDIAN). The rings of other drivers are little-endian,
+ * and this has no effect on them. Without this call legacy rings have the byte order of
+ * this machine.
+ *
+ * Each back-end that has agreed on VUF_PROTOCOL_F_CROSS_ENDIAN is informed for each ring
+ * before the ring starts. A back-end that refuses cannot start the ring
+ * (VUF_DEVICE_EVENT_REFUSED). The order stays over a reset and a loss.
+ *
+ * endian  VUF_VRING_LITTLE_ENDIAN or VUF_VRING_BIG_ENDIAN
+ *
+ * Returns 0 once it is recorded, otherwise
+ *   -EINVAL               device is NULL, or endian is neither
+ *   -EBUSY                a ring is started
+ *   VUF_E_NOT_NEGOTIATED  the driver is a legacy one, endian is not the byte order of
+ *                         this machine, and the back-end that is connected does not
+ *                         offer VUF_PROTOCOL_F_CROSS_ENDIAN, or protocol_features of
+ *                         the options does not have it, as in the default set. While
+ *                         no back-end is connected the call succeeds, and a back-end
+ *                         without it is refused when it connects.
+ */
+int vuf_device_set_vring_endian(struct vuf_device *device,
+                                uint32_t endian);
+
+/**
+ * Has a network device announce an address once to its network, after a migration, as
+ * soon as its rings run (SEND_RARP). For drivers that do not do so themselves
+ * (VIRTIO_NET_F_GUEST_ANNOUNCE).
+ *
+ * It is done once applied in struct vuf_device_info has reached the generation of after
+ * this call, as after vuf_device_wait(); while no ring is started it waits for one, and
+ * neither includes it. An announcement that a back-end has not confirmed when it is lost
+ * is sent to the next. A refusal is VUF_DEVICE_EVENT_REFUSED with SEND_RARP for its request;
+ * no wait fails because of it. So is a back-end that connects later and does not offer
+ * VUF_PROTOCOL_F_RARP.
+ *
+ * mac  the address: its first octet in bits 0-7, its last one in bits 40-47
+ *
+ * Returns 0 once it is recorded, otherwise
+ *   -EINVAL               device is NULL, or mac has more than 48 bits
+ *   -EAGAIN               16 announcements wait for the back-end
+ *   VUF_E_NOT_NEGOTIATED  protocol_features of the options does not have
+ *                         VUF_PROTOCOL_F_RARP, which is not in the default set, or the
+ *                         back-end that is connected does not offer it
+ */
+int vuf_device_send_rarp(struct vuf_device *device,
+                         uint64_t mac);
+
+/**
+ * Gives a GPU back-end the socket to the display (GPU_SET_SOCKET): the back-end that is
+ * connected, or else the next one, before any ring starts. What is spoken there is the
+ * vhost-user-gpu protocol, which this library does not serve.
+ *
+ * Each socket is for one back-end, because another process cannot go on in the middle of
+ * what was spoken: it is closed here once the back-end has it, so that your end of it ends
+ * with the back-end. After VUF_DEVICE_EVENT_LOST supply another one, which the next back-end
+ * gets. Of several that no back-end has got the last counts. A refusal is
+ * VUF_DEVICE_EVENT_REFUSED with GPU_SET_SOCKET for its request; everything else goes on.
+ *
+ * fd  one end of a Unix stream socket pair; taken on success
+ *
+ * Returns 0 once it is recorded, otherwise
+ *   -EINVAL  device is NULL
+ *   -EBADF   fd is negative or not open
+ */
+int vuf_device_set_gpu_socket(struct vuf_device *device,
+                              int fd);
+
+/**
  * States all memory that the back-end may reach, in place of what was stated
  * before.
  *
  * With VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS regions that stay are left alone.
  * Otherwise the table is sent whole (SET_MEM_TABLE), where regions of one file
- * that are neighbours count as one if there are more than VUF_MAX_MEM_REGIONS.
+ * that are neighbours count as one if there are more than VUF_MAX_MEM_REGIONS. Rings that
+ * run are stopped for it and started again, because some back-ends acknowledge a table
+ * while rings run and do not give it to these (crosvm, DPDK's vhost_blk).
+ *
+ * A region that the back-end refuses is VUF_DEVICE_EVENT_REFUSED and VUF_MEMORY_FAILED;
+ * everything else goes on. It is sent again after any change of the memory.
  *
  * regions  array of n regions, in any order; read during the call. Each fd is
- *          kept: duplicated, until the back-end has let go of the region. It is
- *          open for reading and writing, of a memfd or a file on tmpfs or
- *          hugetlbfs. user_addr is 0 or guest_addr: guest addresses are what is
- *          sent. Addresses, sizes and offsets are multiples of the page size.
+ *          kept: duplicated, once for each file, until the back-end has let go of
+ *          the region. It is open for reading and writing, of a memfd, a file on tmpfs or
+ *          hugetlbfs, or a character or block device that can be mapped (device
+ *          DAX). Of a device neither its size nor its page size is checked: a
+ *          back-end refuses what it cannot map. user_addr is 0 or guest_addr:
+ *          guest addresses are what is sent. Addresses, sizes and offsets are
+ *          multiples of the page size.
  * n        may be 0: none
  * flags    0 or VUF_MEMORY_ALLOW_GAP
  *
@@ -4344,7 +5028,8 @@ int vuf_device_write_config(struct vuf_device *device,
  *   -EBUSY       memory in use would change while rings run (see
  *                VUF_MEMORY_ALLOW_GAP), or a ring would lose its own
  *   -ENOSPC      the back-end has no room for so many
- * or another negative errno from the system, as -EMFILE.
+ *   VUF_E_STATE  the device belongs to a memory group
+ * or another negative errno from the system, such as -EMFILE.
  */
 int vuf_device_set_memory(struct vuf_device *device,
                           const struct vuf_mem_region *regions,
@@ -4353,7 +5038,7 @@ int vuf_device_set_memory(struct vuf_device *device,
 
 /**
  * Adds a region to the memory that the back-end may reach (ADD_MEM_REG, or
- * SET_MEM_TABLE). While rings run, too.
+ * SET_MEM_TABLE, as for vuf_device_set_memory()), even while rings run.
  *
  * region  as for vuf_device_set_memory(); its fd is kept
  *
@@ -4363,24 +5048,33 @@ int vuf_device_set_memory(struct vuf_device *device,
  *   -EBADF       its fd is negative or not open
  *   -EBUSY       rings run, and others would have to be coalesced for it
  *   -ENOSPC      the back-end has no room for it
+ *   VUF_E_STATE  the device belongs to a memory group
  * or another negative errno from the system, as -EMFILE.
  */
 int vuf_device_add_memory(struct vuf_device *device,
                           const struct vuf_mem_region *region);
 
 /**
- * Takes a region away (REM_MEM_REG, or SET_MEM_TABLE). It must not be unmapped
- * before quiesced is 1, here or in vuf_device_get_quiet().
+ * Takes a region away (REM_MEM_REG, or SET_MEM_TABLE, as for vuf_device_set_memory()).
+ * It must not be unmapped before quiesced is 1, here or in vuf_device_get_quiet(): until
+ * then a back-end may write it.
+ *
+ * If the back-end refuses that (VUF_DEVICE_EVENT_REFUSED), quiesced stays 0, and
+ * VUF_MEMORY_UNCONFIRMED or VUF_MEMORY_PENDING lasts until another change of the memory
+ * has it released, or the back-end is gone. Without
+ * VUF_PROTOCOL_F_CONFIGURE_MEM_SLOTS no request takes the last region away: the
+ * connection is closed for it (VUF_DEVICE_EVENT_LOST with -ECANCELED).
  *
  * guest_addr  as it was added
  * size        as it was added
  * quiet       set quiet->size before the call; the rest is filled in
  *
  * Returns 0 once it is recorded, in every state, otherwise
- *   -EINVAL      an argument is NULL, quiet->size is not set, or there is no such
+ *   -EINVAL      an argument is NULL, quiet->size is too small, or there is no such
  *                region
  *   -E2BIG       quiet->size is above 65536
  *   -EBUSY       a ring lies in it: stop that first
+ *   VUF_E_STATE  the device belongs to a memory group
  */
 int vuf_device_remove_memory(struct vuf_device *device,
                              uint64_t guest_addr,
@@ -4411,12 +5105,21 @@ int vuf_device_memory_fits(const struct vuf_device *device,
  * inside which it may be called. Nothing is kept: after a loss the next back-end
  * asks again.
  *
+ * The back-end may use a translation until it has acknowledged its invalidation:
+ * call vuf_device_wait(), or process the device until settled in
+ * struct vuf_device_info is 1. A refusal makes vuf_device_wait() fail and is
+ * VUF_DEVICE_EVENT_IOTLB_REFUSED. Without an answer VUF_DEVICE_EVENT_STALLED comes
+ * after stall_ms, and after timeout_ms the connection is lost. The time counts from
+ * the moment at which requests sent before are answered.
+ *
  * iotlb  the entry; read during the call. Its user_addr is a guest address.
  *
  * Returns 0, otherwise
  *   -EINVAL               as for vuf_client_send_iotlb()
  *   -EAGAIN               256 of these have no answer yet
- *   VUF_E_DISCONNECTED    there is no back-end: nothing has to be told
+ *   VUF_E_DISCONNECTED    there is no back-end. A lost one may use its translations
+ *                         until it is gone: quiesced in struct vuf_quiet, unfenced in
+ *                         struct vuf_device_info
  *   VUF_E_NOT_NEGOTIATED  VIRTIO_F_ACCESS_PLATFORM was not acknowledged
  * or, where the connection is about to be lost, why.
  */
@@ -4426,9 +5129,9 @@ int vuf_device_post_iotlb(struct vuf_device *device,
 /**
  * Makes a group of devices that share all guest memory; without any at first.
  *
- * A change of the group's memory is refused as a whole where one of the devices
- * could not take it. What then goes wrong with one of them does not hold up the
- * others: vuf_device_get_memory_state() tells, for each.
+ * A change of the group's memory is refused as a whole if one of the devices could not
+ * take it. A later failure of one device does not hold up the others:
+ * vuf_device_get_memory_state() returns the state of each.
  *
  * out  gets the group; NULL on failure
  *
@@ -4447,15 +5150,16 @@ void vuf_memory_group_free(struct vuf_memory_group *group);
 
 /**
  * Gives a device the memory of the group, in place of its own, from now on. It
- * leaves the group when it is freed.
+ * leaves the group when it is freed, and when the group is. Until then
+ * vuf_device_set_memory(), _add_memory() and _remove_memory() refuse the device.
  *
- * device  borrowed
+ * device  borrowed; it belongs to one group at most
  *
  * Returns 0, otherwise
  *   -EINVAL      an argument is NULL
  *   -EBUSY       a ring of the device lies elsewhere, or memory in use would change
  *   -ENOSPC      its back-end has no room for so many regions
- *   VUF_E_STATE  it belongs to the group already
+ *   VUF_E_STATE  it belongs to a group already
  */
 int vuf_memory_group_join(struct vuf_memory_group *group,
                           struct vuf_device *device);
@@ -4500,7 +5204,7 @@ int vuf_memory_group_add_memory(struct vuf_memory_group *group,
 
 /**
  * Takes a region away from all devices of the group. It must not be unmapped while
- * vuf_device_get_memory_state() of any of them says VUF_MEMORY_PENDING or
+ * vuf_device_get_memory_state() of any of them is VUF_MEMORY_PENDING or
  * VUF_MEMORY_UNCONFIRMED.
  *
  * guest_addr  as it was added
@@ -4531,9 +5235,10 @@ int vuf_memory_group_memory_fits(const struct vuf_memory_group *group,
                                  size_t n);
 
 /**
- * Waits until no device of the group is VUF_MEMORY_PENDING, and does for all of
- * them what there is to do meanwhile. Their events stay for vuf_device_process().
- * One that is freed meanwhile does not count any more.
+ * Waits until no device of the group is VUF_MEMORY_PENDING, and drives all of them
+ * meanwhile. Their events stay for vuf_device_process(). A device that is freed meanwhile
+ * no longer counts. Memory that was taken away must not be unmapped if one of them is
+ * VUF_MEMORY_UNCONFIRMED then.
  *
  * timeout_ms  for all together; VUF_TIMEOUT_DEFAULT is 60000
  *
@@ -4549,8 +5254,9 @@ int vuf_memory_group_wait(struct vuf_memory_group *group,
                           uint32_t timeout_ms);
 
 /**
- * Tells how far the back-end of a device has got with the memory that is wanted.
- * Does not wait.
+ * Returns how far the back-end of a device has got with the memory that is wanted, and
+ * whether memory that was taken away may be unmapped: not in VUF_MEMORY_PENDING and
+ * VUF_MEMORY_UNCONFIRMED. Does not wait.
  *
  * state  gets one of VUF_MEMORY_APPLIED, _PENDING, _ABSENT, _FAILED, _UNCONFIRMED
  *
@@ -4562,9 +5268,13 @@ int vuf_device_get_memory_state(const struct vuf_device *device,
 /**
  * Starts rings that are not started: all of these, or none.
  *
- * After vuf_device_set_features() and the memory that they lie in. Once they run,
- * and after each loss, the kick and call descriptors are written, so that what was
- * made available or used meanwhile is noticed.
+ * Comes after vuf_device_set_features() and the memory that they lie in. Once they run,
+ * and after each loss, the kick and call descriptors are written, so that requests that
+ * were made available or used meanwhile are noticed.
+ *
+ * A ring that begins anew never gets an in-flight buffer with requests of its last run,
+ * and a ring with requests in a buffer gets no other. Rings that run are stopped for a
+ * moment if the buffer has no room for the new ones.
  *
  * rings  array of n rings; read during the call, but see used_index and get_index
  *        in struct vuf_ring. Their descriptors are kept: duplicated, until the
@@ -4573,15 +5283,25 @@ int vuf_device_get_memory_state(const struct vuf_device *device,
  *
  * Returns 0 once it is recorded, otherwise
  *   -EINVAL      an argument is NULL, or a ring is not valid: an index or a size
- *                out of range, two with one index, an address that is not aligned
- *                or does not lie in one region of the memory with all of its part,
- *                base_mode or base, a descriptor that is 0, a reserved field
+ *                out of range, a size above max_ring_size of the options, an index that
+ *                the back-end cannot have (max_rings in
+ *                struct vuf_device_info), two with one index, an address that is not
+ *                aligned or does not lie in one region of the memory with all of its
+ *                part, base_mode or base, a descriptor that is 0, or a file, a
+ *                directory or a device and no eventfd, a reserved field
  *   -EBADF       a descriptor is not open, or negative and not -1
- *   -EBUSY       a ring is started already, or the in-flight buffer of those that
- *                run has no room for more or larger ones
- *   VUF_E_STATE  features were not stated, rings wait for vuf_device_reset(), where
- *                a ring was stopped is not known (VUF_RING_BASE_RESUME)
- * or another negative errno from the system, as -EMFILE.
+ *   -EBUSY       a ring is started already.
+ *                Or it would begin anew, and has unfinished requests of its last run in
+ *                the in-flight buffer, which another ring uses: resume it
+ *                (VUF_RING_BASE_RESUME) and let it complete them, or stop the other
+ *                rings and start all anew in one call, or reset the device.
+ *                Or the buffer is too small for it, and another ring has unfinished
+ *                requests in it: stop that one with VUF_STOP_DRAIN first, or open the
+ *                device with a larger num_rings and max_ring_size. The text names the
+ *                ring.
+ *   VUF_E_STATE  features were not stated, rings wait for vuf_device_reset(), or
+ *                there is no base to resume from (vuf_device_get_vring_base())
+ * or another negative errno from the system, such as -EMFILE.
  */
 int vuf_device_start(struct vuf_device *device,
                      const struct vuf_ring *rings,
@@ -4589,13 +5309,18 @@ int vuf_device_start(struct vuf_device *device,
 
 /**
  * Gives a started ring another descriptor for the device to write
- * (SET_VRING_CALL), also while it runs; the new one is written once it is known.
+ * (SET_VRING_CALL), even while it runs. The new one is written once the back-end has it.
+ * If the back-end refuses it (VUF_DEVICE_EVENT_REFUSED), the ring keeps the old one.
+ *
+ * Some back-ends (crosvm, OpenVMM, Alioth) acknowledge this for a ring that runs, and
+ * go on writing the first descriptor. One descriptor for the life of the ring works
+ * with all; so does stopping the ring and starting it again.
  *
  * index  the ring
  * fd     kept: duplicated, until the ring is stopped; -1 if the driver polls
  *
  * Returns 0 once it is recorded, otherwise
- *   -EINVAL      device is NULL
+ *   -EINVAL      device is NULL, or fd is a file, a directory or a device
  *   -EBADF       fd is not open, or negative and not -1
  *   VUF_E_STATE  the ring is not started
  */
@@ -4604,19 +5329,25 @@ int vuf_device_set_call(struct vuf_device *device,
                         int fd);
 
 /**
- * Stops rings (GET_VRING_BASE). Rings that are not started are left as they are.
+ * Stops rings (GET_VRING_BASE). Rings that are not started are left as they are. Each
+ * stop has its own mode.
+ *
+ * A ring that is drained counts as stopped once its used index has reached the base that
+ * the back-end has returned, where that index is known (used_index or get_index in
+ * struct vuf_ring). If it has not within 1 s, the connection is lost, with the number of
+ * unfinished requests, and quiesced is 0 until the back-end is gone.
  *
  * rings       array of n indices; NULL for all rings
  * n           0 where rings is NULL
  * mode        VUF_STOP_*
- * timeout_ms  how long to wait until they are out of use. 0: not at all; later
- *             VUF_DEVICE_EVENT_APPLIED and vuf_device_get_quiet() tell. Inside a
- *             function that the library calls it never waits.
+ * timeout_ms  how long to wait until they are out of use. 0: not at all; then
+ *             vuf_device_get_quiet() says when. Inside a function that the library
+ *             calls it never waits.
  * quiet       set quiet->size before the call; the rest is filled in
  *
- * Returns 0 in every state, also when the time has passed and quiesced is 0,
- * otherwise
- *   -EINVAL      device or quiet is NULL, quiet->size is not set, an index is above
+ * Returns 0 in every state, even if the time has passed and quiesced is 0:
+ * vuf_last_error() and vuf_last_error_info() then say why. Otherwise
+ *   -EINVAL      device or quiet is NULL, quiet->size is too small, an index is above
  *                VUF_MAX_RING_INDEX, mode is unknown, or n is not 0 without rings
  *   -E2BIG       quiet->size is above 65536
  */
@@ -4629,17 +5360,20 @@ int vuf_device_stop(struct vuf_device *device,
 
 /**
  * Resets the device, as its driver does: no ring is started and no feature
- * acknowledged any more, and the in-flight buffer is gone. The memory and the
- * connection stay. Ends VUF_DEVICE_EVENT_NEEDS_RESET.
+ * acknowledged any longer, no ring has a base, and the in-flight buffer is gone. The
+ * memory and the connection stay. Rings that wait for a reset can be started again
+ * afterwards. A VUF_DEVICE_EVENT_NEEDS_RESET or VUF_DEVICE_EVENT_RECOVERED from before is
+ * not returned after it.
  *
- * RESET_DEVICE, SET_STATUS or, where there is neither, stopping the rings.
+ * Sends RESET_DEVICE or SET_STATUS 0; a back-end that has agreed to neither is reset
+ * by stopping its rings. quiesced is 1 only once that is acknowledged.
  *
  * timeout_ms  how long to wait until the rings are out of use, as for
  *             vuf_device_stop()
  * quiet       set quiet->size before the call; the rest is filled in
  *
- * Returns 0 in every state, otherwise
- *   -EINVAL      an argument is NULL, or quiet->size is not set
+ * Returns 0 in every state, as vuf_device_stop() does, otherwise
+ *   -EINVAL      an argument is NULL, or quiet->size is too small
  *   -E2BIG       quiet->size is above 65536
  */
 int vuf_device_reset(struct vuf_device *device,
@@ -4647,14 +5381,42 @@ int vuf_device_reset(struct vuf_device *device,
                      struct vuf_quiet *quiet);
 
 /**
- * Tells where a ring stood when it was stopped, for a snapshot.
+ * Returns the device status that the guest is to read (virtio specification, "Device
+ * Status Field"): what its driver has written, with DEVICE_NEEDS_RESET (64) where rings
+ * cannot go on before vuf_device_reset().
+ *
+ * A driver that has written 0 waits until it reads 0. It reads ACKNOWLEDGE (1) until
+ * the reset is done and no back-end uses the rings. Takes a lock that is never held
+ * while anything waits: vCPU threads may call it.
+ *
+ * written  what the driver has written last; 0 after vuf_device_reset()
+ * status   gets what it reads
+ *
+ * Returns 0, or -EINVAL if an argument is NULL.
+ */
+int vuf_device_get_virtio_status(const struct vuf_device *device,
+                                 uint8_t written,
+                                 uint8_t *status);
+
+/**
+ * Returns the base at which a ring was stopped, for a snapshot. It succeeds only if
+ * resuming from the base loses no request, as far as the policy of the device promises
+ * that.
+ *
+ * A ring that was stopped while there was no back-end has the base from which it would
+ * have gone on. One whose stop was cut off by a loss gets its base once that back-end is
+ * gone. After VUF_STOP_ABANDON rings that ran have none.
  *
  * index  the ring
  * base   gets what vuf_client_set_vring_base() takes
  *
  * Returns 0, otherwise
  *   -EINVAL      an argument is NULL
- *   VUF_E_STATE  that is not known: the ring is started, was never, or was lost
+ *   VUF_E_STATE  there is none, and the text says why: the ring is not stopped, was
+ *                never started (or not since a reset), is being stopped, was lost while
+ *                it ran and how far it got is not known, or has unfinished requests in
+ *                an in-flight buffer that was replaced or that the back-end does not
+ *                support
  */
 int vuf_device_get_vring_base(const struct vuf_device *device,
                               uint32_t index,
@@ -4721,7 +5483,7 @@ void vuf_backend_programs_free(struct vuf_backend_programs *programs);
  * program  set program->size before the call; the rest is filled in
  *
  * Returns 0, otherwise
- *   -EINVAL  an argument is NULL, or program->size is not set
+ *   -EINVAL  an argument is NULL, or program->size is too small
  *   -ENOENT  there are not so many
  *   -E2BIG   program->size is above 65536
  */
@@ -4843,7 +5605,7 @@ int vuf_backend_process_signal(struct vuf_backend_process *process,
  * exit  set exit->size before the call; the rest is filled in
  *
  * Returns 0, otherwise
- *   -EINVAL  an argument is NULL, or exit->size is not set
+ *   -EINVAL  an argument is NULL, or exit->size is too small
  *   -E2BIG   exit->size is above 65536
  */
 int vuf_backend_process_get_exit(const struct vuf_backend_process *process,
@@ -4857,9 +5619,10 @@ int vuf_backend_process_get_exit(const struct vuf_backend_process *process,
  *             interest
  *
  * Returns 0, otherwise
- *   -EINVAL     process is NULL, or exit->size is not set
+ *   -EINVAL     process is NULL, or exit->size is too small
  *   -E2BIG      exit->size is above 65536
  *   -ETIMEDOUT  it still runs
+ *   -ECANCELED  it is being freed, and does not end
  */
 int vuf_backend_process_wait(struct vuf_backend_process *process,
                              uint32_t timeout_ms,
@@ -4876,10 +5639,11 @@ int vuf_backend_process_wait(struct vuf_backend_process *process,
  * exit        as for vuf_backend_process_wait()
  *
  * Returns 0, otherwise
- *   -EINVAL     process is NULL, or exit->size is not set
+ *   -EINVAL     process is NULL, or exit->size is too small
  *   -E2BIG      exit->size is above 65536
  *   -EPERM      this process may not end it
  *   -ETIMEDOUT  it hangs in the kernel: it was killed, and 5 s later it has not ended
+ *   -ECANCELED  it hangs so, and is being freed
  */
 int vuf_backend_process_terminate(struct vuf_backend_process *process,
                                   uint32_t timeout_ms,

@@ -75,8 +75,9 @@ impl BackendHandler for Handler {
     fn iotlb_access_fail(&self, _: &Iotlb) -> i32 {
         self.tell(BackendRequest::Iotlb)
     }
-    fn host_notifier(&self, _: u8, _: Option<HostNotifier>) -> i32 {
-        self.tell(BackendRequest::HostNotifier)
+    fn host_notifier(&self, _: u8, notifier: Option<HostNotifier>) -> i32 {
+        // The end of one need not have been asked for.
+        notifier.map_or(0, |_| self.tell(BackendRequest::HostNotifier))
     }
     fn shared_object_lookup(&self, _: &Uuid) -> Result<OwnedFd, i32> {
         match self.tell(BackendRequest::SharedObjectLookup) {

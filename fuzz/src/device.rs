@@ -8,6 +8,7 @@
 use super::input::Input;
 use super::peer::own_reply;
 use super::rig::{Late, Rig, SLACK};
+use super::simulator;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
@@ -556,6 +557,10 @@ impl Run {
 
 /// One input.
 pub fn run(_: &mut Rig, data: &[u8]) -> Result<(), Late> {
+    if let Some(history) = data.strip_prefix(simulator::HISTORY) {
+        simulator::run(history);
+        return Ok(());
+    }
     let mut input = Input::new(data);
     let (flags, protocol) = (input.byte(), u64::from(input.u32()));
     let short = |bit: u8| match flags & bit {

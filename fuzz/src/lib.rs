@@ -26,6 +26,7 @@ mod peer;
 mod programs;
 mod replies;
 mod rig;
+mod simulator;
 
 use rig::{Late, Rig};
 use std::sync::{LazyLock, Mutex, PoisonError};

@@ -4,11 +4,12 @@
 use super::peer::Peer;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
@@ -34,19 +35,19 @@ pub struct Rig {
     pub peer: Box<Peer>,
     /// What the peer sends along.
     pub gift: File,
-    /// What is passed to the peer.
+    /// What is passed to the peer: an eventfd, which is right for every request.
     pub file: File,
     ready: bool,
 }
 
 impl Rig {
     pub fn new() -> Self {
-        let file = |name| File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC).unwrap());
-        let gift = file(c"gift");
+        let gift = File::from(memfd_create(c"gift", MFdFlags::MFD_CLOEXEC).unwrap());
+        let file = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).unwrap();
         Self {
             peer: Peer::new(gift.as_fd()),
             gift,
-            file: file(c"file"),
+            file: File::from(OwnedFd::from(file)),
             ready: false,
         }
     }
@@ -91,6 +92,10 @@ const COUNTED: usize = 256;
 
 /// Which descriptors of this process are open: one system call.
 pub fn open_fds() -> [u64; COUNTED / 64] {
+    // Descriptors of the peer's are closed by threads.
+    while vhost_user_frontend::descriptors_being_closed() > 0 {
+        std::thread::yield_now();
+    }
     let mut polled = [(); COUNTED].map(|()| None);
     for (place, number) in polled.iter_mut().zip(0..) {
         let number: RawFd = number;

@@ -2,6 +2,7 @@
 //! [`BackendHandler`] or kept for the caller's event loop, and answered.
 
 use super::negotiated::Negotiated;
+use super::refusals::{Refusal, Refusals, Refused};
 use super::shmem::{self, Mappings};
 use crate::connection::{Answer, Incoming, Serve, Served};
 use crate::error::{Error, Result};
@@ -10,8 +11,8 @@ use crate::message::{
     VringArea, VringState, iotlb,
 };
 use nix::errno::Errno;
-use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::collections::{BTreeSet, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use zerocopy::FromBytes;
 
@@ -61,7 +62,8 @@ pub trait BackendHandler: Send + Sync {
     }
 
     /// A ring's doorbell page is there, or with `None` gone
-    /// (BACKEND_VRING_HOST_NOTIFIER_MSG).
+    /// (BACKEND_VRING_HOST_NOTIFIER_MSG, a reset, or the end of the connection: then the
+    /// result means nothing).
     fn host_notifier(&self, ring: u8, notifier: Option<HostNotifier>) -> i32 {
         let _ = (ring, notifier);
         UNHANDLED
@@ -106,7 +108,8 @@ pub trait BackendHandler: Send + Sync {
         let _ = uuid;
     }
 
-    /// It does so no longer (BACKEND_SHARED_OBJECT_REMOVE).
+    /// It does so no longer (BACKEND_SHARED_OBJECT_REMOVE, a reset, or the end of the
+    /// connection).
     fn shared_object_removed(&self, uuid: &Uuid) {
         let _ = uuid;
     }
@@ -116,6 +119,8 @@ const UNHANDLED: i32 = -libc::EOPNOTSUPP;
 
 /// Most changes of shared objects that wait for the event loop.
 const MAX_OBJECTS: usize = 64;
+/// Most shared objects of a back-end at once.
+const MAX_EXPORTED: usize = 1 << 16;
 
 /// One bit for each ring.
 #[derive(Debug, Default)]
@@ -125,6 +130,25 @@ impl Rings {
     fn insert(&mut self, ring: u8) {
         if let Some(word) = self.0.get_mut(usize::from(ring >> 6)) {
             *word |= 1_u64.wrapping_shl(u32::from(ring & 63));
+        }
+    }
+
+    /// Whether it was there.
+    fn remove(&mut self, ring: u8) -> bool {
+        let bit = 1_u64.wrapping_shl(u32::from(ring & 63));
+        match self.0.get_mut(usize::from(ring >> 6)) {
+            Some(word) if *word & bit != 0 => {
+                *word &= !bit;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Moves all of them to `other`.
+    fn move_to(&mut self, other: &mut Self) {
+        for (from, to) in std::mem::take(self).0.into_iter().zip(&mut other.0) {
+            *to |= from;
         }
     }
 
@@ -152,18 +176,33 @@ struct Waiting {
     mappings: Mappings,
     /// Mappings that went away by themselves.
     gone: Vec<ShmemArea>,
+    /// Rings with a doorbell page.
+    notifiers: Rings,
+    /// Rings whose doorbell page went away by itself.
+    notifiers_gone: Rings,
+    /// Shared objects that the back-end has added and not removed.
+    exported: BTreeSet<Uuid>,
+    /// What happened to shared objects before they went away by themselves, and that they
+    /// did.
+    withdrawn: VecDeque<Event>,
     objects: VecDeque<Event>,
     config: bool,
     calls: Rings,
     errors: Rings,
+    /// How often the device has been reset, and how often anything was withdrawn.
+    resets: u64,
+    withdrawals: u64,
     ended: Option<Error>,
     /// Whether the caller has been told of the end.
     told: bool,
+    /// What the library refused.
+    refused: Refusals,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Event {
     Gone(ShmemArea),
+    NotifierGone(u8),
     Added(Uuid),
     Removed(Uuid),
     Config,
@@ -176,7 +215,11 @@ impl Waiting {
         if let Some(area) = self.gone.pop() {
             return Some(Event::Gone(area));
         }
-        if let Some(event) = self.objects.pop_front() {
+        if let Some(ring) = self.notifiers_gone.take_first() {
+            return Some(Event::NotifierGone(ring));
+        }
+        let withdrawn = self.withdrawn.pop_front();
+        if let Some(event) = withdrawn.or_else(|| self.objects.pop_front()) {
             return Some(event);
         }
         if std::mem::take(&mut self.config) {
@@ -184,6 +227,42 @@ impl Waiting {
         }
         let call = self.calls.take_first().map(Event::Call);
         call.or_else(|| self.errors.take_first().map(Event::Err))
+    }
+
+    /// All that the back-end has set goes away by itself.
+    fn withdraw(&mut self) {
+        self.withdrawals = self.withdrawals.saturating_add(1);
+        self.gone.extend(self.mappings.take());
+        self.notifiers.move_to(&mut self.notifiers_gone);
+        self.withdrawn.append(&mut self.objects);
+        let exported = std::mem::take(&mut self.exported);
+        self.withdrawn
+            .extend(exported.into_iter().map(Event::Removed));
+    }
+
+    /// The caller has mapped this. If everything was withdrawn while that took place, it is
+    /// one of what is gone.
+    fn mapped(&mut self, area: ShmemArea, withdrawals: u64) {
+        match self.withdrawals == withdrawals {
+            true => self.mappings.insert(area),
+            false => self.gone.push(area),
+        }
+    }
+
+    /// The same for the doorbell page of a ring.
+    fn notifies(&mut self, ring: u8, withdrawals: u64) {
+        match self.withdrawals == withdrawals {
+            true => self.notifiers.insert(ring),
+            false => self.notifiers_gone.insert(ring),
+        }
+    }
+
+    /// The caller has unmapped this, and need not be told that it is gone.
+    fn unmapped(&mut self, area: &ShmemArea, withdrawals: u64) {
+        match self.withdrawals == withdrawals {
+            true => self.mappings.remove(area),
+            false => self.gone.retain(|gone| gone != area),
+        }
     }
 
     /// Of the mappings that went away by themselves, those where this one is to lie.
@@ -196,6 +275,8 @@ impl Waiting {
 
     fn is_empty(&self) -> bool {
         self.gone.is_empty()
+            && self.notifiers_gone.is_empty()
+            && self.withdrawn.is_empty()
             && self.objects.is_empty()
             && !self.config
             && self.calls.is_empty()
@@ -220,17 +301,17 @@ impl std::fmt::Debug for Desk {
     }
 }
 
-/// Refused, for this reason.
-type Refusal = Errno;
+/// Why the content of a request is refused.
+const MALFORMED: Refusal = Refusal::invalid("its content is not what the protocol allows");
 
 fn decode<T: FromBytes + zerocopy::KnownLayout + zerocopy::Immutable>(
     incoming: &Incoming,
 ) -> std::result::Result<T, Refusal> {
-    T::read_from_bytes(incoming.payload()).map_err(|_| Errno::EINVAL)
+    T::read_from_bytes(incoming.payload()).map_err(|_| MALFORMED)
 }
 
 fn ok_if(fine: bool) -> std::result::Result<(), Refusal> {
-    if fine { Ok(()) } else { Err(Errno::EINVAL) }
+    if fine { Ok(()) } else { Err(MALFORMED) }
 }
 
 /// The value on the wire: 0, or a negative errno in 64 bits.
@@ -272,6 +353,9 @@ impl Desk {
                 Some(Event::Gone(area)) => {
                     self.handler.shmem_unmap(&area);
                 }
+                Some(Event::NotifierGone(ring)) => {
+                    self.handler.host_notifier(ring, None);
+                }
                 Some(Event::Added(uuid)) => self.handler.shared_object_added(&uuid),
                 Some(Event::Removed(uuid)) => self.handler.shared_object_removed(&uuid),
                 Some(Event::Config) => self.handler.config_changed(),
@@ -289,21 +373,42 @@ impl Desk {
         }
     }
 
-    /// The device has been reset: its mappings are gone. Not while something is
-    /// served, which may map anew.
-    pub(super) fn reset(&self) {
-        let mappings = self.waiting().mappings.take();
+    /// Why the channel has ended, if it has.
+    pub(super) fn ended_with(&self) -> Option<Error> {
+        self.waiting().ended.clone()
+    }
+
+    /// Whether there is something to [take](Self::take_refused).
+    pub(super) fn has_refused(&self) -> bool {
+        !self.waiting().refused.is_empty()
+    }
+
+    /// What the library refused since the last call.
+    pub(super) fn take_refused(&self) -> Vec<Refused> {
+        self.waiting().refused.take()
+    }
+
+    /// Tells the caller at once which mappings and doorbell pages are gone. Not while
+    /// something is served, which may map anew. Handlers hear of shared objects in the
+    /// next [`deliver`](Self::deliver).
+    pub(super) fn tell_what_is_gone(&self) {
+        let (mappings, mut notifiers) = {
+            let mut waiting = self.waiting();
+            let notifiers = std::mem::take(&mut waiting.notifiers_gone);
+            (std::mem::take(&mut waiting.gone), notifiers)
+        };
         for area in mappings {
             self.handler.shmem_unmap(&area);
         }
+        while let Some(ring) = notifiers.take_first() {
+            self.handler.host_notifier(ring, None);
+        }
     }
 
-    /// The same for who may call no handler now: they hear of it in the next
+    /// What the back-end has set is gone. Handlers hear of it in the next
     /// [`deliver`](Self::deliver).
-    pub(super) fn reset_later(&self) {
-        let mut waiting = self.waiting();
-        let mappings = waiting.mappings.take();
-        waiting.gone.extend(mappings);
+    pub(super) fn withdraw(&self) {
+        self.waiting().withdraw();
     }
 
     fn agreed(&self, gate: BackendGate) -> bool {
@@ -318,8 +423,12 @@ impl Desk {
             0 => u64::from(MAX_RING_INDEX).saturating_add(1),
             rings => u64::from(rings),
         };
-        ok_if(index < rings)?;
-        u8::try_from(index).map_err(|_| Errno::EINVAL)
+        let beyond = Refusal::invalid("the device has no ring with this index");
+        let index = u8::try_from(index).map_err(|_| beyond)?;
+        match u64::from(index) < rings {
+            true => Ok(index),
+            false => Err(beyond),
+        }
     }
 
     /// Does what is asked: the answer, and the descriptor with it.
@@ -329,12 +438,20 @@ impl Desk {
         mut incoming: Incoming,
     ) -> std::result::Result<(i32, Option<OwnedFd>), Refusal> {
         let info = request.info();
-        ok_if(info.payload.contain(incoming.size) && info.fds.contain(incoming.fds))?;
+        if !info.payload.contain(incoming.size) {
+            return Err(Refusal::invalid("its payload has the wrong size"));
+        }
+        if !info.fds.contain(incoming.fds) {
+            let why = "it has the wrong number of file descriptors";
+            return Err(Refusal::invalid(why));
+        }
         if !self.agreed(info.gate) {
-            return Err(Errno::EPERM);
+            let why = "the feature that it belongs to was not acknowledged";
+            return Err(Refusal::new(Errno::EPERM, why));
         }
         if !self.handler.handles(request) {
-            return Err(Errno::EOPNOTSUPP);
+            let why = "the caller supplied no function for it";
+            return Err(Refusal::new(Errno::EOPNOTSUPP, why));
         }
         let fd = incoming.fd.take();
         let incoming = &incoming;
@@ -344,7 +461,7 @@ impl Desk {
                 match message.kind {
                     iotlb::MISS => self.handler.iotlb_miss(message.iova, message.perm),
                     iotlb::ACCESS_FAIL => self.handler.iotlb_access_fail(&message),
-                    _ => return Err(Errno::EINVAL),
+                    _ => return Err(MALFORMED),
                 }
             }
             BackendRequest::ConfigChange => {
@@ -359,9 +476,32 @@ impl Desk {
                 } = decode(incoming)?;
                 let ring = self.ring(value & 0xff)?;
                 ok_if(value & !(0xff | NO_FD) == 0 && fd.is_some() == (value & NO_FD == 0))?;
-                let notifier = fd.map(|fd| HostNotifier { fd, offset, size });
-                ok_if(notifier.is_none() || (size > 0 && offset.checked_add(size).is_some()))?;
-                self.handler.host_notifier(ring, notifier)
+                ok_if(fd.is_none() || (size > 0 && offset.checked_add(size).is_some()))?;
+                let notifier = fd.map(|fd| HostNotifier {
+                    fd: fd.into_fd(),
+                    offset,
+                    size,
+                });
+                let sets = notifier.is_some();
+                // That of before a reset, of which the caller is only to be informed.
+                let (gone, withdrawals) = {
+                    let mut waiting = self.waiting();
+                    (waiting.notifiers_gone.remove(ring), waiting.withdrawals)
+                };
+                if gone && sets {
+                    self.handler.host_notifier(ring, None);
+                }
+                let result = self.handler.host_notifier(ring, notifier);
+                match (result, sets) {
+                    (0, true) => self.waiting().notifies(ring, withdrawals),
+                    (0, false) => {
+                        let mut waiting = self.waiting();
+                        waiting.notifiers.remove(ring);
+                        waiting.notifiers_gone.remove(ring);
+                    }
+                    _ => {}
+                }
+                result
             }
             BackendRequest::VringCall | BackendRequest::VringErr => {
                 let state: VringState = decode(incoming)?;
@@ -377,12 +517,22 @@ impl Desk {
                 let uuid: Uuid = decode(incoming)?;
                 let mut waiting = self.waiting();
                 if waiting.objects.len() >= MAX_OBJECTS {
-                    return Err(Errno::ENOSPC);
+                    let why = "too many changes of shared objects wait for the caller";
+                    return Err(Refusal::new(Errno::ENOSPC, why));
                 }
-                waiting.objects.push_back(match request {
-                    BackendRequest::SharedObjectAdd => Event::Added(uuid),
-                    _ => Event::Removed(uuid),
-                });
+                let event = if request == BackendRequest::SharedObjectAdd {
+                    let known = waiting.exported.len();
+                    if known.saturating_add(waiting.withdrawn.len()) >= MAX_EXPORTED {
+                        let why = "there are too many shared objects";
+                        return Err(Refusal::new(Errno::ENOSPC, why));
+                    }
+                    waiting.exported.insert(uuid);
+                    Event::Added(uuid)
+                } else {
+                    waiting.exported.remove(&uuid);
+                    Event::Removed(uuid)
+                };
+                waiting.objects.push_back(event);
                 0
             }
             BackendRequest::SharedObjectLookup => {
@@ -396,30 +546,34 @@ impl Desk {
             }
             BackendRequest::ShmemMap => {
                 let area: ShmemArea = decode(incoming)?;
-                let fd = fd.ok_or(Errno::EINVAL)?;
+                let fd = fd.ok_or(MALFORMED)?;
                 let size = self.negotiated.shmem_size(area.shmid);
-                let before = {
+                shmem::check_file(&area, fd.as_fd())?;
+                let (before, withdrawals) = {
                     let mut waiting = self.waiting();
                     let gone = waiting.gone.len();
                     waiting.mappings.check(&area, size, gone)?;
-                    waiting.gone_below(&area)
+                    (waiting.gone_below(&area), waiting.withdrawals)
                 };
                 // What was there before a reset, and is only to be told.
                 for gone in before {
                     self.handler.shmem_unmap(&gone);
                 }
-                let result = self.handler.shmem_map(&area, fd);
+                let result = self.handler.shmem_map(&area, fd.into_fd());
                 if result == 0 {
-                    self.waiting().mappings.insert(area);
+                    self.waiting().mapped(area, withdrawals);
                 }
                 result
             }
             BackendRequest::ShmemUnmap => {
                 let area: ShmemArea = decode(incoming)?;
-                let known = self.waiting().mappings.find(&area)?;
+                let (known, withdrawals) = {
+                    let waiting = self.waiting();
+                    (waiting.mappings.find(&area)?, waiting.withdrawals)
+                };
                 let result = self.handler.shmem_unmap(&known);
                 if result == 0 {
-                    self.waiting().mappings.remove(&known);
+                    self.waiting().unmapped(&known, withdrawals);
                 }
                 result
             }
@@ -432,13 +586,19 @@ impl Serve for Desk {
     fn serve(&self, incoming: Incoming) -> Served {
         let wanted = incoming.need_reply;
         let request = BackendRequest::from_id(incoming.request);
-        let (result, fd) = match request {
-            Some(request) => self
-                .act(request, incoming)
-                .unwrap_or_else(|errno| (raw(errno), None)),
+        let id = incoming.request;
+        let done = match request {
+            Some(request) => self.act(request, incoming),
             // It has been read whole, so the next one is in step.
-            None => (UNHANDLED, None),
+            None => {
+                let why = "this library knows no request with this number";
+                Err(Refusal::new(Errno::EOPNOTSUPP, why))
+            }
         };
+        let (result, fd) = done.unwrap_or_else(|refusal| {
+            self.waiting().refused.add(id, refusal);
+            (raw(refusal.errno), None)
+        });
         let always = request.is_some_and(|known| known.info().answered == Answered::Always);
         let answer = Answer {
             value: value(result),
@@ -450,10 +610,17 @@ impl Serve for Desk {
         }
     }
 
+    fn resets(&self, times: u64) {
+        let mut waiting = self.waiting();
+        if waiting.resets < times {
+            waiting.resets = times;
+            waiting.withdraw();
+        }
+    }
+
     fn ended(&self, cause: &Error) {
         let mut waiting = self.waiting();
-        let mappings = waiting.mappings.take();
-        waiting.gone.extend(mappings);
+        waiting.withdraw();
         waiting.ended.get_or_insert_with(|| cause.clone());
     }
 

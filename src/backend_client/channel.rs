@@ -1,13 +1,16 @@
 //! Giving the back-end a channel of its own, and serving it.
 
 use super::backend_requests::Desk;
+use super::refusals::Refused;
 use super::shmem::MAX_MAPPINGS;
 use super::{BackendClient, BackendHandler, Begun, MAX_DELIVERED, Op, Timeout, no_channel};
+use crate::connection::Posted;
 use crate::error::{Error, Kind, Result};
 use crate::message::Request;
 use crate::socket::Watch;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 impl BackendClient {
     /// SET_BACKEND_REQ_FD: the back-end's end of a socket pair, on which it
@@ -70,11 +73,11 @@ impl BackendClient {
         }
     }
 
-    /// The device has been reset: its mappings are gone. Handlers hear of it in the next
-    /// step.
-    pub(crate) fn mappings_are_gone(&self) {
+    /// The device has been reset, though by no request that says so: its mappings, doorbell
+    /// pages and shared objects are gone. Handlers hear of it in the next step.
+    pub(crate) fn resources_are_gone(&self) {
         if let Some(desk) = self.desk.get() {
-            desk.reset_later();
+            desk.withdraw();
             self.connection.arm_channel();
         }
     }
@@ -91,6 +94,41 @@ impl BackendClient {
                 }
             }
         }
+    }
+
+    /// Why the channel has ended, if it has.
+    pub(crate) fn channel_ended(&self) -> Option<Error> {
+        self.desk.get()?.ended_with()
+    }
+
+    /// Whether there are requests for
+    /// [`take_refused_requests`](Self::take_refused_requests).
+    pub(crate) fn has_refused_requests(&self) -> bool {
+        self.desk.get().is_some_and(|desk| desk.has_refused())
+    }
+
+    /// The requests of the back-end that the library refused since the last call.
+    pub(crate) fn take_refused_requests(&self) -> Vec<Refused> {
+        self.desk
+            .get()
+            .map(|desk| desk.take_refused())
+            .unwrap_or_default()
+    }
+
+    /// The posted requests that have no answer yet.
+    pub(crate) fn posted(&self) -> Posted {
+        self.connection.posted()
+    }
+
+    /// How many posted requests the back-end refused since the last call, and the
+    /// error of the first.
+    pub(crate) fn take_posted_refusals(&self) -> Option<(u32, Error)> {
+        self.connection.take_posted_refusals()
+    }
+
+    /// How long a posted request may be unanswered.
+    pub(crate) fn posted_timeout(&self) -> Option<Duration> {
+        self.timeouts.of(Request::IotlbMsg.info().wait)
     }
 
     /// Whether this thread is in a handler or the trace of this client.

@@ -217,7 +217,7 @@ pub(super) fn iotlb(entry: &Iotlb) -> Result<()> {
 }
 
 /// What fits into a frame: the least is that of IPv4, the most that of the field.
-pub(super) fn mtu(mtu: u32) -> Result<()> {
+pub(crate) fn mtu(mtu: u32) -> Result<()> {
     if !(68..=65535).contains(&mtu) {
         return Err(Error::invalid(format!("mtu is {mtu}, not 68 to 65535")));
     }

@@ -4,6 +4,7 @@
 use super::{BackendClient, Call, Direction, Op, Timeout, decode, op};
 use crate::error::{Error, Result};
 use crate::message::{ConfigHeader, DeviceState, Inflight, NO_FD, Request, ShmemConfig, UUID_SIZE};
+use crate::socket::ForeignFd;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use zerocopy::IntoBytes;
 
@@ -55,8 +56,9 @@ impl BackendClient {
             padding: 0,
         };
         self.encode(&Op::GetInflightFd(wanted), |call| {
-            self.ask(call, op::inflight)
+            self.ask(call, |reply| op::inflight(reply, (num_queues, queue_size)))
         })
+        .map(|(body, fd)| (body, fd.map(ForeignFd::into_fd)))
     }
 
     /// SET_INFLIGHT_FD: hands the buffer to the back-end, before any ring is
@@ -88,7 +90,7 @@ impl BackendClient {
             match (value & FAILED, value & NO_FD, reply.fd.take()) {
                 // Not all say then that there is no descriptor.
                 (1.., _, None) => Err(Error::nack(value)),
-                (0, 0, Some(fd)) if value == 0 => Ok(Some(fd)),
+                (0, 0, Some(fd)) if value == 0 => Ok(Some(fd.into_fd())),
                 (0, NO_FD, None) if value == NO_FD => Ok(None),
                 _ => {
                     let text = "the reply and the file descriptors with it do not match";
@@ -131,8 +133,8 @@ impl BackendClient {
 
     /// GET_SHARED_OBJECT: the file of an object that the back-end exports.
     pub fn get_shared_object(&self, uuid: &[u8; UUID_SIZE]) -> Result<OwnedFd> {
-        self.ask(&Call::new(Request::GetSharedObject, uuid), |mut reply| {
-            reply.fd.take().ok_or_else(Error::refused)
+        self.encode(&Op::GetSharedObject(uuid), |call| {
+            self.ask(call, |reply| op::object(reply).map(ForeignFd::into_fd))
         })
     }
 

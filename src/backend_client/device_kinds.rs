@@ -1,6 +1,6 @@
 //! What only devices of one kind have.
 
-use super::{BackendClient, Call, CryptoKind, NOTHING, Op, checks};
+use super::{BackendClient, Call, CryptoKind, Op, checks};
 use crate::error::{Error, Result};
 use crate::message::{CryptoSession, Request};
 use crate::wiped::Wiped;
@@ -21,7 +21,7 @@ impl BackendClient {
     /// GPU_SET_SOCKET: a socket on which a GPU back-end speaks to the front-end's
     /// display, in a protocol of its own.
     pub fn gpu_set_socket(&self, fd: BorrowedFd<'_>) -> Result<()> {
-        self.tell(&Call::new(Request::GpuSetSocket, NOTHING).fds(&[fd]))
+        self.tell_op(&Op::GpuSetSocket(fd))
     }
 
     /// CREATE_CRYPTO_SESSION: returns the number of the session. The answer

@@ -254,11 +254,10 @@ impl BackendClient {
     fn check_listed(&self, op: &Op<'_>) -> Result<()> {
         let encoded = self.encode_listed(op)?;
         match encoded.fd {
-            Some(fd) if !socket::is_open(fd) => {
-                Err(encoded.about().name(Error::bad_fd("fd is not open")))
-            }
-            _ => Ok(()),
+            Some(fd) if !socket::is_open(fd) => Err(Error::bad_fd("fd is not open")),
+            _ => op.check_notifier(),
         }
+        .map_err(|error| encoded.about().name(error))
     }
 
     fn encode_listed<'a>(&self, op: &Op<'a>) -> Result<Encoded<'a>> {

@@ -1,15 +1,15 @@
 //! Requests as values: one encoding for calls that wait and for whoever drives
 //! the connection by steps, and the form that does not wait.
 
-use super::{ACK, BackendClient, Call, NOTHING, SharedRegion, Timeout, checks, decode};
+use super::{ACK, BackendClient, Call, NOTHING, SharedRegion, Timeout, Uuid, checks, decode};
 use crate::connection::{Outcome, Pending, Reply};
 use crate::error::{Error, Kind, Result};
 use crate::message::{
     self, ConfigHeader, Inflight, MAX_CONFIG_SIZE, MemRegion, ProtocolFeatures, Request,
     SHMEM_REGIONS, ShmemConfig, VringAddr, VringState,
 };
-use crate::socket::Deadline;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use crate::socket::{self, Deadline, ForeignFd};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -83,6 +83,10 @@ pub enum Op<'a> {
     SendRarp([u8; 6]),
     /// SET_LOG_FD.
     SetLogFd(BorrowedFd<'a>),
+    /// GPU_SET_SOCKET.
+    GpuSetSocket(BorrowedFd<'a>),
+    /// GET_SHARED_OBJECT.
+    GetSharedObject(&'a Uuid),
 }
 
 impl Op<'_> {
@@ -121,6 +125,8 @@ impl Op<'_> {
             Self::NetSetMtu(_) => Request::NetSetMtu,
             Self::SendRarp(_) => Request::SendRarp,
             Self::SetLogFd(_) => Request::SetLogFd,
+            Self::GpuSetSocket(_) => Request::GpuSetSocket,
+            Self::GetSharedObject(_) => Request::GetSharedObject,
         }
     }
 
@@ -147,6 +153,17 @@ impl Op<'_> {
         name(error, self.request(), self.ring())
     }
 
+    /// Checks the descriptor that the device, or the driver, is notified by.
+    pub(super) fn check_notifier(&self) -> Result<()> {
+        match self {
+            Self::SetVringKick(_, Some(fd))
+            | Self::SetVringCall(_, Some(fd))
+            | Self::SetVringErr(_, Some(fd))
+            | Self::SetLogFd(fd) => socket::check_notifier(*fd, "fd"),
+            _ => Ok(()),
+        }
+    }
+
     /// What has to be remembered until the answer is there.
     fn effect(&self) -> Effect {
         match self {
@@ -159,10 +176,11 @@ impl Op<'_> {
             Self::GetShmemConfig => Effect::Shmem,
             Self::GetConfig(header) => Effect::Config(header.size),
             Self::SetMemTable(_) | Self::AddMemRegion(_) => Effect::Memory,
-            Self::GetInflightFd(_) => Effect::Inflight,
+            Self::GetInflightFd(asked) => Effect::Inflight(asked.num_queues, asked.queue_size),
             Self::GetVringBase(index) => Effect::Base(*index, true),
             Self::GetVringBaseSkipDrain(index) => Effect::Base(*index, false),
             Self::GetStatus => Effect::Status,
+            Self::GetSharedObject(_) => Effect::Object,
             Self::ResetDevice => Effect::Reset,
             Self::SetStatus(0) => Effect::StatusCleared,
             _ => Effect::Nothing,
@@ -183,20 +201,13 @@ enum Effect {
     Shmem,
     Config(u32),
     Memory,
-    Inflight,
+    /// For so many rings of so many descriptors.
+    Inflight(u16, u16),
     Base(u32, bool),
     Status,
+    Object,
     Reset,
     StatusCleared,
-}
-
-impl Effect {
-    /// The device is reset: what it had mapped of its shared memory is gone. Without
-    /// either of these two a device is reset by stopping its rings, which nobody but
-    /// who does it can tell from a pause.
-    fn resets(self) -> bool {
-        matches!(self, Self::Reset | Self::StatusCleared)
-    }
 }
 
 /// What an answer told.
@@ -205,9 +216,10 @@ pub(crate) enum Answer {
     Done,
     Number(u64),
     Config(Box<[u8]>),
-    Inflight(Inflight, Option<OwnedFd>),
+    Inflight(Inflight, Option<ForeignFd>),
     Shmem(Box<ShmemConfig>),
     Base(u32),
+    Object(ForeignFd),
 }
 
 /// A request that was begun.
@@ -224,6 +236,11 @@ pub(crate) struct Begun {
 impl Begun {
     pub(crate) fn request(&self) -> Request {
         self.request
+    }
+
+    /// Whether its outcome shows that the back-end has processed it, and all before it.
+    pub(crate) fn confirms(&self) -> bool {
+        self.pending.is_answered()
     }
 
     /// Whether it took descriptors along.
@@ -317,7 +334,9 @@ impl BackendClient {
                     ..call(header.as_bytes())
                 })
             }
-            Op::SetBackendReqFd(fd) | Op::SetLogFd(fd) => send(&call(NOTHING).fds(&[*fd])),
+            Op::SetBackendReqFd(fd) | Op::SetLogFd(fd) | Op::GpuSetSocket(fd) => {
+                send(&call(NOTHING).fds(&[*fd]))
+            }
             Op::SetMemTable(regions) => {
                 self.in_order(request, self.negotiated.check_memory())?;
                 self.with_table(regions, &mut |call, _| send(call))
@@ -407,6 +426,7 @@ impl BackendClient {
                 checked(checks::status(*status))?;
                 send(&call(u64::from(*status).as_bytes()))
             }
+            Op::GetSharedObject(uuid) => send(&call(uuid.as_slice())),
             Op::GetFeatures
             | Op::GetProtocolFeatures
             | Op::GetQueueNum
@@ -422,13 +442,19 @@ impl BackendClient {
     /// A request that is acknowledged or not answered.
     pub(super) fn tell_op(&self, op: &Op<'_>) -> Result<()> {
         let effect = op.effect();
-        self.encode(op, |call| self.tell(call))?;
+        self.encode(op, |call| {
+            op.check_notifier().map_err(|error| call.name(error))?;
+            self.tell(call)
+        })?;
         self.remember(effect);
-        if let (true, Some(desk)) = (effect.resets(), self.desk.get()) {
+        let reset = matches!(effect, Effect::Reset | Effect::StatusCleared);
+        if let (true, Some(desk)) = (reset, self.desk.get()) {
+            // Otherwise they hear of it from who serves the channel.
             let deadline = Deadline::after(self.timeouts.of(op.request().info().wait));
-            if !self.connection.while_unserved(deadline, || desk.reset()) {
-                self.mappings_are_gone();
-            }
+            self.connection
+                .while_unserved(deadline, || desk.tell_what_is_gone());
+            // Shared objects wait for who serves the channel.
+            self.connection.arm_channel();
         }
         Ok(())
     }
@@ -497,9 +523,6 @@ impl BackendClient {
             })?;
         Some(match outcome {
             Ok(answer) => {
-                if begun.effect.resets() {
-                    self.mappings_are_gone();
-                }
                 self.remember(begun.effect);
                 Ok(answer)
             }
@@ -530,7 +553,10 @@ impl BackendClient {
     fn answer(&self, effect: Effect, reply: Reply<'_>) -> Result<Answer> {
         match effect {
             Effect::Config(size) => Ok(Answer::Config(config(&reply, size)?.into())),
-            Effect::Inflight => inflight(reply).map(|(body, fd)| Answer::Inflight(body, fd)),
+            Effect::Inflight(queues, size) => {
+                inflight(reply, (queues, size)).map(|(body, fd)| Answer::Inflight(body, fd))
+            }
+            Effect::Object => object(reply).map(Answer::Object),
             Effect::Shmem => Ok(Answer::Shmem(Box::new(self.shmem(&reply)?))),
             Effect::Base(..) => {
                 let base = self.number(effect, &reply)?;
@@ -620,12 +646,27 @@ pub(super) fn config<'a>(reply: &Reply<'a>, size: u32) -> Result<&'a [u8]> {
     Ok(bytes)
 }
 
-/// The buffer for requests in flight, if the back-end wants one.
-pub(super) fn inflight(mut reply: Reply<'_>) -> Result<(Inflight, Option<OwnedFd>)> {
+/// The file of a shared object.
+pub(super) fn object(mut reply: Reply<'_>) -> Result<ForeignFd> {
+    reply.fd.take().ok_or_else(Error::refused)
+}
+
+/// The buffer for requests in flight, if the back-end wants one. It has to be for the rings
+/// that were asked for: the next back-end gets it with these numbers, and trusts them.
+pub(super) fn inflight(
+    mut reply: Reply<'_>,
+    asked: (u16, u16),
+) -> Result<(Inflight, Option<ForeignFd>)> {
     let answer: Inflight = decode(&reply)?;
+    let of = (answer.num_queues, answer.queue_size);
     match (answer.mmap_size, reply.fd.take()) {
         // The rust-vmm back-ends send a descriptor even then.
         (0, _) => Ok((answer, None)),
+        _ if of != asked => Err(Error::protocol(format!(
+            "the in-flight buffer is for {} rings of {} descriptors, and was asked for with {} \
+             of {}",
+            of.0, of.1, asked.0, asked.1
+        ))),
         (_, None) => Err(Error::protocol("no file descriptor came with the buffer")),
         (_, fd) => Ok((answer, fd)),
     }

@@ -14,7 +14,8 @@ impl BackendClient {
         let request = Request::PostcopyAdvise;
         self.in_order(request, self.negotiated.check_advise())?;
         let fd = self.ask(&Call::new(request, NOTHING), |mut reply| {
-            reply.fd.take().ok_or_else(Error::refused)
+            let fd = reply.fd.take().ok_or_else(Error::refused)?;
+            Ok(fd.into_fd())
         })?;
         self.negotiated.set_postcopy(Postcopy::Advised);
         Ok(fd)

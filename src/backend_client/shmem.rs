@@ -1,47 +1,91 @@
 //! What the back-end has mapped into the device's shared memory regions.
 
+use super::refusals::Refusal;
 use crate::message::ShmemArea;
+use crate::socket;
 use nix::errno::Errno;
+use nix::sys::stat::SFlag;
 use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
 
 /// Most mappings at once; a virtio-fs window of 128 GiB has as many of 2 MiB.
 pub(super) const MAX_MAPPINGS: usize = 1 << 16;
 /// The only flag: the mapping may be written.
 const WRITABLE: u64 = 1;
 
-/// Whether two areas have bytes of a region in common.
+/// The pages of its region that an area takes, in bytes: they are mapped whole.
+fn whole_pages(area: &ShmemArea, page: u64) -> u64 {
+    area.len.checked_next_multiple_of(page).unwrap_or(area.len)
+}
+
+/// Whether two areas, which begin with a page, have a page of a region in common.
 pub(super) fn overlap(one: &ShmemArea, other: &ShmemArea) -> bool {
+    let page = socket::page_size();
     let begins_in = |a: &ShmemArea, b: &ShmemArea| {
         let into = a.shm_offset.checked_sub(b.shm_offset);
-        into.is_some_and(|into| into < b.len)
+        into.is_some_and(|into| into < whole_pages(b, page))
     };
     one.shmid == other.shmid && (begins_in(one, other) || begins_in(other, one))
 }
 
-/// Mappings that live, by region and place. They never overlap.
+/// Refuses a file that cannot be mapped like this. A regular file has to reach to the
+/// end of the area: an access behind its end is a SIGBUS of the guest. Of other files the
+/// length is not known. Its owner is not asked, who may take any time to answer.
+pub(super) fn check_file(area: &ShmemArea, fd: BorrowedFd<'_>) -> Result<(), Refusal> {
+    let open = socket::open_for(fd);
+    let writes = area.flags & WRITABLE != 0;
+    if !open.is_ok_and(|open| open.reading && (open.writing || !writes)) {
+        let why = "its file is not open for that";
+        return Err(Refusal::new(Errno::EACCES, why));
+    }
+    // Not where a filter of system calls forbids to look.
+    let Ok(file) = socket::cached_status(fd) else {
+        return Ok(());
+    };
+    let end = area.fd_offset.checked_add(area.len);
+    match file.kind {
+        SFlag::S_IFREG if end.is_none_or(|end| end > file.size) => {
+            Err(Refusal::invalid("its file ends before it"))
+        }
+        SFlag::S_IFSOCK | SFlag::S_IFIFO | SFlag::S_IFDIR | SFlag::S_IFLNK => {
+            Err(Refusal::invalid("its file cannot be mapped"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Mappings that live, by region and place. They never have a page in common.
 #[derive(Debug, Default)]
 pub(super) struct Mappings(BTreeMap<(u8, u64), ShmemArea>);
 
 impl Mappings {
     /// Whether this can be mapped into a region of `size` bytes, while the caller is still
     /// to be told of so many that are `gone`.
-    pub(super) fn check(&self, area: &ShmemArea, size: u64, gone: usize) -> Result<(), Errno> {
-        let end = area.shm_offset.checked_add(area.len).ok_or(Errno::EINVAL)?;
+    pub(super) fn check(&self, area: &ShmemArea, size: u64, gone: usize) -> Result<(), Refusal> {
+        let outside = "it is empty, not within its region or its file, or has unknown flags";
+        let outside = Refusal::invalid(outside);
+        let end = area.shm_offset.checked_add(area.len).ok_or(outside)?;
         let file_end = area.fd_offset.checked_add(area.len);
         if area.len == 0 || end > size || file_end.is_none() || area.flags & !WRITABLE != 0 {
-            return Err(Errno::EINVAL);
+            return Err(outside);
+        }
+        let page = socket::page_size();
+        let begins = |offset: u64| offset.checked_rem(page) == Some(0);
+        if !begins(area.shm_offset) || !begins(area.fd_offset) {
+            return Err(Refusal::invalid("it does not begin with a page"));
         }
         // Only the last one that begins before our end can overlap.
+        let end = area.shm_offset.saturating_add(whole_pages(area, page));
         let before = self
             .0
             .range((area.shmid, 0)..(area.shmid, end))
             .next_back()
-            .map(|(_, other)| other.shm_offset.saturating_add(other.len));
+            .map(|(_, other)| other.shm_offset.saturating_add(whole_pages(other, page)));
         if before.is_some_and(|other_end| other_end > area.shm_offset) {
-            return Err(Errno::EEXIST);
+            return Err(Refusal::new(Errno::EEXIST, "it overlaps a mapping"));
         }
         if self.0.len().saturating_add(gone) >= MAX_MAPPINGS {
-            return Err(Errno::ENOSPC);
+            return Err(Refusal::new(Errno::ENOSPC, "there are too many mappings"));
         }
         Ok(())
     }
@@ -52,10 +96,10 @@ impl Mappings {
     }
 
     /// The whole mapping that this describes.
-    pub(super) fn find(&self, area: &ShmemArea) -> Result<ShmemArea, Errno> {
+    pub(super) fn find(&self, area: &ShmemArea) -> Result<ShmemArea, Refusal> {
         match self.0.get(&(area.shmid, area.shm_offset)) {
             Some(known) if known.len == area.len => Ok(*known),
-            _ => Err(Errno::EINVAL),
+            _ => Err(Refusal::invalid("it is not a mapping that was made")),
         }
     }
 

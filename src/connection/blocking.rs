@@ -20,10 +20,6 @@ const LAST_LOOK: Duration = Duration::from_millis(20);
 /// up to 10 ms, and rounds up twice.
 const TICKS: Duration = Duration::from_millis(20);
 
-/// How many requests of the back-end are served by one call that waits for its
-/// own reply.
-const MAX_SERVED: usize = 1 << 16;
-
 /// How often a send is tried that waits for room which cannot be polled for.
 const THROTTLE: Duration = Duration::from_millis(1);
 
@@ -89,7 +85,7 @@ impl Connection {
             .map_err(|error| error.of(out.request))?;
         let result = match self.submit(&mut state, barrier, Some(expect), deadline.as_of) {
             Ok(second) => {
-                state.machine.is_barrier(second, out.request);
+                state.machine.is_barrier(second, out);
                 self.finish(state, second, || deadline)
                     .and_then(|arrived| arrived.decode(|_| Ok(())))
             }
@@ -158,7 +154,6 @@ impl Connection {
         let mut fresh = true;
         let mut quick = true;
         let mut spins = !self.spin.is_zero();
-        let mut served = 0;
         loop {
             // Before any wait: who hangs has been seen to begin.
             let told = state.told;
@@ -192,7 +187,7 @@ impl Connection {
                 quick = false;
                 state = self.read_blocking(state);
             } else {
-                let serve = (read || stand_in) && served < MAX_SERVED && state.may_serve();
+                let serve = (read || stand_in) && state.may_serve();
                 let held = serve && state.holds_request();
                 let until = match held {
                     // A look: the reply may be there as well.
@@ -202,9 +197,7 @@ impl Connection {
                 let asked;
                 (state, asked) = self.poll(state, read, write, serve, until);
                 if asked || held {
-                    let did;
-                    (state, did) = self.serve(state, deadline);
-                    served = served.saturating_add(did);
+                    state = self.serve(state, deadline);
                 }
             }
         }

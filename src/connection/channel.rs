@@ -5,7 +5,7 @@ use super::inbox::{Filled, Inbox};
 use super::trace::Ledger;
 use crate::error::{Error, Result};
 use crate::message::{Flow, HEADER_SIZE, Header, MAX_BACKEND_PAYLOAD, flags};
-use crate::socket::{self, Bell, Pollable, Watch};
+use crate::socket::{self, Bell, ForeignFd, PeerSocket, Pollable, Watch};
 use nix::errno::Errno;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,7 +23,7 @@ pub(crate) struct Incoming {
     bytes: [u8; MAX_BACKEND_PAYLOAD],
     /// How many descriptors came with it, and the first of them.
     pub(crate) fds: usize,
-    pub(crate) fd: Option<OwnedFd>,
+    pub(crate) fd: Option<ForeignFd>,
 }
 
 impl Incoming {
@@ -53,6 +53,11 @@ pub(crate) trait Serve: Send + Sync {
     /// Does it. Called without any lock of the connection, one request at a time.
     fn serve(&self, incoming: Incoming) -> Served;
 
+    /// The device has been reset so many times: what the back-end had set before the last
+    /// of them is gone. Called with a lock of the connection, often, and also while
+    /// something is done.
+    fn resets(&self, times: u64);
+
     /// There will be no further request.
     fn ended(&self, cause: &Error);
 
@@ -70,7 +75,7 @@ impl std::fmt::Debug for dyn Serve {
 /// The descriptors, which a thread also uses while it waits without the lock.
 #[derive(Debug)]
 pub(super) struct Ends {
-    socket: OwnedFd,
+    socket: PeerSocket,
     /// None for who drives by steps: it waits for the sockets itself, and nobody
     /// waits in a call.
     pub(super) signals: Option<Signals>,
@@ -96,6 +101,7 @@ impl Ends {
                 pollable: Pollable::new()?,
             }),
         };
+        let socket = PeerSocket::new(socket);
         Ok((Self { socket, signals }, theirs))
     }
 }
@@ -112,6 +118,8 @@ struct Unsent {
 pub(super) struct Channel {
     pub(super) server: Arc<dyn Serve>,
     inbox: Box<Inbox>,
+    /// A request that could not be served when it had come.
+    held: Option<Incoming>,
     /// Nothing further is read until it is out, so there is at most one.
     unsent: Option<Unsent>,
     ended: bool,
@@ -138,6 +146,7 @@ impl Channel {
         Self {
             server,
             inbox: Inbox::new(),
+            held: None,
             unsent: None,
             ended: false,
             untold: None,
@@ -152,7 +161,8 @@ impl Channel {
 
     /// Whether the next [`step`](Self::step) needs nothing to be waited for.
     pub(super) fn holds_request(&self) -> bool {
-        !self.ended && self.unsent.is_none() && self.inbox.holds_message()
+        let held = self.held.is_some() || self.inbox.holds_message();
+        !self.ended && self.unsent.is_none() && held
     }
 
     /// The same for who drives by steps, and whether something is there already.
@@ -194,6 +204,9 @@ impl Channel {
         if self.ended || !self.flush(ends, ledger) {
             return None;
         }
+        if let Some(held) = self.held.take() {
+            return Some(held);
+        }
         let mut filled = Ok(Filled::Bytes);
         let mut next = self.next(ledger);
         if matches!(next, Ok(None)) {
@@ -218,6 +231,11 @@ impl Channel {
             (Err(error), _) => self.end(ends, &error),
         }
         None
+    }
+
+    /// It is the next one again.
+    pub(super) fn hold(&mut self, incoming: Incoming) {
+        self.held = (!self.ended).then_some(incoming);
     }
 
     fn next(&mut self, ledger: &mut Ledger) -> Result<Option<Incoming>> {
@@ -314,6 +332,7 @@ impl Channel {
     pub(super) fn end(&mut self, ends: &Ends, cause: &Error) {
         if !std::mem::replace(&mut self.ended, true) {
             self.inbox.discard();
+            self.held = None;
             self.unsent = None;
             socket::shut_down(ends.socket.as_fd());
             self.untold = Some(cause.clone());

@@ -2,9 +2,9 @@
 
 use crate::error::{Error, Phase, Result};
 use crate::message::{HEADER_SIZE, Header, MAX_REPLY_PAYLOAD};
-use crate::socket::{self, MAX_FDS_RECEIVED};
+use crate::socket::{self, ForeignFd, MAX_FDS_RECEIVED};
 use nix::errno::Errno;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use zerocopy::FromBytes;
 
 /// Largest payload for which there is room.
@@ -24,7 +24,7 @@ pub(super) struct Inbox {
     end: usize,
     /// Descriptors, each with the position in the stream where
     /// the read that brought it ended.
-    fds: [Option<(u64, OwnedFd)>; MAX_FDS_RECEIVED],
+    fds: [Option<(u64, ForeignFd)>; MAX_FDS_RECEIVED],
     /// Position in the stream of `start`.
     consumed: u64,
     /// The stream broke the protocol in a way seen while reading, in the message that
@@ -170,7 +170,7 @@ impl Inbox {
 
     /// The payload of the message that `header` begins, once it is all there;
     /// its descriptors go to `take`. The message is consumed.
-    pub(super) fn payload(&mut self, header: Header, take: impl FnMut(OwnedFd)) -> Option<&[u8]> {
+    pub(super) fn payload(&mut self, header: Header, take: impl FnMut(ForeignFd)) -> Option<&[u8]> {
         let size = usize::try_from(header.size).ok()?;
         let from = self.start.checked_add(HEADER_SIZE)?;
         let to = from.checked_add(size).filter(|to| *to <= self.end)?;

@@ -11,7 +11,7 @@ use super::trace::{Ledger, count};
 use super::{Expect, Outgoing};
 use crate::error::{Error, Kind, Phase, Result};
 use crate::message::{Header, Payload, Request, flags};
-use crate::socket;
+use crate::socket::{self, ForeignFd};
 use nix::errno::Errno;
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -32,7 +32,7 @@ struct Frame {
     ticket: Ticket,
     bytes: Vec<u8>,
     sent: usize,
-    fds: Vec<OwnedFd>,
+    fds: Vec<Duplicate>,
 }
 
 #[derive(Debug)]
@@ -51,9 +51,11 @@ struct Slot {
     /// it, if it is a barrier.
     since: Instant,
     on_behalf: Request,
+    /// Its answer says that the device is reset.
+    resets: bool,
     failed: Option<Error>,
     payload: Vec<u8>,
-    fd: Option<OwnedFd>,
+    fd: Option<ForeignFd>,
 }
 
 impl Slot {
@@ -66,10 +68,10 @@ impl Slot {
 #[derive(Debug)]
 pub(crate) struct Reply<'a> {
     pub(crate) payload: &'a [u8],
-    pub(crate) fd: Option<OwnedFd>,
+    pub(crate) fd: Option<ForeignFd>,
 }
 
-/// How long after an acknowledgement the end of a back-end may be about it.
+/// How long after an acknowledgement the end of a connection mentions it.
 const JUST: Duration = Duration::from_secs(1);
 
 /// How many payload buffers are kept for reuse: for all that a list of requests has
@@ -88,8 +90,7 @@ pub(super) struct Machine {
     latch: Option<Error>,
     /// The stream is lost: nothing more that comes means anything.
     lost: bool,
-    /// What the back-end acknowledged last: if it then hangs up, that is what
-    /// it choked on.
+    /// What the back-end acknowledged last, and when.
     last_acked: Option<(Request, Instant)>,
     /// [`Connection::abort`](super::Connection::abort) was called: the end of
     /// the stream is our own doing.
@@ -98,6 +99,12 @@ pub(super) struct Machine {
     /// More descriptors are in flight than an ordinary user may have: room comes
     /// as their receivers read, and cannot be polled for.
     pub(super) throttled: bool,
+    /// Posted requests that the back-end refused since this was last taken: how many,
+    /// and the first with the value of its answer.
+    posted_refusals: u32,
+    first_refusal: Option<(Request, u64)>,
+    /// How often the back-end has confirmed that the device is reset.
+    resets: u64,
     /// Payload buffers kept for reuse, so that no request allocates.
     spare: Vec<Vec<u8>>,
     pub(super) ledger: Ledger,
@@ -115,6 +122,9 @@ impl Machine {
             aborted,
             next: 0,
             throttled: false,
+            posted_refusals: 0,
+            first_refusal: None,
+            resets: 0,
             spare: Vec::new(),
             ledger: Ledger::default(),
         }
@@ -147,6 +157,39 @@ impl Machine {
     /// The same, and those that were posted.
     pub(super) fn unanswered(&self) -> usize {
         self.slots.iter().filter(|slot| !slot.wanted).count()
+    }
+
+    /// How often the back-end has confirmed that the device is reset.
+    pub(super) fn resets(&self) -> u64 {
+        self.resets
+    }
+
+    /// Whether it may do so at any moment.
+    pub(super) fn awaits_reset(&self) -> bool {
+        let mut slots = self.slots.iter();
+        slots.any(|slot| slot.resets && slot.expect.is_some())
+    }
+
+    /// Whether a thread reads without holding the lock.
+    pub(super) fn lends_inbox(&self) -> bool {
+        self.inbox.is_none()
+    }
+
+    /// The posted requests that have no answer yet.
+    pub(super) fn posted(&self) -> Posted {
+        let unanswered = || self.slots.iter().filter(|slot| slot.expect.is_some());
+        let oldest = unanswered().next().filter(|slot| slot.posted);
+        Posted {
+            unanswered: unanswered().filter(|slot| slot.posted).count(),
+            oldest: oldest.map(|slot| (slot.ticket.0, slot.request)),
+        }
+    }
+
+    /// The posted requests that were refused since the last call.
+    pub(super) fn take_posted_refusals(&mut self) -> Option<(u32, Error)> {
+        let (request, value) = self.first_refusal.take()?;
+        let count = std::mem::take(&mut self.posted_refusals);
+        Some((count, Error::nack(value).of(request)))
     }
 
     /// Whether somebody waits for an outcome that may still come.
@@ -310,7 +353,7 @@ impl Machine {
                 sent,
                 // Descriptors go with the first byte.
                 fds: if sent == 0 {
-                    duplicates(out.fds)?
+                    duplicates(out)?
                 } else {
                     Vec::new()
                 },
@@ -329,6 +372,7 @@ impl Machine {
             posted: false,
             since,
             on_behalf: out.request,
+            resets: out.resets(),
             failed: None,
             payload,
             fd: None,
@@ -337,9 +381,12 @@ impl Machine {
     }
 
     /// The request was sent only to know that `first` has been processed.
-    pub(super) fn is_barrier(&mut self, ticket: Ticket, first: Request) {
+    pub(super) fn is_barrier(&mut self, ticket: Ticket, first: &Outgoing<'_>) {
         count(&mut self.ledger.counters.barriers);
-        self.settle(ticket, |slot| slot.on_behalf = first);
+        self.settle(ticket, |slot| {
+            slot.on_behalf = first.request;
+            slot.resets = first.resets();
+        });
     }
 
     /// With nothing outstanding there must be nothing to read: a surplus reply
@@ -408,8 +455,7 @@ impl Machine {
         }
     }
 
-    /// The text of a failed send. A back-end that is gone may have hung up over
-    /// what it acknowledged last.
+    /// The error of a failed send.
     fn send_failed(&self, errno: Errno) -> Error {
         let error = Error::os(errno, "cannot send the request");
         match error.kind {
@@ -420,34 +466,34 @@ impl Machine {
         }
     }
 
-    /// What was acknowledged so shortly ago that an end of the back-end may be about
-    /// it.
-    fn just_acked(&self) -> Option<Request> {
-        let just = self.last_acked.filter(|(_, at)| at.elapsed() < JUST);
-        just.map(|(acked, _)| acked)
+    /// The oldest request that has no answer.
+    fn outstanding(&self) -> Option<Request> {
+        let mut slots = self.slots.iter();
+        let oldest = slots.find(|slot| slot.queued || slot.expect.is_some());
+        oldest.map(|slot| slot.on_behalf)
     }
 
+    /// The error of a connection that has ended. It claims that an answer is missing only
+    /// where one is, and does not blame a request that was acknowledged: a back-end that
+    /// is killed has often just acknowledged one.
     fn hung_up(&self) -> Error {
         if self.aborted.load(Ordering::SeqCst) {
             return Error::new(Kind::Canceled, "the connection was aborted");
         }
-        let error = match self.just_acked() {
-            // libvhost-user acknowledges a request that it cannot digest, and
-            // then exits.
-            Some(acked) => Error::new(
-                Kind::Disconnected,
-                format!(
-                    "the back-end closed the connection; it had just acknowledged {}, \
-                     which may be what it failed at",
-                    acked.info().name
-                ),
-            ),
-            None => Error::new(
-                Kind::Disconnected,
-                "the back-end closed the connection without an answer",
-            ),
-        };
-        error.during(Phase::Reply)
+        let mut text = String::from("the back-end closed the connection");
+        if self.outstanding().is_some() {
+            text.push_str(" without an answer");
+        }
+        // libvhost-user acknowledges a request that it cannot digest, and then exits.
+        if let Some((acked, at)) = self.last_acked {
+            let since = at.elapsed();
+            if since < JUST {
+                let (name, ms) = (acked.info().name, since.as_millis());
+                let last = format!("; {ms} ms before, it acknowledged {name}");
+                text.push_str(&last);
+            }
+        }
+        Error::new(Kind::Disconnected, text).during(Phase::Reply)
     }
 
     // ---- receiving ----
@@ -483,9 +529,8 @@ impl Machine {
             Ok(Filled::Bytes | Filled::Nothing) => {}
             Ok(Filled::End) | Err(Errno::ECONNRESET) => {
                 let mut error = self.hung_up();
-                // Those that are outstanding are named in their own failures.
                 if error.kind == Kind::Disconnected {
-                    error.request = self.just_acked();
+                    error.request = self.outstanding();
                 }
                 self.fail_all(&error);
             }
@@ -534,10 +579,17 @@ impl Machine {
             let zero = payload.iter().all(|byte| *byte == 0);
             let mut now = || *read.get_or_insert_with(Instant::now);
             self.last_acked = (expect.ack && zero).then(|| (slot.request, now()));
+            if slot.resets && (zero || !expect.ack) {
+                self.resets = self.resets.saturating_add(1);
+            }
             let counters = &mut self.ledger.counters;
             count(&mut counters.replies_received);
             if slot.posted && !zero {
                 count(&mut counters.posted_refused);
+                self.posted_refusals = self.posted_refusals.saturating_add(1);
+                let value = payload.first_chunk().copied().unwrap_or_default();
+                let refusal = (slot.request, u64::from_ne_bytes(value));
+                self.first_refusal.get_or_insert(refusal);
             }
             if slot.wanted {
                 counters.waited(now().saturating_duration_since(slot.since), slot.on_behalf);
@@ -593,7 +645,7 @@ impl Machine {
     }
 
     /// What came for a request that is done, which is forgotten.
-    fn arrived(&mut self, ticket: Ticket) -> Result<(Vec<u8>, Option<OwnedFd>)> {
+    fn arrived(&mut self, ticket: Ticket) -> Result<(Vec<u8>, Option<ForeignFd>)> {
         let at = self.slots.iter().position(|slot| slot.ticket == ticket);
         let Some(slot) = at.and_then(|at| self.slots.remove(at)) else {
             let text = "a request under way has been forgotten";
@@ -696,6 +748,16 @@ impl Machine {
     }
 }
 
+/// Posted requests without an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Posted {
+    /// How many there are.
+    pub(crate) unanswered: usize,
+    /// The number of the oldest one, and its request, if no other request is answered
+    /// before it: the one that the back-end works at.
+    pub(crate) oldest: Option<(u64, Request)>,
+}
+
 /// What [`Machine::abandon`] left behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Abandoned {
@@ -767,8 +829,32 @@ fn parts<'a>(header: &'a Header, out: &Outgoing<'a>) -> [IoSlice<'a>; 3] {
     [header.as_bytes(), out.body, out.payload].map(IoSlice::new)
 }
 
-fn duplicates(fds: &[BorrowedFd<'_>]) -> Result<Vec<OwnedFd>> {
-    fds.iter().map(|fd| socket::keep(*fd, "fd")).collect()
+/// A descriptor that waits for room in the socket.
+#[derive(Debug)]
+enum Duplicate {
+    Own(OwnedFd),
+    /// Of the buffer that the back-end has made.
+    Foreign(ForeignFd),
+}
+
+impl AsFd for Duplicate {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own(fd) => fd.as_fd(),
+            Self::Foreign(fd) => fd.as_fd(),
+        }
+    }
+}
+
+fn duplicates(out: &Outgoing<'_>) -> Result<Vec<Duplicate>> {
+    let duplicate = |fd: &BorrowedFd<'_>| {
+        let fd = socket::keep(*fd, "fd")?;
+        Ok(match out.request {
+            Request::SetInflightFd => Duplicate::Foreign(ForeignFd::new(fd)),
+            _ => Duplicate::Own(fd),
+        })
+    };
+    out.fds.iter().map(duplicate).collect()
 }
 
 /// Whether a send failed only because there is no room now.

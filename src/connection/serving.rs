@@ -5,7 +5,7 @@ use super::channel::{Channel, Ends, Serve, Served, Signals};
 use super::trace::count;
 use super::{Connection, Expect, Outgoing, State, ThreadMark};
 use crate::error::{Error, Kind, Result};
-use crate::socket::{Deadline, Watch};
+use crate::socket::{self, Deadline, Watch};
 use nix::errno::Errno;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
@@ -98,7 +98,7 @@ impl Connection {
         if let (Some(cause), false) = (state.machine.ended(), state.machine.under_way()) {
             self.end_channel(&mut state, &cause);
         }
-        let (mut state, _) = self.serve(state, Deadline::after(None));
+        let mut state = self.serve(state, Deadline::after(None));
         // What handlers have posted, now or earlier.
         if !state.writing {
             state.machine.flush(self.fd());
@@ -117,6 +117,7 @@ impl Connection {
     }
 
     pub(super) fn arm(&self, state: &mut State) {
+        state.pass_resets_on();
         if let (Some(channel), Some(ends)) = (&mut state.channel, self.ends.get()) {
             let room = Watch {
                 fd: self.fd(),
@@ -130,14 +131,16 @@ impl Connection {
     }
 
     /// Serves what is there, but no more than [`BATCH`] requests, and begins none
-    /// after the deadline. How many it were.
+    /// after the deadline.
     pub(super) fn serve<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
         deadline: Deadline,
-    ) -> (MutexGuard<'a, State>, usize) {
-        let mut served: usize = 0;
-        while served < BATCH && !deadline.passed() && state.may_serve() {
+    ) -> MutexGuard<'a, State> {
+        for _ in 0..BATCH {
+            if deadline.passed() || !state.may_serve() {
+                break;
+            }
             let State {
                 channel, machine, ..
             } = &mut *state;
@@ -148,9 +151,13 @@ impl Connection {
                 self.arm(&mut state);
                 break;
             };
-            served = served.saturating_add(1);
             let request = incoming.request;
             let server = Arc::clone(&channel.server);
+            if !self.hear_of_resets(&mut state) {
+                state.hold(incoming);
+                self.arm(&mut state);
+                break;
+            }
             state.serving = Some(ThreadMark::here());
             let serving = Serving(self);
             drop(self.emit(state));
@@ -169,7 +176,27 @@ impl Connection {
             self.arm(&mut state);
             state = self.emit(state);
         }
-        (state, served)
+        state
+    }
+
+    /// A reset that was acknowledged before the back-end asked comes before what it
+    /// asked: the acknowledgement is there already. False if another thread may have it.
+    fn hear_of_resets(&self, state: &mut State) -> bool {
+        let mut came = false;
+        while state.machine.awaits_reset() && !state.machine.lends_inbox() {
+            if !state.machine.receive(self.fd()) {
+                break;
+            }
+            came = true;
+        }
+        if came {
+            self.ring(state); // it may be what others wait for
+            self.wake(state);
+        }
+        state.pass_resets_on();
+        // One that blocks, since before there was a channel, sleeps while nothing comes.
+        let sleeps = || state.deaf && socket::unread(self.fd()) == Ok(0);
+        !state.machine.awaits_reset() || !state.machine.lends_inbox() || sleeps()
     }
 
     /// Nobody serves the channel any more.
@@ -182,12 +209,12 @@ impl Connection {
 
     /// Runs something while nobody serves the channel, and under the same rules
     /// as if the back-end had asked for it. Waits for another thread's handler, but not
-    /// past the deadline nor the end of the connection. Whether it was run.
-    pub(crate) fn while_unserved(&self, deadline: Deadline, run: impl FnOnce()) -> bool {
+    /// past the deadline nor the end of the connection: then it is not run.
+    pub(crate) fn while_unserved(&self, deadline: Deadline, run: impl FnOnce()) {
         let mut state = self.lock();
         while state.serving.is_some() {
             if deadline.passed() || state.machine.ended().is_some() {
-                return false;
+                return;
             }
             state = self.sleep(state, deadline.remaining());
         }
@@ -195,7 +222,6 @@ impl Connection {
         drop(state);
         let _serving = Serving(self);
         run();
-        true
     }
 
     /// Threads that wait for the socket should wait for something else as well.

@@ -4,7 +4,7 @@
 //! The caller's functions run inside [`step`](Connection::step),
 //! [`serve_channel`](Connection::serve_channel) and [`tell`](Connection::tell) only, so that whoever begins requests may hold a lock.
 
-use super::machine::{Reply, Ticket};
+use super::machine::{Posted, Reply, Ticket};
 use super::{Connection, Expect, Outgoing};
 use crate::error::{Error, Phase, Result};
 use crate::socket::Watch;
@@ -30,6 +30,11 @@ impl Pending {
             first: None,
             expect,
         }
+    }
+
+    /// It is answered, or a request behind it is.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.expect.is_some() || self.first.is_some()
     }
 
     /// What was waited for has come.
@@ -89,7 +94,7 @@ impl Connection {
         let second = self
             .submit(&mut state, barrier, Some(expect), since)
             .inspect_err(|_| state.machine.disown(first))?;
-        state.machine.is_barrier(second, out.request);
+        state.machine.is_barrier(second, out);
         Ok(Pending {
             ticket: second,
             first: Some(first),
@@ -160,6 +165,17 @@ impl Connection {
             end: true,
         };
         (watch, throttled)
+    }
+
+    /// The posted requests that have no answer yet.
+    pub(crate) fn posted(&self) -> Posted {
+        self.lock().machine.posted()
+    }
+
+    /// How many posted requests the back-end refused since the last call, and the
+    /// error of the first.
+    pub(crate) fn take_posted_refusals(&self) -> Option<(u32, Error)> {
+        self.lock().machine.take_posted_refusals()
     }
 
     /// Why the connection is of no further use, if so.

@@ -1,17 +1,17 @@
 //! Making a device as it is wanted: from an event loop, or waiting for it.
 
-use super::core::{Core, Mode, Placed, Unplaced, readable};
+use super::core::{Core, Placed, Unplaced, readable};
 use super::event::Event;
-use super::ring::Origin;
 use super::{Device, held, made};
 use crate::backend_client::Timeout;
 use crate::connection::ThreadMark;
 use crate::error::{Error, Kind, Result};
 use crate::socket::{self, Bell, Deadline};
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub(super) const DEFAULT_WAIT: Option<Duration> = Some(Duration::from_secs(60));
 
@@ -66,23 +66,41 @@ impl Device {
     pub fn process(&self) -> Result<Option<Event>> {
         self.turn()?;
         let mut core = self.lock();
+        core.history.processed = true;
         let event = core.events.pop();
         self.arm(&core);
         Ok(event)
     }
 
-    /// Waits until the back-end has been told all that is wanted.
+    /// Waits until the back-end has acknowledged all that is wanted, and has answered
+    /// all that was [posted](Self::post_iotlb).
     ///
     /// Events are left for [`process`](Self::process). Fails with
-    /// [`Kind::TimedOut`], and with [`Kind::State`] where rings wait for a reset of
-    /// the device.
+    /// [`Kind::TimedOut`], with the last cause in its text and fields; with
+    /// [`Kind::State`] where rings wait for a reset of the device; and with
+    /// [`Kind::Nack`] if the back-end has refused a part of what is wanted, or has
+    /// refused what was posted since a wait has last reported that. All waits that are
+    /// under way report the latter, once all that was posted is answered.
     pub fn wait(&self, timeout: Timeout) -> Result<()> {
-        self.wait_until(timeout, |core| {
-            if core.wanted.held && core.wanted.rings.iter().any(Option::is_some) {
+        let reported = self.lock().refusals_reported();
+        let refused = Cell::new(reported);
+        let result = self.wait_until(timeout, |core| {
+            if let Some((total, error)) = core.refusal_after(reported) {
+                refused.set(total);
+                return Some(Err(error));
+            }
+            if core.wanted.waits_for_reset() {
                 return Some(Err(held()));
             }
-            core.settled().then_some(Ok(()))
-        })
+            if core.settled() {
+                return Some(Ok(()));
+            }
+            core.refused_for_good().map(Err)
+        });
+        if refused.get() != reported {
+            self.lock().report_refusals(refused.get());
+        }
+        result
     }
 
     /// Drives until there is a result.
@@ -106,14 +124,9 @@ impl Device {
                 return result;
             }
             if deadline.passed() {
-                let what = match &core.mode {
-                    Mode::Up(_) => "the back-end has not done all of what is wanted",
-                    Mode::Fencing(..) => "the back-end that was lost has not closed its connection",
-                    Mode::Down => "there is no back-end",
-                };
-                return Err(Error::new(Kind::TimedOut, what));
+                return Err(core.explain(self.now()));
             }
-            let now = Instant::now();
+            let now = self.now();
             let until = match core.due(now) {
                 Some(due) if drove => deadline.no_later_than(due.saturating_duration_since(now)),
                 _ => deadline,
@@ -185,7 +198,13 @@ impl Device {
         let driving = Driving(&self.driving);
         let mut core = self.lock();
         let before = core.news;
-        core.transport(&self.traffic, Instant::now());
+        core.transport(&self.traffic, self.now());
+        let unread = core.unread_bases();
+        if !unread.is_empty() {
+            let places = self.read_places(core, unread);
+            core = self.lock();
+            core.place_unread(&places);
+        }
         if core.live().is_some_and(|live| !live.placed) {
             let unplaced = core.unplaced();
             let places = self.read_places(core, unplaced);
@@ -195,17 +214,19 @@ impl Device {
         let client = core.live().map(|live| Arc::clone(&live.client));
         if let Some(client) = client {
             // What was asked for meanwhile, in one go with what is there.
-            core.advance(false, &self.traffic, Instant::now());
+            core.advance(false, &self.traffic, self.now());
             // The caller's functions run only without the lock.
             drop(core);
             client.step();
             core = self.lock();
-            core.advance(true, &self.traffic, Instant::now());
+            core.advance(true, &self.traffic, self.now());
+            core = self.check_drains(core);
             drop(core);
             client.step_channel();
             core = self.lock();
-            core.advance(false, &self.traffic, Instant::now());
+            core.advance(false, &self.traffic, self.now());
         }
+        core.note_health(self.now());
         let retired = std::mem::take(&mut core.retired);
         let notices = std::mem::take(&mut core.notices);
         core.unseen = false;
@@ -221,7 +242,7 @@ impl Device {
             client.tell_begun();
         }
         for client in retired {
-            // Mappings that are gone are reported here.
+            // What it had set, and is gone, is reported here.
             client.tell_begun();
             client.finish_handlers();
         }
@@ -231,23 +252,35 @@ impl Device {
         }
     }
 
-    /// Has the caller's functions read where rings stand, without the lock.
+    /// Looks at the used index of rings whose stop was answered.
+    fn check_drains<'a>(&'a self, core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
+        let unread = core.unread_drains(self.now());
+        if unread.is_empty() {
+            return core;
+        }
+        let places = self.read_places(core, unread);
+        let mut core = self.lock();
+        core.drained(&places, &self.traffic, self.now());
+        core.advance(false, &self.traffic, self.now());
+        core
+    }
+
+    /// Has the caller's functions read the places of rings, without the lock.
     pub(super) fn read_places(
         &self,
         mut core: MutexGuard<'_, Core>,
         unplaced: Vec<Unplaced>,
     ) -> Vec<Placed> {
         let here = ThreadMark::here();
-        let rings = unplaced.iter().map(|(index, ..)| *index).collect();
+        let rings = unplaced.iter().map(|ring| ring.index).collect();
         core.reading.push((here, rings));
         drop(core);
         let _reading = Reading(self, here);
-        let read = |(index, origin, indices): Unplaced| {
-            let place = match origin {
-                Origin::Available => indices.available(),
-                _ => indices.used(),
-            };
-            (index, origin, place)
+        let read = |ring: Unplaced| Placed {
+            index: ring.index,
+            origin: ring.unread.origin,
+            used: ring.unread.indices.used(),
+            available: ring.unread.indices.available(),
         };
         unplaced.into_iter().map(read).collect()
     }
@@ -283,7 +316,7 @@ impl Device {
             // What cannot be watched for is looked at when something else is.
             let _ = self.traffic.watch(watch);
         }
-        let now = Instant::now();
+        let now = self.now();
         let due = core.due(now).map(|due| due.saturating_duration_since(now));
         self.alarm.set(match core.events.is_empty() {
             true => due,

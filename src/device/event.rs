@@ -5,8 +5,8 @@ use crate::socket::Credentials;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// How the rings go on that ran when the back-end was lost. Told with the loss,
-/// before anything is done.
+/// How the rings go on that ran when the back-end was lost, and which base those have
+/// that were being stopped. Reported with the loss, before anything is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Recovery {
     /// None ran.
@@ -56,9 +56,28 @@ pub enum EventKind {
     NeedsFd,
     /// Others wanted to connect while a back-end is in use.
     PeersRefused,
-    /// The back-end refused a write to its configuration space, or to tell it again;
+    /// The back-end refused a write to its configuration space, or to return the space;
     /// [`Event::error`] names the request.
     ConfigRefused,
+    /// The back-end refused to take or release a memory region, to start a ring, to take
+    /// another call descriptor, an MTU or a GPU's socket, or to announce an address, or does
+    /// not have a ring; [`Event::error`] names it.
+    /// All else goes on.
+    Refused,
+    /// The back-end's channel has ended; [`Event::error`] says why. Where the device
+    /// depends on it, [`Lost`](Self::Lost) follows.
+    ChannelClosed,
+    /// The library refused requests that the back-end sent on its channel;
+    /// [`Event::error`] names the request and the reason, [`Event::count`] says how
+    /// many there were. Requests that the caller's own functions refused are not
+    /// reported.
+    ChannelRefused,
+    /// The back-end refused translations of [`Device::post_iotlb`];
+    /// [`Event::error`] is that of the first, [`Event::count`] says how many there
+    /// were.
+    ///
+    /// [`Device::post_iotlb`]: super::Device::post_iotlb
+    IotlbRefused,
 }
 
 /// One event; the fields that its kind does not name have no meaning.
@@ -72,7 +91,8 @@ pub struct Event {
     pub error: Option<Error>,
     /// How rings go on.
     pub recovery: Recovery,
-    /// How many attempts have failed in a row, or how many peers were refused.
+    /// How many attempts have failed in a row, or how many peers, requests of the
+    /// back-end or translations were refused.
     pub count: u32,
     /// When the next attempt comes.
     pub delay: Option<Duration>,
@@ -89,6 +109,8 @@ impl Event {
         match self.kind {
             // A write that is refused is one thing, and to read it again another.
             EventKind::ConfigRefused if request(self) != request(other) => false,
+            // Each names something else.
+            EventKind::Refused => false,
             kind => kind == other.kind,
         }
     }
@@ -99,6 +121,9 @@ impl Event {
 pub(super) struct Events {
     queue: VecDeque<Event>,
     missed: u32,
+    /// Refused requests of the back-end, one entry for each request and reason. They
+    /// come after all others, so that a back-end cannot crowd those out.
+    refused: Vec<Event>,
 }
 
 /// How many wait at most.
@@ -106,27 +131,33 @@ const MAX_EVENTS: usize = 64;
 
 impl Events {
     pub(super) fn push(&mut self, event: Event) {
-        // The same once more says no more: a back-end that is down for a week is
-        // one entry here.
-        if let Some(last) = self.queue.back_mut() {
-            if last.says(&event) {
+        // The same event again is one entry here. Those that come again and again while
+        // a back-end is away, or in use, are one entry even if others lie between: they
+        // must not push out what happened before.
+        let ticks = matches!(event.kind, EventKind::Retrying | EventKind::PeersRefused);
+        let same = match ticks {
+            true => self.queue.iter().position(|it| it.kind == event.kind),
+            false => self.queue.len().checked_sub(1),
+        };
+        let says = |at: &usize| self.queue.get(*at).is_some_and(|it| it.says(&event));
+        let before = same.filter(says).and_then(|at| self.queue.remove(at));
+        let event = match before {
+            None => event,
+            Some(before) => Event {
                 // But not how rings go on that ran before the first of several losses.
-                let recovery = match event.recovery {
-                    Recovery::Idle => last.recovery,
+                recovery: match event.recovery {
+                    Recovery::Idle => before.recovery,
                     later => later,
-                };
-                let count = match event.kind {
-                    EventKind::PeersRefused => last.count.saturating_add(event.count),
+                },
+                count: match event.kind {
+                    EventKind::PeersRefused | EventKind::IotlbRefused => {
+                        before.count.saturating_add(event.count)
+                    }
                     _ => event.count,
-                };
-                *last = Event {
-                    recovery,
-                    count,
-                    ..event
-                };
-                return;
-            }
-        }
+                },
+                ..event
+            },
+        };
         if self.queue.len() >= MAX_EVENTS {
             self.queue.pop_front();
             self.missed = self.missed.saturating_add(1);
@@ -134,21 +165,54 @@ impl Events {
         self.queue.push_back(event);
     }
 
+    /// Takes an event about refused requests of the back-end, whose texts are few.
+    pub(super) fn push_refused(&mut self, event: Event) {
+        let text = |event: &Event| event.error.as_ref().map(|error| error.message.clone());
+        let mut known = self.refused.iter_mut();
+        match known.find(|known| text(known) == text(&event)) {
+            Some(known) => {
+                known.count = known.count.saturating_add(event.count);
+                known.generation = event.generation;
+            }
+            None => self.refused.push(event),
+        }
+    }
+
     pub(super) fn pop(&mut self) -> Option<Event> {
-        let event = self.queue.pop_front()?;
+        let event = match self.queue.pop_front() {
+            Some(event) => event,
+            None if self.refused.is_empty() => return None,
+            None => self.refused.remove(0),
+        };
         Some(Event {
             missed: std::mem::take(&mut self.missed),
             ..event
         })
     }
 
+    /// The device was reset: how its rings went on before concerns no caller any longer.
+    pub(super) fn forget_recovery(&mut self) {
+        let stale =
+            |event: &Event| matches!(event.kind, EventKind::NeedsReset | EventKind::Recovered);
+        self.queue.retain(|event| !stale(event));
+        for event in &mut self.queue {
+            event.recovery = Recovery::Idle;
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.queue.is_empty() && self.refused.is_empty()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(
+        clippy::indexing_slicing,
+        clippy::panic,
+        reason = "a test fails by panicking"
+    )]
+
     use super::*;
     use crate::message::Request;
 
@@ -188,6 +252,32 @@ mod tests {
     }
 
     #[test]
+    fn attempts_are_one_event_whatever_lies_between_them() {
+        let mut events = Events::default();
+        events.push(event(EventKind::Lost, 0));
+        for count in 1..1000 {
+            events.push(event(EventKind::Retrying, count));
+            if count % 2 == 0 {
+                events.push(event(EventKind::PeersRefused, 1));
+            }
+        }
+        let all: Vec<_> = std::iter::from_fn(|| events.pop()).collect();
+        let kinds: Vec<_> = all.iter().map(|event| event.kind).collect();
+        let order = [
+            EventKind::Lost,
+            EventKind::PeersRefused,
+            EventKind::Retrying,
+        ];
+        assert_eq!(kinds, order);
+        assert_eq!(
+            all.last().map(|event| (event.count, event.missed)),
+            Some((999, 0))
+        );
+        let counted = all.get(1).map(|event| event.count);
+        assert_eq!(counted, Some(499));
+    }
+
+    #[test]
     fn peers_that_were_refused_are_all_counted() {
         let mut events = Events::default();
         for count in [3, 8, u32::MAX] {
@@ -204,5 +294,33 @@ mod tests {
         assert_eq!(events.pop().map(|event| event.count), Some(u32::MAX));
         assert_eq!(events.pop().map(|event| event.count), Some(2));
         assert!(events.is_empty());
+    }
+
+    #[test]
+    fn refused_requests_of_the_back_end_displace_no_event() {
+        let mut events = Events::default();
+        let refused = |text: &'static str, value: u64| Event {
+            error: Some(Error::protocol(text).value(value)),
+            ..event(EventKind::ChannelRefused, 2)
+        };
+        for count in 0..64 {
+            let kinds = [EventKind::Applied, EventKind::Connected];
+            events.push(event(kinds[usize::from(count % 2 == 1)], count));
+            events.push_refused(refused("one reason", count.into()));
+            events.push_refused(refused("another", 7));
+        }
+        for count in 0..64 {
+            let taken = events.pop().map(|event| (event.count, event.missed));
+            assert_eq!(taken, Some((count, 0)));
+        }
+        for value in [0, 7] {
+            assert!(!events.is_empty());
+            let taken = events.pop().map(|event| (event.count, event.error));
+            let Some((128, Some(error))) = taken else {
+                panic!("{taken:?}");
+            };
+            assert_eq!(error.value, Some(value));
+        }
+        assert!(events.is_empty() && events.pop().is_none());
     }
 }

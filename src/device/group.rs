@@ -11,10 +11,11 @@ use super::visitors::{Visit, Visitors};
 use super::{Device, made};
 use crate::backend_client::Timeout;
 use crate::error::{Error, Kind, Result};
+use crate::room::room_for;
 use crate::socket::{self, Bell, Deadline, Pollable, Watch};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
 
 /// How far a device has got with the memory that is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,13 @@ pub enum MemoryState {
 struct Member {
     device: Weak<Device>,
     visitors: Arc<Visitors>,
+    grouped: Arc<AtomicBool>,
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.grouped.store(false, SeqCst);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -57,7 +65,7 @@ impl Members {
 }
 
 /// The locks of all of them. Nobody else has more than one, and who has them took them
-/// in the same order, so two groups that share devices do not wait for each other.
+/// in the same order.
 fn locked(devices: &[Visit]) -> Vec<MutexGuard<'_, Core>> {
     let mut devices: Vec<(usize, &Device)> = devices.iter().map(|it| &**it).enumerate().collect();
     devices.sort_unstable_by_key(|(_, device)| ptr::from_ref(*device));
@@ -98,8 +106,8 @@ impl MemoryGroup {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on the device has the memory of the group. It leaves when it is
-    /// dropped.
+    /// From now on the device has the memory of the group, and no call on the device changes
+    /// it. It leaves when it is dropped. A device belongs to one group at most.
     pub fn join(&self, device: &Arc<Device>) -> Result<()> {
         let mut members = self.lock();
         let there = members.devices();
@@ -107,14 +115,21 @@ impl MemoryGroup {
             let text = "the device belongs to the group already";
             return Err(Error::new(Kind::State, text));
         }
+        if device.grouped.swap(true, SeqCst) {
+            let text = "the device belongs to another group: let it leave that first";
+            return Err(Error::new(Kind::State, text));
+        }
+        // Dropped if the device does not join.
+        let member = Member {
+            device: Arc::downgrade(device),
+            visitors: Arc::clone(&device.visitors),
+            grouped: Arc::clone(&device.grouped),
+        };
         device.change_memory(false, |memory| {
             memory.clone_from(&members.memory);
             Ok(())
         })?;
-        members.devices.push(Member {
-            device: Arc::downgrade(device),
-            visitors: Arc::clone(&device.visitors),
-        });
+        members.devices.push(member);
         Ok(())
     }
 
@@ -151,6 +166,8 @@ impl MemoryGroup {
     ) -> Result<()> {
         let mut members = self.lock();
         let mut memory = members.memory.clone();
+        // As in Device::change_memory().
+        room_for::<[GuestRegion; 4]>(memory.len().saturating_add(1))?;
         change(&mut memory)?;
         let devices = members.devices();
         // All at once: what was checked of one still holds when it is told.
@@ -214,7 +231,7 @@ impl MemoryGroup {
                 };
                 let core = device.lock();
                 pending |= core.memory_state() == MemoryState::Pending;
-                let now = Instant::now();
+                let now = device.now();
                 match core.due(now) {
                     Some(due) if drove => {
                         until = until.no_later_than(due.saturating_duration_since(now));

@@ -24,6 +24,10 @@ pub struct DeviceInfo {
     pub protocol_features: u64,
     /// GET_QUEUE_NUM, if it was asked. Some back-ends count pairs.
     pub queue_num: Option<u64>,
+    /// How many rings can be started at most: an index at or above it is refused.
+    /// `None` where GET_QUEUE_NUM was not asked. The back-end may have fewer, but not
+    /// fewer than [`queue_num`](Self::queue_num).
+    pub max_rings: Option<u32>,
     /// GET_MAX_MEM_SLOTS, if it was asked.
     pub max_mem_slots: Option<u64>,
     /// Sizes of the shared memory regions by `shmid`.
@@ -34,6 +38,8 @@ pub struct DeviceInfo {
     pub generation: u64,
     /// Up to where it was done; `None` while there is no connection.
     pub applied: Option<u64>,
+    /// All that was asked for was done, and all that was posted was answered.
+    pub settled: bool,
     /// How many connections there have been.
     pub connections: u64,
     /// The rings wait for a reset of the device.
@@ -48,25 +54,59 @@ impl Device {
         let core = self.lock();
         let live = core.live();
         let actual = live.map(|live| &live.actual);
-        let protocol = actual.and_then(|actual| actual.protocol);
+        let protocol = actual.and_then(|actual| actual.sent.protocol);
         DeviceInfo {
             connected: live.is_some_and(|live| live.connected),
             offered_features: core.offered.unwrap_or_default() & !plan::OURS,
-            acked_features: actual.and_then(|it| it.features).unwrap_or_default() & !plan::OURS,
+            acked_features: actual
+                .and_then(|it| it.confirmed.features)
+                .unwrap_or_default()
+                & !plan::OURS,
             offered_protocol_features: actual
                 .and_then(|it| it.offered_protocol.told())
                 .unwrap_or_default(),
             protocol_features: protocol.map(|it| it.bits()).unwrap_or_default(),
             queue_num: actual.and_then(|it| it.queue_num.told()),
+            max_rings: core.max_rings(),
             max_mem_slots: actual.and_then(|it| it.slots.told()),
-            shmem_sizes: live.map_or([0; SHMEM_REGIONS], |live| live.shmem),
+            shmem_sizes: core.shmem.as_deref().copied().unwrap_or([0; SHMEM_REGIONS]),
             peer: live.and_then(Live::peer),
             generation: core.generation,
             applied: core.applied,
+            settled: core.settled(),
             connections: core.lives,
-            needs_reset: core.wanted.held,
+            needs_reset: core.wanted.held || core.broken,
             unfenced: core.unfenced,
         }
+    }
+
+    /// There is a connection, and its handshake went through.
+    pub fn is_connected(&self) -> bool {
+        self.lock().live().is_some_and(|live| live.connected)
+    }
+
+    /// All that was asked for was done, and all that was posted was answered.
+    pub fn is_settled(&self) -> bool {
+        self.lock().settled()
+    }
+
+    /// The virtio features that the back-end offers, or offered last, or is assumed to,
+    /// without those that belong to the library.
+    ///
+    /// Fails with [`Kind::State`](crate::Kind::State) where none are known.
+    pub fn offered_features(&self) -> Result<u64> {
+        let core = self.lock();
+        match core.offered {
+            Some(offered) => Ok(offered & !plan::OURS),
+            None => Err(core.offer_unknown(self.now())),
+        }
+    }
+
+    /// Counts what was asked for, and up to where it was done; `None` while there is no
+    /// connection.
+    pub fn generation(&self) -> (u64, Option<u64>) {
+        let core = self.lock();
+        (core.generation, core.applied)
     }
 
     /// What the connection has done so far; `None` while there is none.

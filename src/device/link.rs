@@ -1,19 +1,23 @@
 //! How a device gets a connection, and gets one again after each loss: a state
 //! machine that never waits. Time comes in as an argument.
 //!
-//! It hands out a connection and does not look at it any more. Whoever has it says
-//! what became of it: [`settled`](Link::settled) once the back-end has taken part
-//! in the whole handshake (a dying one still lets itself be connected to), or
-//! [`failed`](Link::failed). Nothing is ever given up.
+//! It hands out a connection and does not look at it any more. The caller reports
+//! what becomes of it: [`works`](Link::works) says that the back-end has reached the
+//! desired state, and [`failed`](Link::failed) that the connection is lost. The
+//! delays after losses grow until a back-end has worked for a while: one that
+//! crashes right after the handshake, or at the first request behind it, must not be
+//! retried as if it were healthy. Nothing is ever given up.
 
 #![forbid(unsafe_code)]
 
+mod arrival;
 #[cfg(test)]
 mod tests;
 
+use self::arrival::Arrival;
 use crate::error::{Error, Kind, Phase, Result};
 use crate::programs::BackendProcess;
-use crate::socket::{self, Listener, Role, Watch};
+use crate::socket::{self, Exit, Listener, Role, Watch};
 use nix::errno::Errno;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -114,6 +118,16 @@ impl Process {
         }
     }
 
+    /// Whether the caller still has it, so that its exit status can be known.
+    pub(crate) fn is_held(&self) -> bool {
+        self.started.strong_count() > 0
+    }
+
+    /// How it has ended, if it has and that can be known.
+    pub(crate) fn exit(&self) -> Option<Exit> {
+        self.started.upgrade()?.exit().ok()?
+    }
+
     /// Kills it without waiting, if it is still there. Whether that could be done.
     pub(crate) fn kill(&self) -> bool {
         let killed = |process: Arc<BackendProcess>| process.signal(libc::SIGKILL).is_ok();
@@ -147,13 +161,24 @@ pub(crate) struct Link {
     source: Source,
     policy: Policy,
     state: State,
-    /// How many attempts have failed in a row.
-    attempt: u32,
+    /// How many connections were lost, or could not be used, since one worked for a
+    /// while.
+    losses: u32,
+    /// How many attempts to reach a back-end have failed since there was a
+    /// connection.
+    misses: u32,
+    /// When the back-end reached the desired state on this connection.
+    works_since: Option<Instant>,
+    /// The last attempt found nobody at the path: its socket is looked for.
+    arrival: Option<Arrival>,
     /// Of the connection that was handed out last.
     process: Option<Process>,
     chance: Chance,
 }
 
+/// A back-end that has been in the desired state for the longest delay between two
+/// attempts, but for no more than this, is healthy: its next loss is a first one.
+const STEADY: Duration = Duration::from_secs(10);
 /// The first delay where a listener has no room: it may have at any moment.
 const NO_ROOM: Duration = Duration::from_millis(10);
 /// How many peers one step turns away.
@@ -177,7 +202,7 @@ impl Link {
         let source = match peer {
             Peer::Path(path) => {
                 socket::check_path(&path).map_err(|errno| unreachable_path(&path, errno))?;
-                Source::Path(path)
+                Source::Path(socket::absolute(path))
             }
             Peer::Listen { path, mode } => Source::Listener(Listener::new(&path, mode)?),
             Peer::Fd => Source::Supplied(None),
@@ -186,7 +211,10 @@ impl Link {
             source,
             policy,
             state: State::Idle,
-            attempt: 0,
+            losses: 0,
+            misses: 0,
+            works_since: None,
+            arrival: None,
             process: None,
             chance: Chance(seed),
         })
@@ -198,7 +226,7 @@ impl Link {
     /// that is in use is kept.
     pub(crate) fn begin(&mut self, now: Instant) {
         if matches!(self.state, State::Idle | State::Later(_)) {
-            self.attempt = 0;
+            (self.losses, self.misses) = (0, 0);
             self.state = State::Later(now);
         }
     }
@@ -235,7 +263,8 @@ impl Link {
         now: Instant,
     ) -> Result<()> {
         self.check_supplied(fd.as_fd())?;
-        socket::set_close_on_exec(fd.as_fd())
+        let fd = socket::above_standard(fd)
+            .and_then(|fd| socket::set_close_on_exec(fd.as_fd()).map(|()| fd))
             .map_err(|errno| Error::os(errno, "cannot prepare the socket"))?;
         self.source = Source::Supplied(Some((fd, process)));
         if self.state == State::Waiting {
@@ -251,9 +280,19 @@ impl Link {
 
     // ---- what became of a connection ----
 
-    /// The handshake went through: the next loss is a first one again.
-    pub(crate) fn settled(&mut self) {
-        self.attempt = 0;
+    /// The back-end is in the desired state. Once that was so for a [while](STEADY),
+    /// the next loss is a first one again.
+    pub(crate) fn works(&mut self, now: Instant) {
+        self.works_since.get_or_insert(now);
+    }
+
+    /// The connection is over.
+    pub(crate) fn works_no_longer(&mut self, now: Instant) {
+        let steady = self.policy.max_delay.min(STEADY);
+        let lasted = |since| now.saturating_duration_since(since);
+        if self.works_since.take().map(lasted) >= Some(steady) {
+            self.losses = 0;
+        }
     }
 
     /// The connection was lost, or the back-end refused what the device needs.
@@ -263,16 +302,42 @@ impl Link {
     /// While the old back-end is fenced off, [`stop`](Self::stop) keeps new ones
     /// waiting; this ends that.
     pub(crate) fn failed(&mut self, now: Instant, refused: bool) -> Option<Duration> {
+        self.works_no_longer(now);
         if matches!(self.source, Source::Supplied(_)) {
             self.state = State::Later(now);
             return None;
         }
-        Some(self.put_off(now, self.policy.first_delay, refused))
+        let doublings = self.losses;
+        self.losses = self.losses.saturating_add(1);
+        Some(match refused {
+            true => self.put_off(now, self.policy.slow_delay),
+            false => self.put_off(now, self.delay(self.policy.first_delay, doublings)),
+        })
     }
 
     /// How many attempts have failed in a row.
     pub(crate) fn attempt(&self) -> u32 {
-        self.attempt
+        self.losses.saturating_add(self.misses)
+    }
+
+    /// How many attempts to reach a back-end have failed since there was a connection.
+    pub(crate) fn misses(&self) -> u32 {
+        self.misses
+    }
+
+    /// What has to happen before there is a connection, where nothing has failed.
+    pub(crate) fn awaited(&self) -> String {
+        match &self.source {
+            Source::Path(path) => {
+                let path = socket::shown(path);
+                format!("no attempt to connect to {path} was made yet")
+            }
+            Source::Listener(listener) => {
+                let path = socket::shown(listener.path());
+                format!("no back-end has connected to {path}")
+            }
+            Source::Supplied(_) => "no connected socket was supplied".into(),
+        }
     }
 
     // ---- being driven ----
@@ -288,7 +353,7 @@ impl Link {
     ) -> Option<Happened> {
         match self.state {
             State::Idle => None,
-            State::Later(at) if at > now => None,
+            State::Later(at) if at > now => self.look(now),
             State::Later(_) | State::Waiting => self.look_for_one(now),
             State::InUse { deaf_until } if deaf_until.is_some_and(|until| until > now) => None,
             State::InUse { .. } => self.turn_away(now, current),
@@ -298,17 +363,20 @@ impl Link {
     /// When [`step`](Self::step) has something to do because of the time.
     pub(crate) fn due(&self) -> Option<Instant> {
         match self.state {
-            State::Later(at) => Some(at),
+            State::Later(at) => {
+                let look = self.arrival.as_ref().and_then(Arrival::due);
+                Some(look.map_or(at, |look| look.min(at)))
+            }
             State::InUse { deaf_until } => deaf_until,
             State::Idle | State::Waiting => None,
         }
     }
 
-    /// The listening socket, if there is one. Nothing is wanted of it at times:
-    /// then peers that wait must not keep the event loop awake.
+    /// The listening socket, or what shows that one appears. Nothing is wanted of the
+    /// first at times: then peers that wait must not keep the event loop awake.
     pub(crate) fn watch(&self) -> Option<Watch<'_>> {
         let Source::Listener(listener) = &self.source else {
-            return None;
+            return self.arrival.as_ref()?.watch();
         };
         let read = matches!(
             self.state,
@@ -322,15 +390,45 @@ impl Link {
         })
     }
 
+    /// What showed that a socket appears, once there is a connection. The caller has to
+    /// stop watching it.
+    pub(crate) fn take_arrival(&mut self) -> Option<impl AsFd> {
+        match self.state {
+            State::InUse { .. } => self.arrival.take()?.into_fd(),
+            _ => None,
+        }
+    }
+
+    /// Looks for a socket before it is time for the next attempt, if it may have
+    /// appeared.
+    fn look(&mut self, now: Instant) -> Option<Happened> {
+        let (Some(arrival), Source::Path(path)) = (&mut self.arrival, &self.source) else {
+            return None;
+        };
+        if !arrival.looks(path, now) {
+            return None;
+        }
+        let fd = socket::try_connect(path).ok()?;
+        Some(self.use_it(fd))
+    }
+
+    fn use_it(&mut self, fd: OwnedFd) -> Happened {
+        self.state = State::InUse { deaf_until: None };
+        self.misses = 0;
+        Happened::Connected(fd)
+    }
+
     fn look_for_one(&mut self, now: Instant) -> Option<Happened> {
         let mut first_delay = self.policy.first_delay;
         let found = match &mut self.source {
-            Source::Path(path) => socket::try_connect(path).map(Some).map_err(|errno| {
-                if matches!(errno, Errno::EAGAIN | Errno::EINTR) {
-                    first_delay = first_delay.min(NO_ROOM);
-                }
-                unreachable_path(path, errno)
-            }),
+            Source::Path(path) => reach(path, &mut self.arrival, now)
+                .map(Some)
+                .map_err(|errno| {
+                    if matches!(errno, Errno::EAGAIN | Errno::EINTR) {
+                        first_delay = first_delay.min(NO_ROOM);
+                    }
+                    unreachable_path(path, errno)
+                }),
             Source::Listener(listener) => listener
                 .accept()
                 .map_err(|errno| Error::os(errno, "cannot accept a connection")),
@@ -340,20 +438,21 @@ impl Link {
             })),
         };
         match found {
-            Ok(Some(fd)) => {
-                self.state = State::InUse { deaf_until: None };
-                Some(Happened::Connected(fd))
-            }
+            Ok(Some(fd)) => Some(self.use_it(fd)),
             Ok(None) => {
                 let before = std::mem::replace(&mut self.state, State::Waiting);
                 let unsaid = matches!(self.source, Source::Supplied(_)) && before != State::Waiting;
                 unsaid.then_some(Happened::NeedsFd)
             }
-            Err(error) => Some(Happened::Retrying {
-                delay: self.put_off(now, first_delay, false),
-                attempt: self.attempt,
-                error: error.during(Phase::Connect),
-            }),
+            Err(error) => {
+                let delay = self.delay(first_delay, self.attempt());
+                self.misses = self.misses.saturating_add(1);
+                Some(Happened::Retrying {
+                    delay: self.put_off(now, delay),
+                    attempt: self.attempt(),
+                    error: error.during(Phase::Connect),
+                })
+            }
         }
     }
 
@@ -384,21 +483,35 @@ impl Link {
         (peers > 0).then_some(Happened::Refused { peers })
     }
 
-    /// Counts a failure, and sets when the next attempt is made.
-    fn put_off(&mut self, now: Instant, first: Duration, refused: bool) -> Duration {
-        let doublings = self.attempt;
-        self.attempt = self.attempt.saturating_add(1);
-        let delay = if refused {
-            self.policy.slow_delay
-        } else {
-            let longer = first.saturating_mul(2_u32.saturating_pow(doublings));
-            longer.min(self.policy.max_delay)
-        };
+    /// The delay after this number of failures in a row.
+    fn delay(&self, first: Duration, doublings: u32) -> Duration {
+        let longer = first.saturating_mul(2_u32.saturating_pow(doublings));
+        longer.min(self.policy.max_delay)
+    }
+
+    /// Puts the next attempt off for this time, shortened by chance.
+    fn put_off(&mut self, now: Instant, delay: Duration) -> Duration {
         let delay = self.chance.shorten(delay, self.policy.jitter_percent);
         // A time beyond what the clock can hold never comes.
         self.state = now.checked_add(delay).map_or(State::Idle, State::Later);
         delay
     }
+}
+
+/// Tries to connect. From the first failure on it is noticed when a socket appears.
+fn reach(path: &Path, arrival: &mut Option<Arrival>, now: Instant) -> nix::Result<OwnedFd> {
+    socket::try_connect(path).or_else(|errno| {
+        // Somebody listens, and is busy.
+        if arrival.is_some() || matches!(errno, Errno::EAGAIN | Errno::EINTR) {
+            return Err(errno);
+        }
+        let watched = arrival.insert(Arrival::at(path, now)).is_watched();
+        // It may have appeared before it was watched for.
+        match watched {
+            true => socket::try_connect(path),
+            false => Err(errno),
+        }
+    })
 }
 
 fn unreachable_path(path: &Path, errno: Errno) -> Error {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::error::{Error, Kind, Result};
+use crate::socket;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -47,6 +48,8 @@ pub(crate) fn create(
         None => Error::os(errno, "memfd_create()"),
     });
     let (fd, sealable) = made?;
+    let fd = socket::above_standard(fd)
+        .map_err(|errno| Error::os(errno, "cannot give the file a number above 2"))?;
     ftruncate(&fd, length)
         .map_err(|errno| Error::os(errno, format!("ftruncate() to {size:#x} bytes")))?;
     let mut wanted = SealFlag::F_SEAL_SEAL;

@@ -9,12 +9,12 @@ mod tests;
 use crate::backend_client::SharedRegion;
 use crate::error::{Error, Kind, Result};
 use crate::message::{MAX_MEM_REGIONS, MemRegion};
+use crate::room::room_for;
 use crate::socket;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
-use nix::unistd::{SysconfVar, sysconf};
 use std::fmt;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,6 +27,7 @@ use std::sync::Arc;
 pub(crate) struct FileId {
     pub(crate) dev: u64,
     pub(crate) ino: u64,
+    pub(crate) is_regular: bool,
 }
 
 /// A range of guest addresses, and the part of a file that lies there. The file
@@ -62,6 +63,17 @@ impl GuestRegion {
             fd: Arc::new(fd),
             file,
         })
+    }
+
+    /// Uses the descriptor of another region of the same file and closes its own: a list
+    /// of 256 regions of one file needs one descriptor. Two descriptors of a regular file
+    /// that are open for reading and writing are the same to a back-end; those of a device
+    /// need not be.
+    pub(crate) fn share_descriptor(&mut self, others: &[Self]) {
+        let same = |other: &&Self| other.file == self.file && self.file.is_regular;
+        if let Some(other) = others.iter().find(same) {
+            self.fd = Arc::clone(&other.fd);
+        }
     }
 
     /// As layer 1 wants it. The user address is the guest address, so that no
@@ -121,7 +133,7 @@ fn check_bounds(guest_addr: u64, size: u64, offset: u64) -> Result<()> {
         ("size", size),
         ("mmap_offset", offset),
     ];
-    check_alignment(&fields, page_size(), "the page size")?;
+    check_alignment(&fields, socket::page_size(), "the page size")?;
     for (name, start) in [("guest_addr", guest_addr), ("mmap_offset", offset)] {
         if start.checked_add(size).is_none() {
             return Err(Error::invalid(format!(
@@ -136,16 +148,31 @@ fn check_bounds(guest_addr: u64, size: u64, offset: u64) -> Result<()> {
 fn check_file(fd: &OwnedFd, size: u64, offset: u64) -> Result<FileId> {
     let os = |what| move |errno| Error::os(errno, format!("{what} of fd"));
     let stat = fstat(fd).map_err(os("fstat()"))?;
-    if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFREG {
-        return Err(Error::invalid(
-            "fd is not a file that can be shared: a memfd, or one on tmpfs or hugetlbfs",
-        ));
-    }
-    let mode = fcntl(fd, FcntlArg::F_GETFL).map_err(os("F_GETFL"))?;
-    if OFlag::from_bits_truncate(mode) & OFlag::O_ACCMODE != OFlag::O_RDWR {
+    // A device has no size to be compared with, and nothing says before it is mapped whether
+    // it can be, and in what pages.
+    let sized = match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
+        SFlag::S_IFREG => true,
+        SFlag::S_IFCHR | SFlag::S_IFBLK => false,
+        _ => {
+            return Err(Error::invalid(
+                "fd is not a file that can be shared: a memfd, one on tmpfs or hugetlbfs, or a \
+                 device that can be mapped",
+            ));
+        }
+    };
+    let open = socket::open_for(fd.as_fd()).map_err(os("F_GETFL"))?;
+    if !(open.reading && open.writing) {
         return Err(Error::invalid(
             "fd is not open for reading and writing, and back-ends map it for both",
         ));
+    }
+    let id = FileId {
+        dev: stat.st_dev,
+        ino: stat.st_ino,
+        is_regular: sized,
+    };
+    if !sized {
+        return Ok(id);
     }
     // Files without seals answer with an error.
     let seals = SealFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GET_SEALS).unwrap_or(0));
@@ -168,10 +195,7 @@ fn check_file(fd: &OwnedFd, size: u64, offset: u64) -> Result<FileId> {
         let fields = [("size", size), ("mmap_offset", offset)];
         check_alignment(&fields, page, "the size of the file's huge pages")?;
     }
-    Ok(FileId {
-        dev: stat.st_dev,
-        ino: stat.st_ino,
-    })
+    Ok(id)
 }
 
 fn check_alignment(fields: &[(&str, u64)], alignment: u64, what: &str) -> Result<()> {
@@ -184,12 +208,6 @@ fn check_alignment(fields: &[(&str, u64)], alignment: u64, what: &str) -> Result
             "{name} is {value:#x}, not a multiple of {what}, {alignment:#x}"
         ))),
     }
-}
-
-fn page_size() -> u64 {
-    let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
-    size.and_then(|size| u64::try_from(size).ok())
-        .unwrap_or(4096)
 }
 
 // ---- what is wanted ----
@@ -215,9 +233,11 @@ impl Deref for MemoryList {
 impl MemoryList {
     /// A whole list, in any order. An error has the position in it.
     pub(crate) fn new(regions: Vec<GuestRegion>) -> Result<Self> {
+        room_for::<[GuestRegion; 4]>(regions.len())?;
         let mut sorted = Vec::with_capacity(regions.len());
-        for (index, region) in regions.into_iter().enumerate() {
+        for (index, mut region) in regions.into_iter().enumerate() {
             let place = place(&sorted, &region).map_err(|error| error.region(index))?;
+            region.share_descriptor(&sorted);
             sorted.insert(place, region);
         }
         Ok(Self(sorted.into()))
@@ -246,8 +266,9 @@ impl MemoryList {
         Ok(())
     }
 
-    fn insert(&mut self, region: GuestRegion) {
+    fn insert(&mut self, mut region: GuestRegion) {
         let mut regions = self.to_vec();
+        region.share_descriptor(&regions);
         regions.insert(below(self, &region), region);
         self.0 = regions.into();
     }
@@ -322,11 +343,16 @@ pub(crate) fn covers(list: &MemoryList, addr: u64, len: u64) -> Option<&GuestReg
 
 // ---- what a back-end has ----
 
-/// What a back-end was sent on this connection, and holds.
-#[derive(Debug, Clone)]
-pub(crate) struct Sent {
+/// The memory of a back-end that has obeyed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Slots {
     slots: MemoryList,
+    /// The slots after the last request that the back-end has accepted.
+    accepted: MemoryList,
     configure: bool,
+    /// What the back-end may have besides: it was in a table, or there when a table
+    /// came, that the back-end refused.
+    doubtful: Vec<GuestRegion>,
 }
 
 /// One request about memory.
@@ -340,27 +366,81 @@ pub(crate) enum MemoryStep {
     Remove(GuestRegion),
 }
 
-impl Sent {
+/// What a back-end has refused, so that it is not asked again on the same connection.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RefusedMemory {
+    /// Regions that it does not let go of.
+    pub(crate) stuck: Vec<GuestRegion>,
+    /// The table that was refused last.
+    table: Option<Vec<GuestRegion>>,
+}
+
+impl RefusedMemory {
+    /// A table was accepted.
+    pub(crate) fn table_is_known(&mut self) {
+        self.table = None;
+    }
+
+    /// The caller has changed its memory.
+    pub(crate) fn ask_again(&mut self) {
+        *self = Self::default();
+    }
+}
+
+impl Slots {
     /// Nothing yet. `configure`: CONFIGURE_MEM_SLOTS is acknowledged.
     pub(crate) fn new(configure: bool) -> Self {
         Self {
-            slots: MemoryList::default(),
             configure,
+            ..Self::default()
         }
     }
 
-    /// The back-end has taken a step.
+    /// The back-end has obeyed a request.
     pub(crate) fn apply(&mut self, step: &MemoryStep) {
         match step {
-            MemoryStep::SetTable(table) => self.slots = MemoryList(table.as_slice().into()),
+            MemoryStep::SetTable(table) => {
+                self.slots = MemoryList(table.as_slice().into());
+                self.doubtful.clear();
+            }
             MemoryStep::Add(region) => self.slots.insert(region.clone()),
             MemoryStep::Remove(region) => self.slots.take_out(region),
         }
+        self.accepted = self.slots.clone();
     }
 
-    /// Whether the back-end has any memory.
+    /// The back-end has refused a request. A table may have taken effect in part.
+    pub(crate) fn refused(&mut self, step: &MemoryStep, refused: &mut RefusedMemory) {
+        match step {
+            MemoryStep::SetTable(table) => {
+                for region in self.slots.iter().chain(table) {
+                    if !self.doubtful.contains(region) {
+                        self.doubtful.push(region.clone());
+                    }
+                }
+                self.slots = MemoryList::default();
+                refused.table = Some(table.clone());
+            }
+            MemoryStep::Remove(region) if self.slots.holds(region) => {
+                refused.stuck.push(region.clone());
+            }
+            MemoryStep::Remove(_) | MemoryStep::Add(_) => {}
+        }
+    }
+
+    /// What the back-end has accepted.
+    pub(crate) fn accepted(&self) -> &MemoryList {
+        &self.accepted
+    }
+
+    /// The regions that the back-end may have.
+    pub(crate) fn regions(&self) -> impl Iterator<Item = &GuestRegion> {
+        self.slots.iter().chain(&self.doubtful)
+    }
+
+    /// Whether the back-end may have any memory.
     pub(crate) fn any(&self) -> bool {
-        !self.slots.is_empty()
+        self.regions().next().is_some()
     }
 
     /// The slots of a back-end that has what is wanted.
@@ -371,36 +451,59 @@ impl Sent {
         }
     }
 
-    /// The back-end may still reach memory that is not wanted: a removal is under
-    /// way or, where [`next`] has nothing more to send, cannot be sent.
-    pub(crate) fn stale(&self, wanted: &MemoryList) -> bool {
-        self.slots.iter().any(|slot| {
-            // How far all of the slot is wanted, in however many regions.
-            let mut reached = slot.guest_addr;
-            for region in wanted.iter() {
-                let next = region.guest_addr <= reached && reached < region.end();
-                if next && region.agrees_with(slot) {
-                    reached = region.end();
-                }
-            }
-            reached < slot.end()
-        })
+    /// The back-end has memory, none is wanted, and no request can take it away.
+    pub(crate) fn keeps_the_last(&self, wanted: &MemoryList) -> bool {
+        !self.configure && wanted.is_empty() && self.any()
     }
 }
 
-/// The next request on the way to what is wanted, which [`fits`]; none when the
-/// back-end has it.
+impl MemoryList {
+    /// Whether all of a region is in the list, in however many regions of it.
+    pub(crate) fn includes(&self, region: &GuestRegion) -> bool {
+        let mut reached = region.guest_addr;
+        for next in self.iter() {
+            let continues = next.guest_addr <= reached && reached < next.end();
+            if continues && next.agrees_with(region) {
+                reached = next.end();
+            }
+        }
+        reached >= region.end()
+    }
+
+    /// The regions that are not in `refused`.
+    pub(crate) fn without(&self, refused: &[GuestRegion]) -> Self {
+        if refused.is_empty() {
+            return self.clone();
+        }
+        Self(
+            self.iter()
+                .filter(|region| !refused.contains(region))
+                .cloned()
+                .collect(),
+        )
+    }
+}
+
+/// The next request on the way to what is wanted, which [`fits`]; none when all was
+/// sent that the back-end has not `refused`.
 ///
 /// One region is one slot with CONFIGURE_MEM_SLOTS, and a slot never changes.
 /// Removals come first, so that there is always room. Without, a table is sent
 /// whole; an empty one is not, as the rust-vmm back-ends hang up on it.
-pub(crate) fn next(sent: &Sent, wanted: &MemoryList) -> Option<MemoryStep> {
+pub(crate) fn next(
+    sent: &Slots,
+    wanted: &MemoryList,
+    refused: &RefusedMemory,
+) -> Option<MemoryStep> {
     let target = sent.target(wanted);
     if !sent.configure {
-        let done = target.is_empty() || sent.slots == target;
+        let again = refused.table.as_deref() == Some(&*target);
+        let done = target.is_empty() || sent.slots == target || again;
         return (!done).then(|| MemoryStep::SetTable(target.to_vec()));
     }
-    match sent.slots.first_missing_in(&target) {
+    let mut surplus = sent.slots.iter();
+    let surplus = surplus.find(|slot| !target.holds(slot) && !refused.stuck.contains(slot));
+    match surplus {
         Some(slot) => Some(MemoryStep::Remove(slot.clone())),
         None => target
             .first_missing_in(&sent.slots)
@@ -413,7 +516,7 @@ pub(crate) fn next(sent: &Sent, wanted: &MemoryList) -> Option<MemoryStep> {
 /// stay, but one region more may make it coalesce others. Those that did not stay
 /// on the way to what was wanted `before` do not count: that was settled then.
 pub(crate) fn changes_live<'sent>(
-    sent: &'sent Sent,
+    sent: &'sent Slots,
     before: &MemoryList,
     wanted: &MemoryList,
 ) -> Option<&'sent GuestRegion> {

@@ -1,18 +1,22 @@
 //! Rings: started, stopped, reset.
 
-use super::core::{Core, Mode, Placed, Stood};
-use super::plan::{Drain, RingWanted};
-use super::ring::{self, Base, CanTell, Kept, Origin, Ring};
+use super::core::{Core, Placed};
+use super::plan::{Drain, RingWanted, Run};
+use super::ring::{self, Base, CanTell, Kept, Origin, Place, Ring, RingState};
 use super::{Device, busy, held};
 use crate::backend_client::Timeout;
 use crate::connection::ThreadMark;
 use crate::error::{Error, Kind, Result};
 use crate::message::virtio;
+use crate::room::room_for;
 use crate::socket;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
-use std::time::Instant;
+
+/// Bits of the device status (virtio specification, "Device Status Field").
+const STATUS_ACKNOWLEDGE: u8 = 1;
+const STATUS_NEEDS_RESET: u8 = 64;
 
 /// How rings are stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,6 +63,7 @@ impl Drop for Asking<'_> {
 impl Device {
     /// Starts rings that do not run, all or none of them.
     pub fn start(&self, rings: &[Ring<'_>]) -> Result<()> {
+        room_for::<(Kept, CanTell)>(rings.len())?;
         let asking = Asking::begin(self);
         let can_tell: Vec<_> = rings.iter().map(CanTell::of).collect();
         drop(asking);
@@ -82,31 +87,24 @@ impl Device {
             }
             starts.push((index, kept));
         }
-        if !rings.is_empty() && rings.iter().all(|ring| ring.base == Base::New) {
-            core.drop_stale_buffer();
-        }
-        if !core.buffer_holds(&starts) {
-            let text =
-                "more or larger rings than the in-flight buffer of those that run has room for";
-            return Err(busy(text));
-        }
+        core.check_buffer(&starts)?;
         for (index, kept) in starts {
             core.starts = core.starts.saturating_add(1);
             let start = core.starts;
-            let wanted = RingWanted {
+            let run = Run {
                 start,
                 call: start,
                 err: kept.err.is_some(),
                 size: kept.size,
             };
-            let Core {
-                kept: all,
-                wanted: want,
-                ..
-            } = &mut *core;
-            if let (Some(place), Some(want)) = (all.get_mut(index), want.rings.get_mut(index)) {
-                *place = Some(kept);
-                *want = Some(wanted);
+            let Core { rings, wanted, .. } = &mut *core;
+            if let (Some(slot), Some(wanted)) = (rings.get_mut(index), wanted.rings.get_mut(index))
+            {
+                slot.want(kept);
+                *wanted = RingWanted {
+                    run: Some(run),
+                    ..*wanted
+                };
             }
         }
         self.moved(core);
@@ -123,46 +121,58 @@ impl Device {
         packed: bool,
     ) -> Result<Kept> {
         let index = usize::try_from(ring.index).unwrap_or(usize::MAX);
-        let Some(place) = core.kept.get(index) else {
-            let rings = core.kept.len();
+        let Some(slot) = core.rings.get(index) else {
+            let rings = core.rings.len();
             return Err(Error::invalid(format!("the device has {rings} rings")));
         };
-        if place.is_some() {
+        if slot.kept.is_some() {
             return Err(busy("the ring runs already"));
         }
+        core.check_ring_exists(index)?;
         ring::check(ring, features, &core.wanted.memory)?;
+        let max = core.options.max_ring_size;
+        if max != 0 && ring.size > max {
+            let size = ring.size;
+            let text = format!("a ring of {size} descriptors, and max_ring_size is {max}");
+            return Err(Error::invalid(text));
+        }
+        let at = |base| Origin::At(Place::at(base));
+        let stopping = matches!(slot.state, RingState::Stopping { .. });
         let origin = match ring.base {
-            Base::New => Origin::At(ring::new_base(packed)),
+            Base::New => at(ring::new_base(packed)),
             Base::At(base) if !packed && base > u32::from(u16::MAX) => {
                 return Err(Error::invalid(
                     "base has more than 16 bits, and the ring is split",
                 ));
             }
-            Base::At(base) => Origin::At(base),
-            Base::Resume => Origin::Stopped,
+            // The base that the ring was stopped at, which is the same as resuming it.
+            Base::At(base) => match core.base_of_stopped(index) {
+                Ok(stopped) if stopped.base == base => Origin::At(stopped),
+                Err(error) if slot.state.is_unfinished_at(base) => return Err(error),
+                _ => at(base),
+            },
+            Base::Resume => core.resumed(index, can_tell)?,
         };
-        let stops = core.live().and_then(|live| live.actual.rings.get(index));
-        let (origin, buffered) = match (origin, core.stood.get(index)) {
-            (Origin::Stopped, Some(Stood::At(base))) => (Origin::At(*base), false),
-            (Origin::Stopped, Some(Stood::Buffered(base))) => (Origin::At(*base), true),
-            (Origin::Stopped, _) if stops.is_some_and(|ring| ring.kick) => (Origin::Stopped, false),
-            (Origin::Stopped, _) => {
-                let text = "where the ring was stopped is not known";
-                return Err(Error::new(Kind::State, text));
-            }
-            (origin, _) => (origin, false),
+        // The index of a ring that is still being stopped moves. That of a new ring is 0.
+        let debt = match origin {
+            Origin::At(Place {
+                unfinished: None, ..
+            }) if stopping => (ring.base == Base::New).then_some(0),
+            origin => can_tell.debt(origin, packed),
         };
-        let keep = |fd: BorrowedFd<'_>| socket::keep(fd, "a descriptor of the ring").map(Arc::new);
+        let keep = |fd: BorrowedFd<'_>, name| socket::keep_notifier(fd, name).map(Arc::new);
         Ok(Kept {
             addr: ring::addr_of(ring),
             size: ring.size,
             origin,
-            kick: keep(ring.kick)?,
-            call: ring.call.map(keep).transpose()?,
-            err: ring.err.map(keep).transpose()?,
+            kick: keep(ring.kick, "kick of the ring")?,
+            call: (ring.call.map(|fd| keep(fd, "call of the ring"))).transpose()?,
+            err: (ring.err.map(|fd| keep(fd, "err of the ring"))).transpose()?,
+            call_before: None,
             indices: ring.indices.clone(),
             can_tell,
-            buffered,
+            debt,
+            has_run: false,
         })
     }
 
@@ -171,16 +181,22 @@ impl Device {
         let mut core = self.lock();
         let at = usize::try_from(index).unwrap_or(usize::MAX);
         let call = call
-            .map(|fd| socket::keep(fd, "call").map(Arc::new))
+            .map(|fd| socket::keep_notifier(fd, "call").map(Arc::new))
             .transpose()
             .map_err(|error| error.ring(index))?;
         core.starts = core.starts.saturating_add(1);
         let number = core.starts;
-        let Core { kept, wanted, .. } = &mut *core;
-        match (kept.get_mut(at), wanted.rings.get_mut(at)) {
-            (Some(Some(kept)), Some(Some(wanted))) => {
-                kept.call = call;
-                wanted.call = number;
+        let Core { rings, wanted, .. } = &mut *core;
+        let slot = rings.get_mut(at);
+        let run = wanted.rings.get_mut(at).and_then(|it| it.run.as_mut());
+        match (slot, run) {
+            (Some(slot), Some(run)) => {
+                if let Some(kept) = &mut slot.kept {
+                    let before = std::mem::replace(&mut kept.call, call);
+                    kept.call_before.get_or_insert(before);
+                }
+                slot.refused = None;
+                run.call = number;
             }
             _ => {
                 let text = "the ring does not run";
@@ -199,7 +215,7 @@ impl Device {
         let mut core = self.unread(self.lock());
         loop {
             let mut left = core.left_behind();
-            left.retain(|(index, ..)| named(*index) && !core.reads(here, *index));
+            left.retain(|ring| named(ring.index) && !core.reads(here, ring.index));
             if left.is_empty() {
                 return (core, Vec::new());
             }
@@ -221,17 +237,20 @@ impl Device {
             rings.is_none_or(|rings| rings.contains(&number))
         };
         let (mut core, places) = self.left_behind(named);
-        core.wanted.drain = match mode {
+        let drain = match mode {
             StopMode::SkipDrain => Drain::Skip,
             StopMode::Drain | StopMode::Abandon => Drain::Finish,
         };
-        for index in (0..core.kept.len()).filter(|index| named(*index)) {
+        for index in (0..core.rings.len()).filter(|index| named(*index)) {
             let lost_at = core.base_of(index, &places);
-            core.unwant(index, lost_at);
+            core.unwant(index, drain, lost_at);
         }
+        core.keep_buffer();
         if mode == StopMode::Abandon {
+            // Their bases are not asked for.
+            core.forget_stops();
             let error = Error::new(Kind::Canceled, "the caller abandoned the connection");
-            core.lose(error, false, &self.traffic, Instant::now());
+            core.lose(error, false, &self.traffic, self.now());
         }
         self.moved(core);
         self.quiet()
@@ -239,49 +258,40 @@ impl Device {
 
     /// Whether what was stopped or taken away is really out of use.
     pub fn quiet(&self) -> Quiet {
-        Self::quiet_of(&self.lock())
+        self.lock().quiet()
     }
 
     /// Waits until it is, or until it cannot be waited for any longer.
     pub fn wait_quiet(&self, timeout: Timeout) -> Quiet {
         // Whatever ends the wait early, what is left is told.
-        let _ = self.wait_until(timeout, |core| {
-            Self::quiet_of(core).quiesced.then_some(Ok(()))
-        });
+        let _ = self.wait_until(timeout, |core| core.quiet().quiesced.then_some(Ok(())));
         self.quiet()
     }
 
-    fn quiet_of(core: &Core) -> Quiet {
-        let rings = core.live().is_some_and(|live| {
-            let rings = live.actual.rings.iter().zip(&core.wanted.rings);
-            rings.into_iter().any(|(actual, wanted)| {
-                actual.start.is_some() && wanted.map(|it| it.start) != actual.start
-            })
-        });
-        let memory = core.live().is_some_and(|live| {
-            let sent = live.actual.memory.as_ref();
-            sent.is_some_and(|sent| sent.stale(&core.wanted.memory)) || live.memory_under_way()
-        });
-        let fencing = matches!(core.mode, Mode::Fencing(..)) || core.unfenced;
-        let stopped = core.kept.iter().zip(&core.stood);
-        Quiet {
-            quiesced: !(rings || memory || fencing),
-            bases_valid: stopped
-                .filter(|(kept, _)| kept.is_none())
-                .all(|(_, stood)| *stood != Stood::Unknown),
-        }
-    }
-
-    /// Where a ring stood when it was stopped.
+    /// The base at which a ring was stopped.
     pub fn vring_base(&self, index: u32) -> Result<u32> {
         let core = self.lock();
         let at = usize::try_from(index).unwrap_or(usize::MAX);
-        match (core.stood.get(at), core.kept.get(at)) {
-            (Some(Stood::At(base) | Stood::Buffered(base)), Some(None)) => Ok(*base),
-            _ => {
-                let text = "where the ring was stopped is not known";
-                Err(Error::new(Kind::State, text).ring(index))
-            }
+        if core.rings.get(at).is_some_and(|ring| ring.kept.is_some()) {
+            let text = "the ring is not stopped";
+            return Err(Error::new(Kind::State, text).ring(index));
+        }
+        let stopped = core.base_of_stopped(at);
+        stopped
+            .map(|place| place.base)
+            .map_err(|error| error.ring(index))
+    }
+
+    /// The device status that the guest reads, if its driver has `written` this one:
+    /// with DEVICE_NEEDS_RESET where rings cannot go on, and not 0 before a reset is
+    /// done and no back-end uses the rings.
+    pub fn virtio_status(&self, written: u8) -> u8 {
+        let core = self.lock();
+        match written {
+            0 if core.rings_are_quiet() => 0,
+            0 => STATUS_ACKNOWLEDGE,
+            _ if core.wanted.held || core.broken => written | STATUS_NEEDS_RESET,
+            _ => written,
         }
     }
 
@@ -292,13 +302,11 @@ impl Device {
         core.wanted.resets = core.wanted.resets.saturating_add(1);
         core.wanted.features = None;
         core.wanted.held = false;
-        core.wanted.drain = Drain::Skip;
-        core.wanted.rings.fill(None);
-        core.kept.iter_mut().for_each(|kept| *kept = None);
-        core.stood.fill(Stood::default());
+        core.broken = false;
+        core.reset_rings();
         // What is started after this is new.
-        core.recovering = false;
-        core.buffer = None;
+        core.recovering = None;
+        core.events.forget_recovery();
         if !core.writes.is_empty() {
             core.writes.clear();
             // The guest has to read what the back-end has.

@@ -5,14 +5,17 @@ use super::memory::{self, GuestRegion, Limits, MemoryList};
 use super::{Device, MemoryState, Quiet, ring};
 use crate::error::{Error, Kind, Result};
 use crate::message::ProtocolFeatures;
+use crate::room::room_for;
 use nix::errno::Errno;
+use std::sync::atomic::Ordering;
 
 impl Device {
-    /// All guest memory, in any order. While rings run, what is there already has
-    /// to stay, unless `allow_gap`.
+    /// All guest memory, in any order. While rings run, what is there already has to stay,
+    /// unless `allow_gap`. This and the next two fail for a device that belongs to a
+    /// [group](super::MemoryGroup).
     pub fn set_memory(&self, regions: Vec<GuestRegion>, allow_gap: bool) -> Result<()> {
         let list = MemoryList::new(regions)?;
-        self.change_memory(allow_gap, |memory| {
+        self.change_own_memory(allow_gap, |memory| {
             *memory = list;
             Ok(())
         })
@@ -20,14 +23,30 @@ impl Device {
 
     /// One region more.
     pub fn add_memory(&self, region: GuestRegion) -> Result<()> {
-        self.change_memory(false, |memory| memory.add(region))
+        self.change_own_memory(false, |memory| memory.add(region))
     }
 
     /// Takes away the region with these bounds. Whether no back-end uses it any
     /// more: before that it must not be unmapped, and [`quiet`](Self::quiet) tells.
     pub fn remove_memory(&self, guest_addr: u64, size: u64) -> Result<Quiet> {
-        self.change_memory(true, |memory| memory.remove(guest_addr, size))?;
+        self.change_own_memory(true, |memory| memory.remove(guest_addr, size))?;
         Ok(self.quiet())
+    }
+
+    /// The next change of a group would undo one of the device's own.
+    fn change_own_memory(
+        &self,
+        allow_gap: bool,
+        change: impl FnOnce(&mut MemoryList) -> Result<()>,
+    ) -> Result<()> {
+        self.change_memory(allow_gap, |memory| {
+            if self.grouped.load(Ordering::SeqCst) {
+                let text = "the device belongs to a memory group: change the memory of the \
+                            group, or let the device leave it first";
+                return Err(Error::new(Kind::State, text));
+            }
+            change(memory)
+        })
     }
 
     pub(super) fn change_memory(
@@ -36,7 +55,9 @@ impl Device {
         change: impl FnOnce(&mut MemoryList) -> Result<()>,
     ) -> Result<()> {
         let mut core = self.lock();
-        let mut memory = core.wanted.memory.clone();
+        let mut memory = core.memory.clone();
+        // The list is copied, and the copies are compared.
+        room_for::<[GuestRegion; 4]>(memory.len().saturating_add(1))?;
         change(&mut memory)?;
         Self::check_change(&core, &memory, allow_gap)?;
         core.share(memory);
@@ -51,8 +72,8 @@ impl Device {
             if live.connected {
                 memory::fits(memory, Self::limits(live))?;
             }
-            let sent = live.actual.memory.as_ref();
-            let before = &core.wanted.memory;
+            let sent = live.actual.sent.memory.as_ref();
+            let before = &core.memory;
             let changes = sent.and_then(|sent| memory::changes_live(sent, before, memory));
             let runs = live.actual.runs_on(&core.wanted);
             if let (Some(region), true, false) = (changes, runs, allow_gap) {
@@ -62,7 +83,7 @@ impl Device {
         }
         // Rings that are to run need their memory, whoever is there now.
         let features = core.wanted.features.unwrap_or_default();
-        for kept in core.kept.iter().flatten() {
+        for kept in core.rings.iter().filter_map(|ring| ring.kept.as_ref()) {
             if !ring::lies_in(kept, features, memory) {
                 let index = kept.addr.index;
                 let text = format!("ring {index} lies in what would be taken away");

@@ -4,10 +4,11 @@
 use crate::backend_client::Timeout;
 use crate::error::{Error, Result};
 use crate::ffi::types::{VUF_TIMEOUT_DEFAULT, VUF_TIMEOUT_FOREVER};
+use crate::socket;
 use nix::errno::Errno;
 use std::ffi::{CStr, OsString};
 use std::mem::MaybeUninit;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::os::raw::{c_char, c_int};
 use std::path::Path;
 use std::time::Duration;
@@ -22,7 +23,7 @@ fn null(name: &str) -> Error {
     Error::invalid(format!("{name} is NULL"))
 }
 
-/// Not once more for each type.
+/// Apart from the generic function, which is compiled for each type.
 #[cold]
 #[inline(never)]
 fn not_aligned(name: &str) -> Error {
@@ -56,9 +57,41 @@ fn length<T>(pointer: *const T, n: usize, name: &str) -> Result<usize> {
     }
 }
 
-fn check_size(size: usize, name: &str) -> Result<()> {
-    if size < size_of::<usize>() {
-        return Err(Error::invalid(format!("{name}->size is not set")));
+/// A struct of C that begins with its size, and may get more fields at its end.
+pub(super) trait Extensible {
+    /// Its name in C.
+    const NAME: &'static str;
+    /// Its size in version 0.1: no program was compiled with a smaller one.
+    const LEAST: usize;
+}
+
+/// Structs without a field that version 0.1 did not have.
+macro_rules! extensible {
+    ($($name:ident)*) => {$(
+        impl $crate::ffi::args::Extensible for $name {
+            const NAME: &'static str = stringify!($name);
+            const LEAST: usize = size_of::<Self>();
+        }
+    )*};
+}
+pub(super) use extensible;
+
+/// A smaller size than any that a program can have is a mistake, such as the size of a
+/// pointer to the struct: most of the struct would be ignored without a word.
+fn check_size<T: Extensible>(size: usize, name: &str) -> Result<()> {
+    sized(size, name, T::NAME, T::LEAST)
+}
+
+/// Apart from the generic function, which is compiled for each type.
+fn sized(size: usize, name: &str, of: &str, least: usize) -> Result<()> {
+    if size < least {
+        return Err(Error::invalid(match size {
+            0 => format!("{name}->size is not set: set it to sizeof(struct {of})"),
+            _ => format!(
+                "{name}->size is {size}, and struct {of} has {least} bytes: set it to \
+                 sizeof(struct {of}), not to the size of a pointer"
+            ),
+        }));
     }
     if size > MAX_STRUCT_SIZE {
         return Err(Error::new(
@@ -169,7 +202,7 @@ impl Args {
 
     /// A struct that begins with its size and may be shorter (the rest is zero) or
     /// longer (the rest must be zero) than the one known here.
-    pub(super) fn extensible<T: FromBytes + IntoBytes>(
+    pub(super) fn extensible<T: Extensible + FromBytes + IntoBytes>(
         &self,
         pointer: *const T,
         name: &str,
@@ -180,7 +213,7 @@ impl Args {
     }
 
     /// The same into what is all zeros, for what must not be copied about.
-    pub(super) fn extensible_into<T: FromBytes + IntoBytes>(
+    pub(super) fn extensible_into<T: Extensible + FromBytes + IntoBytes>(
         &self,
         pointer: *const T,
         name: &str,
@@ -197,7 +230,7 @@ impl Args {
     ///
     /// # Safety
     /// What the caller put into the struct is a valid T.
-    pub(super) unsafe fn extensible_pointers<T: FromZeros>(
+    pub(super) unsafe fn extensible_pointers<T: Extensible + FromZeros>(
         &self,
         pointer: *const T,
         name: &str,
@@ -211,9 +244,9 @@ impl Args {
     }
 
     /// Of a struct that begins with its size, the bytes that are known here.
-    fn known_part<T>(&self, pointer: *const T, name: &str) -> Result<&[u8]> {
+    fn known_part<T: Extensible>(&self, pointer: *const T, name: &str) -> Result<&[u8]> {
         let size = *self.input(pointer.cast::<usize>(), name)?;
-        check_size(size, name)?;
+        check_size::<T>(size, name)?;
         let bytes = self.array(pointer.cast::<u8>(), size, name)?;
         let (head, tail) = bytes.split_at(bytes.len().min(size_of::<T>()));
         if tail.iter().any(|byte| *byte != 0) {
@@ -227,9 +260,9 @@ impl Args {
 
     /// The size of a result struct that begins with it, checked before the call
     /// that fills it.
-    pub(super) fn result_size<T>(&self, pointer: *mut T, name: &str) -> Result<usize> {
+    pub(super) fn result_size<T: Extensible>(&self, pointer: *mut T, name: &str) -> Result<usize> {
         let size = *self.input(pointer.cast::<usize>().cast_const(), name)?;
-        check_size(size, name)?;
+        check_size::<T>(size, name)?;
         Ok(size)
     }
 
@@ -342,6 +375,20 @@ impl Args {
     }
 }
 
+/// A descriptor that the caller gives away with success: the library's from here on, unless
+/// this fails.
+///
+/// # Safety
+/// It is open, and the caller's to give.
+pub(super) unsafe fn take_fd(fd: c_int) -> Result<OwnedFd> {
+    // SAFETY: open until the end of this function at least.
+    let moved = socket::moved(unsafe { BorrowedFd::borrow_raw(fd) })
+        .map_err(|errno| Error::os(errno, format_args!("cannot give fd {fd} another number")))?;
+    // SAFETY: promised.
+    let given = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(moved.unwrap_or(given))
+}
+
 /// A time in milliseconds.
 pub(super) fn timeout(milliseconds: u32) -> Timeout {
     match milliseconds {
@@ -367,5 +414,59 @@ pub(super) fn zero(fields: &[u64], name: &str) -> Result<()> {
         false => Err(Error::invalid(format!(
             "a reserved field of {name} is not zero"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Extensible;
+    use crate::ffi::list::*;
+    use crate::ffi::programs::types::*;
+    use crate::ffi::types::*;
+    use crate::ffi::virtual_device::types::*;
+
+    /// A struct that gets a field later: its `LEAST` stays, as the offset of the first new
+    /// field, or programs that were compiled before are refused.
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn smallest_sizes_are_those_of_version_0_1() {
+        fn least<T: Extensible>() -> (&'static str, usize) {
+            (T::NAME, T::LEAST)
+        }
+        let is = [
+            least::<vuf_client_options>(),
+            least::<vuf_crypto_session>(),
+            least::<vuf_shmem_config>(),
+            least::<vuf_backend_ops>(),
+            least::<vuf_counters>(),
+            least::<vuf_error_info>(),
+            least::<vuf_submit_result>(),
+            least::<vuf_device_options>(),
+            least::<vuf_quiet>(),
+            least::<vuf_device_event>(),
+            least::<vuf_device_info>(),
+            least::<vuf_backend_search>(),
+            least::<vuf_backend_program>(),
+            least::<vuf_backend_process_options>(),
+            least::<vuf_backend_exit>(),
+        ];
+        let was = [
+            ("vuf_client_options", 56),
+            ("vuf_crypto_session", 1672),
+            ("vuf_shmem_config", 2064),
+            ("vuf_backend_ops", 96),
+            ("vuf_counters", 120),
+            ("vuf_error_info", 56),
+            ("vuf_submit_result", 64),
+            ("vuf_device_options", 120),
+            ("vuf_quiet", 16),
+            ("vuf_device_event", 336),
+            ("vuf_device_info", 2160),
+            ("vuf_backend_search", 40),
+            ("vuf_backend_program", 80),
+            ("vuf_backend_process_options", 40),
+            ("vuf_backend_exit", 16),
+        ];
+        assert_eq!(is, was);
     }
 }

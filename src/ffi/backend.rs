@@ -170,7 +170,7 @@ pub(super) fn handlers(
 /// user  passed to each of them
 ///
 /// Returns 0, otherwise
-///   -EINVAL               ops is NULL, its size is not set, or shmem_map and
+///   -EINVAL               ops is NULL, its size is too small, or shmem_map and
 ///                         shmem_unmap are not both there
 ///   -E2BIG                ops has fields that this version does not know
 ///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged

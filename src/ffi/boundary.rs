@@ -4,6 +4,7 @@
 use super::types::{class_number, phase_number, vuf_error_info};
 use crate::error::{Error, Kind, Result};
 use std::cell::{Cell, RefCell};
+use std::os::raw::c_int;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook, take_hook};
 use std::sync::{Once, OnceLock};
 
@@ -28,6 +29,8 @@ pub(super) const NOTHING: vuf_error_info = vuf_error_info {
     region: -1,
     has_value: 0,
     value: 0,
+    cause: 0,
+    reserved: 0,
 };
 
 thread_local! {
@@ -78,11 +81,13 @@ pub(super) fn fields(error: &Error) -> vuf_error_info {
         region: index(error.region),
         has_value: u32::from(error.value.is_some()),
         value: error.value.unwrap_or_default(),
+        cause: error.cause,
         ..NOTHING
     }
 }
 
-fn remember(error: &Error) {
+/// Makes this the last failure of the thread.
+pub(super) fn remember(error: &Error) {
     LAST.with(|last| {
         let Ok(mut last) = last.try_borrow_mut() else {
             return;
@@ -121,6 +126,45 @@ fn silence_panics() {
     });
 }
 
+/// While this lives, the thread is not cancelled (pthread_cancel()): that would unwind it
+/// in the middle of a call, which aborts the process. A request to cancel stays, and is
+/// seen by the next cancellation point of the caller's.
+pub(super) struct Uncancelled(c_int);
+
+#[cfg(any(target_env = "gnu", target_env = "musl"))]
+fn set_cancel_state(state: c_int) -> c_int {
+    unsafe extern "C" {
+        fn pthread_setcancelstate(state: c_int, before: *mut c_int) -> c_int;
+    }
+    let mut before = CANCEL_ENABLE;
+    // SAFETY: it writes one number, which lives. With a state of these it does not fail.
+    unsafe { pthread_setcancelstate(state, &raw mut before) };
+    before
+}
+
+/// Elsewhere no thread can be cancelled.
+#[cfg(not(any(target_env = "gnu", target_env = "musl")))]
+fn set_cancel_state(state: c_int) -> c_int {
+    state
+}
+
+const CANCEL_ENABLE: c_int = 0;
+const CANCEL_DISABLE: c_int = 1;
+
+impl Uncancelled {
+    pub(super) fn new() -> Self {
+        Self(set_cancel_state(CANCEL_DISABLE))
+    }
+}
+
+impl Drop for Uncancelled {
+    fn drop(&mut self) {
+        if self.0 != CANCEL_DISABLE {
+            set_cancel_state(self.0);
+        }
+    }
+}
+
 /// Runs what is behind an exported function, and lets no panic out.
 pub(super) fn catch<T>(body: impl FnOnce() -> T) -> std::result::Result<T, Error> {
     silence_panics();
@@ -137,6 +181,7 @@ pub(super) fn catch<T>(body: impl FnOnce() -> T) -> std::result::Result<T, Error
 
 /// Runs what is behind an exported function: 0, or the code of its failure.
 pub(super) fn guard(body: impl FnOnce() -> Result<()>) -> i32 {
+    let _uncancelled = Uncancelled::new();
     match catch(body).and_then(|result| result) {
         Ok(()) => 0,
         Err(error) => {

@@ -8,7 +8,8 @@ use crate::backend_client::{Adopted, BackendClient, Options};
 use crate::connection::OnTimeout;
 use crate::error::{Error, Result};
 use crate::message::Request;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use crate::room::room;
+use std::os::fd::AsRawFd;
 use std::os::raw::{c_char, c_int};
 use std::time::Duration;
 
@@ -52,6 +53,9 @@ fn options(c: &Args, options: *const vuf_client_options) -> Result<Options> {
 ///
 /// # Safety
 /// As for [`Args::new`], for all arguments and for what `make` reads.
+/// Most that a client takes: its buffers.
+const CLIENT: usize = 32 << 10;
+
 unsafe fn create(
     given: *const vuf_client_options,
     out: *mut *mut vuf_client,
@@ -62,6 +66,7 @@ unsafe fn create(
     boundary::guard(|| {
         let out = c.output(out, "out")?.write(std::ptr::null_mut());
         let options = options(&c, given)?;
+        room(CLIENT)?;
         *out = handle::new(make(&c, &options)?);
         Ok(())
     })
@@ -71,7 +76,8 @@ unsafe fn create(
 ///
 /// fd       a connected Unix stream socket; taken on success: the client closes
 ///          it, and sets its close-on-exec flag and its receive timeout (which
-///          another process that holds the same socket must leave alone)
+///          another process that holds the same socket must leave alone). A number
+///          below 3 is closed, and a duplicate takes its place.
 /// options  NULL for the defaults; read during the call
 /// out      gets the client; NULL on failure
 ///
@@ -99,7 +105,7 @@ pub unsafe extern "C" fn vuf_client_from_fd(
         BackendClient::prepare(socket, options)?;
         // SAFETY: an open socket, which the caller gives away with success; and
         // nothing below can fail.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let socket = unsafe { args::take_fd(fd) }?;
         Ok(BackendClient::assume(socket, options))
     };
     // SAFETY: the caller's promise.
@@ -148,8 +154,9 @@ pub unsafe extern "C" fn vuf_client_connect(
 ///
 /// Bounded by options->connect_timeout_ms.
 ///
-/// listen_fd  a listening Unix stream socket; borrowed. Its receive timeout is
-///            set for a moment and restored.
+/// listen_fd  a listening Unix stream socket; borrowed. If it blocks, its receive
+///            timeout is set for a moment and restored; threads and processes that
+///            accept from it take turns.
 /// options    NULL for the defaults; read during the call
 /// out        gets the client; NULL on failure
 ///

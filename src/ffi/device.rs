@@ -444,7 +444,7 @@ pub unsafe extern "C" fn vuf_client_get_status(client: *mut vuf_client, status: 
 /// config  set config->size before the call; the rest is filled in
 ///
 /// Returns 0, otherwise
-///   -EINVAL               config is NULL, or its size is not set
+///   -EINVAL               config is NULL, or its size is too small
 ///   -E2BIG                its size is above 65536
 ///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
 ///   VUF_E_PROTOCOL        the answer names more regions than there can be

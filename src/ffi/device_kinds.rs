@@ -30,11 +30,16 @@ pub unsafe extern "C" fn vuf_client_send_rarp(client: *mut vuf_client, mac: u64)
     // SAFETY: the caller's promise.
     unsafe {
         handle::with_client(client, Request::SendRarp, |client, _| {
-            let [a, b, c, d, e, f, 0, 0] = mac.to_le_bytes() else {
-                return Err(Error::invalid("mac has more than 48 bits"));
-            };
-            client.send_rarp([a, b, c, d, e, f])
+            client.send_rarp(octets(mac)?)
         })
+    }
+}
+
+/// The octets of an address, the first in bits 0-7.
+pub(super) fn octets(mac: u64) -> Result<[u8; 6]> {
+    match mac.to_le_bytes() {
+        [a, b, c, d, e, f, 0, 0] => Ok([a, b, c, d, e, f]),
+        _ => Err(Error::invalid("mac has more than 48 bits")),
     }
 }
 
@@ -104,7 +109,7 @@ pub unsafe extern "C" fn vuf_client_gpu_set_socket(client: *mut vuf_client, fd: 
 ///   -EINVAL               an argument is NULL, op_code creates no session, a
 ///                         key is longer than its room, the part that op_code
 ///                         does not choose or a reserved field is not zero, or
-///                         session->size is not set
+///                         session->size is too small
 ///   -E2BIG                session has fields that the library does not know
 ///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
 ///   VUF_E_NACK            the back-end refused; the value in struct

@@ -15,6 +15,10 @@ use std::sync::atomic::AtomicU8;
 /// on writing: a mark that is made meanwhile is taken, too, or stays for the next
 /// time. What lies in the log is not trusted with anything. Nothing is sent.
 ///
+/// A back-end can make a file that it was given shorter; reading what was mapped there
+/// then ends the program with SIGBUS. So seal the file of the log (F_SEAL_SHRINK) before
+/// it is sent: vuf_memfd_create() does with VUF_MEMFD_SEAL.
+///
 /// Both are arrays of bytes whose bit n is bit n % 8 of byte n / 8, on machines of
 /// either byte order. In the log, bit n is the 4096 bytes at guest address n * 4096,
 /// whatever pages the machine has. In the bitmap, bit n is page first_page + n, as in

@@ -95,7 +95,7 @@ pub extern "C" fn vuf_last_error() -> *const c_char {
 /// info  set info->size before the call; the rest is filled in
 ///
 /// Returns 0, otherwise (which is then itself the last failure)
-///   -EINVAL  info is NULL, or its size is not set
+///   -EINVAL  info is NULL, or its size is too small
 ///   -E2BIG   its size is above 65536
 ///
 /// # Safety
@@ -132,6 +132,20 @@ pub extern "C" fn vuf_protocol_feature_name(bit: u32) -> *const c_char {
         .iter()
         .find(|(known, _)| *known == bit)
         .map_or(std::ptr::null(), |(_, name)| name.as_c_str().as_ptr())
+}
+
+/// Names a virtio feature.
+///
+/// device_id  the virtio device ID, such as 2 for a block device; 0 for the bits that
+///            are common to all types
+/// bit        its number
+///
+/// Returns the name, such as "VIRTIO_F_VERSION_1" or "VIRTIO_BLK_F_FLUSH", or NULL if this
+/// library knows none for this bit of this type.
+#[unsafe(no_mangle)]
+pub extern "C" fn vuf_virtio_feature_name(device_id: u32, bit: u32) -> *const c_char {
+    let name = crate::message::virtio_feature_name(device_id, bit);
+    name.map_or(std::ptr::null(), |name| name.as_c_str().as_ptr())
 }
 
 /// Tells which protocol features this library serves.

@@ -1,7 +1,7 @@
 //! What is behind a pointer that C holds, a client or a device, and who is inside.
 
 use super::args::Args;
-use super::boundary::{catch, guard};
+use super::boundary::{Uncancelled, catch, guard};
 use super::programs::Programs;
 use super::programs::types::{vuf_backend_process, vuf_backend_programs};
 use super::types::vuf_client;
@@ -11,6 +11,7 @@ use crate::device::{Device, MemoryGroup};
 use crate::error::{Error, Kind, Result};
 use crate::message::Request;
 use crate::programs::BackendProcess;
+use crate::socket::Origin;
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
@@ -112,8 +113,10 @@ impl Opaque for vuf_backend_process {
         true
     }
     fn close_in_child(process: Arc<BackendProcess>) {
-        // It knows who has started it.
-        drop(process);
+        // Otherwise a device holds on to it, too.
+        if let Some(process) = Arc::into_inner(process) {
+            process.close_in_child();
+        }
     }
 }
 
@@ -124,7 +127,7 @@ struct Handle<O: Opaque> {
     /// leaves may not touch the handle after the count has dropped.
     inside: AtomicU32,
     /// The process that made it: in a forked child nobody is inside.
-    process: u32,
+    origin: Origin,
 }
 
 /// Makes a handle.
@@ -132,7 +135,7 @@ pub(super) fn new<O: Opaque>(object: O::Object) -> *mut O {
     let handle = Handle::<O> {
         object,
         inside: AtomicU32::new(0),
-        process: std::process::id(),
+        origin: Origin::here(),
     };
     Box::into_raw(Box::new(handle)).cast()
 }
@@ -142,6 +145,11 @@ struct Inside<'a, O: Opaque>(&'a Handle<O>);
 
 impl<'a, O: Opaque> Inside<'a, O> {
     fn enter(handle: &'a Handle<O>) -> Result<Self> {
+        if !handle.origin.is_here() {
+            // What the parent's threads were changing at the fork is half changed.
+            let text = format!("the {} belongs to the process that has forked", O::NAME);
+            return Err(Error::new(Kind::State, text));
+        }
         let before = handle.inside.fetch_add(1, SeqCst);
         let this = Self(handle);
         if before & FREEING != 0 {
@@ -402,6 +410,7 @@ pub(super) unsafe fn shared_process(
 /// # Safety
 /// `opaque` is null or came from [`new`] and has not been freed.
 pub(super) unsafe fn abort<O: Opaque>(opaque: *const O) -> Result<()> {
+    let _uncancelled = Uncancelled::new();
     // SAFETY: passed on from the caller.
     let handle = unsafe { handle(opaque) }?;
     Inside::enter(handle).map(|inside| O::cancel(&inside.0.object))
@@ -414,11 +423,12 @@ pub(super) unsafe fn abort<O: Opaque>(opaque: *const O) -> Result<()> {
 /// `opaque` is null or came from [`new`], has not been freed, and no call on it
 /// begins after this one.
 pub(super) unsafe fn free<O: Opaque>(opaque: *mut O) {
+    let _uncancelled = Uncancelled::new();
     // SAFETY: passed on from the caller.
     let Ok(handle) = (unsafe { handle(opaque.cast_const()) }) else {
         return;
     };
-    let forked = handle.process != std::process::id();
+    let forked = !handle.origin.is_here();
     // After a fork the count is that of the parent, whose threads are not here.
     if !forked {
         let mut inside = handle.inside.fetch_or(FREEING, SeqCst) | FREEING;

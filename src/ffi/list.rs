@@ -95,6 +95,8 @@ pub struct vuf_submit_result {
     pub value: u64,
 }
 
+args::extensible! { vuf_submit_result }
+
 // Which fields a request has, as bits.
 const INDEX: u32 = 1;
 const VALUE: u32 = 2;

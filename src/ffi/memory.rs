@@ -284,9 +284,11 @@ pub unsafe extern "C" fn vuf_client_set_log_base(
 ///
 /// Optional, and rarely served: rust-vmm back-ends hang up on it.
 ///
-/// fd  the eventfd; borrowed: the back-end gets a duplicate
+/// fd  the eventfd, or one end of a pipe or socket; borrowed: the back-end gets a
+///     duplicate
 ///
 /// Returns 0, otherwise
+///   -EINVAL     fd is a file, a directory or a device
 ///   -EBADF      fd is negative or not open
 ///   VUF_E_NACK  the back-end refused
 /// or a common code.

@@ -201,7 +201,7 @@ pub unsafe extern "C" fn vuf_backend_programs_free(programs: *mut vuf_backend_pr
 /// program  set program->size before the call; the rest is filled in
 ///
 /// Returns 0, otherwise
-///   -EINVAL  an argument is NULL, or program->size is not set
+///   -EINVAL  an argument is NULL, or program->size is too small
 ///   -ENOENT  there are not so many
 ///   -E2BIG   program->size is above 65536
 ///

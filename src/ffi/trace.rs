@@ -133,7 +133,7 @@ pub(super) fn public(counters: &Counters) -> vuf_counters {
 /// counters  set counters->size before the call; the rest is filled in
 ///
 /// Returns 0, otherwise
-///   -EINVAL  an argument is NULL, or the size is not set
+///   -EINVAL  an argument is NULL, or the size is too small
 ///   -E2BIG   the size is above 65536
 ///
 /// # Safety

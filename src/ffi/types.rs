@@ -2,6 +2,7 @@
 
 #![allow(non_camel_case_types, reason = "these are the names in C")]
 
+use super::args::extensible;
 use crate::error::{Class, Phase, code};
 use crate::message;
 use std::os::raw::{c_char, c_int, c_void};
@@ -206,7 +207,7 @@ pub struct vuf_client {
 /// VUF_TIMEOUT_FOREVER.
 ///
 /// A longer struct than this library knows is refused with -E2BIG unless the
-/// rest is zero.
+/// rest is zero, and a shorter one than that of version 0.1 with -EINVAL.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct vuf_client_options {
@@ -259,9 +260,9 @@ pub struct vuf_mem_region {
     pub user_addr: u64,
     /// Offset of the region in the file, in bytes; a multiple of the page size.
     pub mmap_offset: u64,
-    /// The file that holds the region: memfd, tmpfs or hugetlbfs, mapped shared.
-    /// Borrowed: the back-end gets a duplicate. 0 is refused, so that a zeroed
-    /// struct does not send standard input away.
+    /// The file that holds the region: memfd, tmpfs or hugetlbfs, or a device that can
+    /// be mapped; mapped shared. Borrowed: the back-end gets a duplicate. 0 is refused,
+    /// so that a zeroed struct does not send standard input away.
     pub fd: c_int,
     /// With VUF_PROTOCOL_F_XEN_MMAP acknowledged: VUF_XEN_MMAP_*. Otherwise zero.
     pub xen_mmap_flags: u32,
@@ -482,7 +483,9 @@ pub struct vuf_backend_ops {
     /// A ring has a doorbell page, which the guest may write in place of the kick
     /// (BACKEND_VRING_HOST_NOTIFIER_MSG): map size bytes of fd from offset, shared
     /// and writable. fd is given (yours to close); -1 takes the page away. It also
-    /// goes when the ring is stopped.
+    /// goes when the ring is stopped. Also called with -1, and the result then ignored,
+    /// for each page that is there when the device is reset or the channel ends, as
+    /// shmem_unmap is.
     pub host_notifier: Option<
         unsafe extern "C" fn(
             user: *mut c_void,
@@ -497,9 +500,13 @@ pub struct vuf_backend_ops {
     /// sends and closes it).
     pub shared_object_lookup:
         Option<unsafe extern "C" fn(user: *mut c_void, uuid: *const u8, fd: *mut c_int) -> c_int>,
-    /// Map fd into a shared memory region of the device (BACKEND_SHMEM_MAP): it
-    /// lies within the region and overlaps nothing mapped. fd is given (yours to
-    /// close).
+    /// Map fd into a shared memory region of the device (BACKEND_SHMEM_MAP). fd is
+    /// given (yours to close). The library has checked that the area is within the
+    /// region; begins with a page in the region and in the file; has no page in common
+    /// with another mapping, so that whole pages can be mapped whatever len is; and that
+    /// fd is open for it and, if it is a regular file, was long enough. The back-end may
+    /// still truncate its file: an access to the mapping is then a SIGBUS, unless the file
+    /// has F_SEAL_SHRINK.
     pub shmem_map: Option<
         unsafe extern "C" fn(user: *mut c_void, area: *const vuf_shmem_area, fd: c_int) -> c_int,
     >,
@@ -519,7 +526,8 @@ pub struct vuf_backend_ops {
     /// The device exports an object under the 16 bytes at uuid
     /// (BACKEND_SHARED_OBJECT_ADD).
     pub shared_object_added: Option<unsafe extern "C" fn(user: *mut c_void, uuid: *const u8)>,
-    /// The device exports it no longer (BACKEND_SHARED_OBJECT_REMOVE).
+    /// The device exports it no longer (BACKEND_SHARED_OBJECT_REMOVE). Also called for
+    /// each object that it exports when it is reset or the channel ends.
     pub shared_object_removed: Option<unsafe extern "C" fn(user: *mut c_void, uuid: *const u8)>,
 }
 
@@ -639,6 +647,12 @@ pub struct vuf_error_info {
     pub has_value: u32,
     /// The back-end's raw value: an error, or the field that was wrong.
     pub value: u64,
+    /// With -ETIMEDOUT of a device: the code of the last failure that kept the device
+    /// from what it waits for, such as -ENOENT where the socket does not exist. The
+    /// other fields and the text then describe that failure. Otherwise 0.
+    pub cause: c_int,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// What [`vuf_error_info`] says of a class.
@@ -687,6 +701,10 @@ const _: () = {
     assert!(VUF_IOTLB_INVALIDATE == message::iotlb::INVALIDATE);
     assert!(1 << VUF_PROTOCOL_F_MQ == P::MQ.bits());
     assert!(1 << VUF_PROTOCOL_F_LOG_SHMFD == P::LOG_SHMFD.bits());
+    assert!(
+        super::virtual_device::types::VUF_DEVICE_DEFAULT_PROTOCOL_FEATURES
+            == crate::device::DeviceOptions::DEFAULT_PROTOCOL_FEATURES
+    );
     assert!(1 << VUF_PROTOCOL_F_REPLY_ACK == P::REPLY_ACK.bits());
     assert!(1 << VUF_PROTOCOL_F_BACKEND_REQ == P::BACKEND_REQ.bits());
     assert!(1 << VUF_PROTOCOL_F_CONFIG == P::CONFIG.bits());
@@ -742,4 +760,9 @@ mod tests {
             assert!(header.contains(&line), "{line}");
         }
     }
+}
+
+extensible! {
+    vuf_client_options vuf_crypto_session vuf_shmem_config vuf_backend_ops vuf_counters
+    vuf_error_info
 }

@@ -3,8 +3,11 @@
 pub mod config;
 pub mod group;
 pub mod names;
+pub mod presets;
 pub mod rings;
+pub mod settings;
 pub mod sharing;
+pub mod state;
 pub mod types;
 
 use self::types::*;
@@ -18,7 +21,7 @@ use crate::device::{
     Quiet, Recovery,
 };
 use crate::error::{Error, Kind, Result};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::raw::{c_char, c_int, c_void};
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,11 +45,13 @@ unsafe fn options(c: &Args, given: *const vuf_device_options) -> Result<DeviceOp
     };
     let default = DeviceOptions::default();
     Ok(DeviceOptions {
+        device_id: given.device_id,
         num_rings: given.num_rings,
+        max_ring_size: given.max_ring_size,
         config_size: given.config_size,
         required_features: given.required_features,
         protocol_features: match given.protocol_features {
-            0 => u64::MAX,
+            0 => default.protocol_features,
             some => some,
         },
         required_protocol_features: given.required_protocol_features,
@@ -61,6 +66,7 @@ unsafe fn options(c: &Args, given: *const vuf_device_options) -> Result<DeviceOp
             _ => return Err(Error::invalid("options->on_unfenced is unknown")),
         },
         out_of_order: match given.out_of_order {
+            VUF_OUT_OF_ORDER_DEFAULT => OutOfOrder::Default,
             VUF_OUT_OF_ORDER_NEEDS_RESET => OutOfOrder::NeedsReset,
             VUF_OUT_OF_ORDER_REPLAY_FROM_USED => OutOfOrder::ReplayFromUsed,
             VUF_OUT_OF_ORDER_RESUME_FROM_AVAILABLE => OutOfOrder::ResumeFromAvailable,
@@ -70,6 +76,7 @@ unsafe fn options(c: &Args, given: *const vuf_device_options) -> Result<DeviceOp
         slow: args::timeout(given.slow_timeout_ms),
         drain: args::timeout(given.drain_timeout_ms),
         stall: args::duration(given.stall_ms, default.stall),
+        clock: default.clock,
     })
 }
 
@@ -112,10 +119,11 @@ unsafe fn create(
 /// Makes a device whose back-end listens at a path, now or later.
 ///
 /// Nothing is sent before vuf_device_process() or vuf_device_wait() is called; they
-/// connect, and connect again after each loss, for ever.
+/// connect, and connect again after each loss, forever.
 ///
 /// path     the socket's path, not necessarily UTF-8; of any length, but its last
-///          part of not much more than 80 bytes
+///          part of not much more than 80 bytes. A relative one is relative to the
+///          directory that the process has now, even if it changes that later.
 /// options  NULL for the defaults; read during the call
 /// out      gets the device; NULL on failure
 ///
@@ -221,7 +229,7 @@ fn supply(device: &Device, c: &Args, fd: c_int) -> Result<()> {
     device.check_fd(c.fd(fd, "fd")?)?;
     // SAFETY: an open socket, which the caller gives away with success; it has just
     // been checked for all that can be wrong with it.
-    device.set_fd(unsafe { OwnedFd::from_raw_fd(fd) })
+    device.set_fd(unsafe { args::take_fd(fd) }?)
 }
 
 /// Frees a device and closes its connection, without any traffic: back-ends then
@@ -287,6 +295,10 @@ fn kind_number(kind: EventKind) -> u32 {
         EventKind::NeedsFd => VUF_DEVICE_EVENT_NEEDS_FD,
         EventKind::PeersRefused => VUF_DEVICE_EVENT_PEERS_REFUSED,
         EventKind::ConfigRefused => VUF_DEVICE_EVENT_CONFIG_REFUSED,
+        EventKind::Refused => VUF_DEVICE_EVENT_REFUSED,
+        EventKind::ChannelClosed => VUF_DEVICE_EVENT_CHANNEL_CLOSED,
+        EventKind::ChannelRefused => VUF_DEVICE_EVENT_CHANNEL_REFUSED,
+        EventKind::IotlbRefused => VUF_DEVICE_EVENT_IOTLB_REFUSED,
     }
 }
 
@@ -338,21 +350,21 @@ fn public_event(event: Option<&Event>) -> vuf_device_event {
     }
 }
 
-/// Does a bounded part of what there is to do, without waiting, and tells the next
-/// event. The descriptor stays readable while there is more.
+/// Performs a bounded amount of work without blocking, and returns the next event. The
+/// descriptor stays readable while there is more.
 ///
 /// The caller's functions in options->backend_ops run in here.
 ///
 /// event  set event->size before the call; the rest is filled in, with kind
-///        VUF_DEVICE_EVENT_NONE where nothing has happened
+///        VUF_DEVICE_EVENT_NONE if there is no event
 ///
 /// Returns 0, otherwise
-///   -EINVAL      an argument is NULL, or event->size is not set
+///   -EINVAL      an argument is NULL, or event->size is too small
 ///   -E2BIG       event->size is above 65536
 ///   -ECANCELED   the device is being freed, or an earlier call returned VUF_E_PANIC
 ///   VUF_E_STATE  called from a function that the library calls
 ///   VUF_E_PANIC  a bug in this library
-/// Whatever happens to a connection is an event, and no failure.
+/// What happens to a connection is an event, and no failure.
 ///
 /// # Safety
 /// `device` is null or a device that has not been freed; `event` is null or points
@@ -372,19 +384,36 @@ pub unsafe extern "C" fn vuf_device_process(
     }
 }
 
-/// Waits until the back-end has been told all that is wanted, and does what there
-/// is to do meanwhile. Events stay for vuf_device_process().
+/// Waits until the back-end has acknowledged all that is wanted and has answered all
+/// messages of vuf_device_post_iotlb(), and drives the device meanwhile. Events stay
+/// for vuf_device_process().
 ///
 /// timeout_ms  how long; VUF_TIMEOUT_DEFAULT is 60000
 ///
 /// Returns 0, otherwise
 ///   -EINVAL      device is NULL
-///   -ETIMEDOUT   not all was done in time; it still will be
+///   -ETIMEDOUT   not all was done in time; it still will be. vuf_last_error() and
+///                vuf_last_error_info() give the last cause: the socket cannot be
+///                reached, a required feature is missing, a connection was lost, or a
+///                request is unanswered, which one and for how long
 ///   -ECANCELED   the device is being freed, or an earlier call returned VUF_E_PANIC
+///   -EBUSY       as VUF_E_NACK, of a ring that was started anew while its last run was
+///                being stopped and lost with that: it has unfinished requests in the
+///                in-flight buffer, which other rings use
+///   VUF_E_NACK   the back-end has refused a part of what is wanted, or lacks a ring that
+///                was to be started, and has confirmed the rest
+///                (VUF_DEVICE_EVENT_REFUSED). Until the caller asks again: for a region
+///                by a change of the memory, for a ring by vuf_device_start(), _stop() or
+///                _reset(), for a call descriptor also by vuf_device_set_call(), for an
+///                MTU by vuf_device_set_mtu().
+///                Or: all messages of vuf_device_post_iotlb() are answered, and the
+///                back-end has refused at least one (VUF_DEVICE_EVENT_IOTLB_REFUSED)
+///                that no earlier call of this function has returned for. Of several
+///                threads that wait at the time each gets it.
 ///   VUF_E_STATE  rings that ran before a loss wait for vuf_device_reset(); or
 ///                called from a function that the library calls
 ///   VUF_E_PANIC  a bug in this library
-/// or another negative errno from the system, as -EMFILE.
+/// or another negative errno from the system, such as -EMFILE.
 ///
 /// # Safety
 /// `device` is null or a device that has not been freed.
@@ -394,12 +423,55 @@ pub unsafe extern "C" fn vuf_device_wait(device: *mut vuf_device, timeout_ms: u3
     unsafe { handle::with_device(device, |device, _| device.wait(args::timeout(timeout_ms))) }
 }
 
+/// Waits until there is a usable back-end: the handshake has gone through, and what is
+/// required is offered. For programs that want an error when they start: it waits for a
+/// back-end that does not listen yet, and returns at once if there is one that cannot be
+/// used.
+///
+/// Tries to connect now, as vuf_device_reconnect() does. After a failure the device
+/// keeps trying, too. Events stay for vuf_device_process().
+///
+/// timeout_ms  how long; VUF_TIMEOUT_DEFAULT is 60000
+///
+/// Returns 0, also if it was connected before, otherwise
+///   -EINVAL               device is NULL
+///   -ETIMEDOUT            there is no back-end: vuf_last_error() says why, as for
+///                         vuf_device_wait(); or it took the connection and has not
+///                         answered within timeout_ms of the options
+///   -ECANCELED            the device is being freed, or an earlier call returned
+///                         VUF_E_PANIC
+///   VUF_E_NOT_NEGOTIATED  the back-end lacks a feature that is required, was assumed or
+///                         is acknowledged; vuf_last_error() names it
+///   VUF_E_NACK            the back-end refused a request
+///   VUF_E_PROTOCOL        the back-end broke the protocol
+///   VUF_E_DISCONNECTED    the back-end closed the connection during the handshake; for
+///                         a process of vuf_device_set_process() the text has its exit
+///                         status
+///   VUF_E_STATE           called from a function that the library calls
+///   VUF_E_PANIC           a bug in this library
+/// or another negative errno, such as -E2BIG if the back-end cannot hold the memory.
+///
+/// # Safety
+/// `device` is null or a device that has not been freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vuf_device_wait_connected(
+    device: *mut vuf_device,
+    timeout_ms: u32,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        handle::with_device(device, |device, _| {
+            device.wait_connected(args::timeout(timeout_ms))
+        })
+    }
+}
+
 fn public_info(info: &DeviceInfo) -> vuf_device_info {
     let id = |id: Option<u32>| id.and_then(|id| i32::try_from(id).ok()).unwrap_or(-1);
     vuf_device_info {
         size: size_of::<vuf_device_info>(),
         connected: u32::from(info.connected),
-        settled: u32::from(info.applied == Some(info.generation)),
+        settled: u32::from(info.settled),
         needs_reset: u32::from(info.needs_reset),
         unfenced: u32::from(info.unfenced),
         generation: info.generation,
@@ -414,17 +486,17 @@ fn public_info(info: &DeviceInfo) -> vuf_device_info {
         peer_pid: info.peer.map_or(-1, |peer| peer.pid),
         peer_uid: id(info.peer.map(|peer| peer.uid)),
         peer_gid: id(info.peer.map(|peer| peer.gid)),
-        reserved: 0,
+        max_rings: info.max_rings.unwrap_or_default(),
         shmem_sizes: info.shmem_sizes,
     }
 }
 
-/// Tells what is known of a device and its back-end. Does not wait.
+/// Returns what is known of a device and its back-end. Does not wait.
 ///
 /// info  set info->size before the call; the rest is filled in
 ///
 /// Returns 0, otherwise
-///   -EINVAL  an argument is NULL, or info->size is not set
+///   -EINVAL  an argument is NULL, or info->size is too small
 ///   -E2BIG   info->size is above 65536
 ///
 /// # Safety
@@ -450,7 +522,7 @@ pub unsafe extern "C" fn vuf_device_get_info(
 /// counters  set counters->size before the call; the rest is filled in
 ///
 /// Returns 0, otherwise
-///   -EINVAL             an argument is NULL, or counters->size is not set
+///   -EINVAL             an argument is NULL, or counters->size is too small
 ///   -E2BIG              counters->size is above 65536
 ///   VUF_E_DISCONNECTED  there is no connection
 ///
@@ -583,6 +655,9 @@ fn tell_quiet(
         0 => device.quiet(),
         milliseconds => device.wait_quiet(args::timeout(milliseconds)),
     };
+    if timeout_ms != 0 && !quiesced {
+        boundary::remember(&device.explain());
+    }
     let quiet = vuf_quiet {
         size: size_of::<vuf_quiet>(),
         quiesced: u32::from(quiesced),
@@ -591,12 +666,13 @@ fn tell_quiet(
     c.fill(out, size, &quiet)
 }
 
-/// Tells whether what was stopped or taken away is really out of use.
+/// Returns whether stopped rings and memory that was taken away are out of use, and
+/// whether stopped rings can be resumed. Does not wait.
 ///
 /// quiet  set quiet->size before the call; the rest is filled in
 ///
 /// Returns 0, otherwise
-///   -EINVAL      an argument is NULL, or quiet->size is not set
+///   -EINVAL      an argument is NULL, or quiet->size is too small
 ///   -E2BIG       quiet->size is above 65536
 ///
 /// # Safety

@@ -228,13 +228,13 @@ pub unsafe extern "C" fn vuf_client_set_vring_endian(
 /// descriptor once afterwards, for entries that were made available before.
 ///
 /// index  the ring: 0 to VUF_MAX_RING_INDEX, and below options.max_rings
-/// fd     an eventfd; borrowed: the back-end gets a duplicate. -1 for none: the
-///        back-end shall poll. Beware: rust-vmm back-ends acknowledge -1 and
+/// fd     an eventfd, or one end of a pipe or socket; borrowed: the back-end gets a
+///        duplicate. -1 for none: the back-end shall poll. Beware: rust-vmm back-ends acknowledge -1 and
 ///        never start the ring, and libvhost-user cannot resume in-flight
 ///        requests without a descriptor. Always pass a real one if you can.
 ///
 /// Returns 0, otherwise
-///   -EINVAL     index is out of range
+///   -EINVAL     index is out of range, or fd is a file, a directory or a device
 ///   -EBADF      fd is below -1 or not open
 ///   VUF_E_NACK  the back-end refused
 /// or a common code.
@@ -288,11 +288,11 @@ pub unsafe extern "C" fn vuf_client_vring_kick(client: *mut vuf_client, index: u
 /// Expect a call without a cause: some back-ends write the descriptor at once.
 ///
 /// index  the ring: 0 to VUF_MAX_RING_INDEX, and below options.max_rings
-/// fd     an eventfd; borrowed: the back-end gets a duplicate. -1 for none: the
-///        driver polls.
+/// fd     an eventfd, or one end of a pipe or socket; borrowed: the back-end gets a
+///        duplicate. -1 for none: the driver polls.
 ///
 /// Returns 0, otherwise
-///   -EINVAL     index is out of range
+///   -EINVAL     index is out of range, or fd is a file, a directory or a device
 ///   -EBADF      fd is below -1 or not open
 ///   VUF_E_NACK  the back-end refused
 /// or a common code.
@@ -319,10 +319,11 @@ pub unsafe extern "C" fn vuf_client_set_vring_call(
 /// At any time.
 ///
 /// index  the ring: 0 to VUF_MAX_RING_INDEX, and below options.max_rings
-/// fd     an eventfd; borrowed: the back-end gets a duplicate. -1 for none.
+/// fd     an eventfd, or one end of a pipe or socket; borrowed: the back-end gets a
+///        duplicate. -1 for none.
 ///
 /// Returns 0, otherwise
-///   -EINVAL     index is out of range
+///   -EINVAL     index is out of range, or fd is a file, a directory or a device
 ///   -EBADF      fd is below -1 or not open
 ///   VUF_E_NACK  the back-end refused
 /// or a common code.

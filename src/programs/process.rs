@@ -2,7 +2,7 @@
 
 use crate::backend_client::Timeout;
 use crate::error::{Error, Kind, Result};
-use crate::socket::{self, Bell, Child, Deadline, Exit, PASSED_FD, Spawn, Watch};
+use crate::socket::{self, Bell, Child, Deadline, Exit, Origin, PASSED_FD, Spawn, Watch};
 use nix::errno::Errno;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
@@ -54,6 +54,10 @@ pub struct ProcessOptions<'a> {
     pub own_arguments: bool,
     /// It leads a process group of its own.
     pub new_group: bool,
+    /// It is killed (SIGKILL) when the thread that starts it ends, and so at the latest with
+    /// this process. Of a program that changes its rights (set-user-ID, file capabilities)
+    /// the kernel forgets that.
+    pub kill_with_parent: bool,
 }
 
 /// A back-end that was started here. Dropped, it is killed if it still runs.
@@ -67,7 +71,7 @@ pub struct BackendProcess {
     /// Nobody waits for it any longer.
     canceled: Bell,
     /// Who has started it: not a forked child.
-    parent: u32,
+    parent: Origin,
 }
 
 fn text(text: &OsStr, name: &str) -> Result<CString> {
@@ -110,10 +114,10 @@ impl BackendProcess {
         }
         let (ours, theirs) = sockets()?.unzip();
         let null = File::options().read(true).write(true).open("/dev/null");
-        let null = null.map_err(|error| {
-            let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
-            Error::os(errno, "cannot open /dev/null")
-        })?;
+        let null = null
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+            .and_then(|file| socket::above_standard(file.into()))
+            .map_err(|errno| Error::os(errno, "cannot open /dev/null"))?;
         let output = |output, inherited: Option<BorrowedFd<'static>>| match output {
             Output::Fd(fd) => fd,
             Output::Null => null.as_fd(),
@@ -142,6 +146,7 @@ impl BackendProcess {
             stderr: output(options.stderr, inherited.1),
             passed: theirs.as_ref().map(OwnedFd::as_fd),
             new_group: options.new_group,
+            kill_with_parent: options.kill_with_parent,
         })
         .map_err(|errno| Error::os(errno, format_args!("cannot start {}", program.display())))?;
         Ok(Self {
@@ -149,7 +154,7 @@ impl BackendProcess {
             socket: Mutex::new(ours),
             exit: Mutex::new(None),
             canceled,
-            parent: std::process::id(),
+            parent: Origin::here(),
         })
     }
 
@@ -250,9 +255,19 @@ impl BackendProcess {
     }
 }
 
+impl BackendProcess {
+    /// Drops a forked child's copy, unless another thread of the parent was changing it
+    /// at the fork.
+    pub(crate) fn close_in_child(self) {
+        if self.socket.try_lock().is_err() || self.exit.try_lock().is_err() {
+            std::mem::forget(self);
+        }
+    }
+}
+
 impl Drop for BackendProcess {
     fn drop(&mut self) {
-        if self.parent == std::process::id() {
+        if self.parent.is_here() {
             // There is nobody to tell, and it is not waited for any longer.
             let _ = self.kill();
         }

@@ -1,6 +1,8 @@
 //! Sockets by name, for who never waits: one attempt to connect, and a listening
 //! socket with its file.
 
+use super::above_standard;
+use super::origin::Origin;
 use crate::error::{Error, Result};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl, open};
@@ -18,7 +20,7 @@ use std::path::{Path, PathBuf};
 // ---- names ----
 
 /// The name of an abstract socket: what follows a leading NUL byte.
-fn abstract_name(path: &Path) -> Option<&[u8]> {
+pub(super) fn abstract_name(path: &Path) -> Option<&[u8]> {
     match path.as_os_str().as_bytes().split_first() {
         Some((0, name)) => Some(name),
         _ => None,
@@ -47,8 +49,17 @@ pub(crate) fn check_path(path: &Path) -> nix::Result<()> {
     }
 }
 
+/// A path that means the same after the process has changed its directory. Where the directory
+/// of now has no name any more, it stays as it is.
+pub(crate) fn absolute(path: PathBuf) -> PathBuf {
+    match abstract_name(&path) {
+        Some(_) => path,
+        None => std::path::absolute(&path).unwrap_or(path),
+    }
+}
+
 /// The directory of a path, and the name in it.
-fn place(path: &Path) -> nix::Result<(&Path, &OsStr)> {
+pub(super) fn place(path: &Path) -> nix::Result<(&Path, &OsStr)> {
     let name = path.file_name().ok_or(Errno::EISDIR)?;
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
     Ok((parent.unwrap_or(Path::new(".")), name))
@@ -56,7 +67,7 @@ fn place(path: &Path) -> nix::Result<(&Path, &OsStr)> {
 
 fn open_directory(path: &Path) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    open(path, flags, Mode::empty())
+    open(path, flags, Mode::empty()).and_then(above_standard)
 }
 
 /// An address holds 107 bytes. What is longer is named by way of its directory,
@@ -82,7 +93,7 @@ fn address(path: &Path, directory: Option<BorrowedFd<'_>>) -> nix::Result<UnixAd
 
 fn new_socket(kind: SockType) -> nix::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    socket(AddressFamily::Unix, kind, flags, None)
+    socket(AddressFamily::Unix, kind, flags, None).and_then(above_standard)
 }
 
 // ---- connecting ----
@@ -111,15 +122,34 @@ const WAITING_PEERS: u8 = 8;
 /// A listening socket for another process, and a connection that waits at it. Who else
 /// wanted one would need the name, which is gone already.
 pub(crate) fn listener_with_connection() -> Result<(OwnedFd, OwnedFd)> {
-    let failed = |errno| Error::os(errno, "cannot make a socket that listens");
     // A number that nobody can foresee, and it need not be more than that: a name
     // that is in use is refused.
     let number = RandomState::new().build_hasher().finish();
-    let path = std::env::temp_dir().join(format!("vhost-user-{number:016x}"));
-    let Listener { socket, _file } = Listener::new(&path, 0o600)?;
-    let connection = try_connect(&path).map_err(failed)?;
+    let name = format!("vhost-user-{number:016x}");
+    // The name is there for a moment, and where that is does not matter.
+    let first = std::env::temp_dir();
+    let others = ["/tmp", "/var/tmp", "/dev/shm", "/run"].map(Path::new);
+    let mut result = Err(Errno::ENOENT);
+    for directory in std::iter::once(first.as_path()).chain(others) {
+        result = listener_in(&directory.join(&name));
+        if result.is_ok() {
+            break;
+        }
+    }
+    result.map_err(|errno| {
+        let text = format_args!(
+            "cannot make a socket that listens in {}, /tmp, /var/tmp, /dev/shm or /run",
+            first.display()
+        );
+        Error::os(errno, text)
+    })
+}
+
+fn listener_in(path: &Path) -> nix::Result<(OwnedFd, OwnedFd)> {
+    let Listener { socket, _file, .. } = Listener::bind(path, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let connection = try_connect(path)?;
     // That of the other process may block.
-    fcntl(&socket, FcntlArg::F_SETFL(OFlag::empty())).map_err(failed)?;
+    fcntl(&socket, FcntlArg::F_SETFL(OFlag::empty()))?;
     Ok((socket, connection))
 }
 
@@ -127,6 +157,7 @@ pub(crate) fn listener_with_connection() -> Result<(OwnedFd, OwnedFd)> {
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: OwnedFd,
+    path: PathBuf,
     /// An abstract socket has none.
     _file: Option<SocketFile>,
 }
@@ -164,8 +195,13 @@ impl Listener {
         listen(&socket, Backlog::new(WAITING_PEERS)?)?;
         Ok(Self {
             socket,
+            path: path.to_owned(),
             _file: file,
         })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -176,7 +212,7 @@ impl Listener {
     pub(crate) fn accept(&self) -> nix::Result<Option<OwnedFd>> {
         match accept4(self.socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
             // SAFETY: accept4 just made this descriptor for us.
-            Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) })),
+            Ok(fd) => above_standard(unsafe { OwnedFd::from_raw_fd(fd) }).map(Some),
             Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => Ok(None),
             Err(errno) => Err(errno),
         }
@@ -190,7 +226,7 @@ struct SocketFile {
     name: OsString,
     identity: Identity,
     /// A forked child may not remove it.
-    process: u32,
+    origin: Origin,
 }
 
 /// Tells files apart, also one from its successor in the same place on the disk.
@@ -228,7 +264,7 @@ impl SocketFile {
             identity: Identity::of(&found),
             name: name.to_owned(),
             directory,
-            process: std::process::id(),
+            origin: Origin::here(),
         };
         // The umask has taken some away.
         if found.st_mode & 0o777 != permissions.bits() {
@@ -243,7 +279,7 @@ impl Drop for SocketFile {
     fn drop(&mut self) {
         let directory = self.directory.as_fd();
         let ours = |found| Identity::of(&found) == self.identity;
-        if std::process::id() == self.process && look(directory, &self.name).is_ok_and(ours) {
+        if self.origin.is_here() && look(directory, &self.name).is_ok_and(ours) {
             // It may have gone by itself.
             let _ = unlinkat(directory, self.name.as_os_str(), UnlinkatFlags::NoRemoveDir);
         }

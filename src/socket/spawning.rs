@@ -12,10 +12,8 @@
 //! children of our own are waited for.
 
 use super::wait::pause;
-use super::{Deadline, is_open};
+use super::{Deadline, above_standard, duplicate, is_open, new_eventfd, tied};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::raw::{c_char, c_int, c_void};
@@ -38,6 +36,8 @@ pub(crate) struct Spawn<'a> {
     pub(crate) passed: Option<BorrowedFd<'a>>,
     /// It leads a process group of its own.
     pub(crate) new_group: bool,
+    /// It is killed when the thread that starts it ends.
+    pub(crate) kill_with_parent: bool,
 }
 
 /// How a program has ended.
@@ -61,12 +61,15 @@ pub(crate) struct Child {
     gone: bool,
 }
 
-fn check(rc: c_int) -> nix::Result<()> {
+pub(super) fn check(rc: c_int) -> nix::Result<()> {
     match rc {
         0 => Ok(()),
         errno => Err(Errno::from_raw(errno)),
     }
 }
+
+/// A program that is started does not ignore these.
+const DEFAULT_SIGNALS: [c_int; 3] = [libc::SIGPIPE, libc::SIGTERM, libc::SIGCHLD];
 
 /// Attributes of a spawn.
 struct Attributes(libc::posix_spawnattr_t);
@@ -92,7 +95,7 @@ impl Attributes {
         check(unsafe { libc::posix_spawnattr_setsigmask(attributes, &raw const nothing) })?;
         // What is ignored here would be ignored there. SIGTERM is to end it; others
         // are left as they are, as the SIGHUP of nohup.
-        let default = signals(&[libc::SIGPIPE, libc::SIGTERM, libc::SIGCHLD])?;
+        let default = signals(&DEFAULT_SIGNALS)?;
         // SAFETY: as above.
         check(unsafe { libc::posix_spawnattr_setsigdefault(attributes, &raw const default) })?;
         Ok(this)
@@ -174,12 +177,14 @@ pub(crate) fn spawn(what: &Spawn<'_>) -> nix::Result<Child> {
     // Duplicates above the numbers that the child's get: none is overwritten before
     // it was used, and none is there already, and close-on-exec.
     let mut kept = Vec::with_capacity(4);
+    let mut numbers = Vec::with_capacity(4);
     let mut actions = Actions::new()?;
     let given = [Some(what.stdin), Some(what.stdout), Some(what.stderr)];
     for (fd, number) in given.into_iter().chain([what.passed]).zip(0..) {
         if let Some(fd) = fd {
             let fd = duplicate_above(fd)?;
             actions.duplicate(fd.as_fd(), number)?;
+            numbers.push((fd.as_raw_fd(), number));
             kept.push(fd);
         }
     }
@@ -192,18 +197,31 @@ pub(crate) fn spawn(what: &Spawn<'_>) -> nix::Result<Child> {
     let arguments = pointers(what.arguments);
     let environment = pointers(what.environment);
     let mut pid = 0;
-    // SAFETY: structs that were made above, and lists of texts that end with NULL;
-    // all live until it returns, and it changes none of the texts.
-    check(unsafe {
-        libc::posix_spawn(
-            &raw mut pid,
-            what.program.as_ptr(),
-            &raw const actions.0,
-            &raw const attributes.0,
-            arguments.as_ptr(),
-            environment.as_ptr(),
-        )
-    })?;
+    if what.kill_with_parent {
+        pid = tied::start(&tied::Plan {
+            program: what.program,
+            arguments: &arguments,
+            environment: &environment,
+            fds: &numbers,
+            first_closed,
+            new_group: what.new_group,
+            default_signals: &DEFAULT_SIGNALS,
+            no_signals: signals(&[])?,
+        })?;
+    } else {
+        // SAFETY: structs that were made above, and lists of texts that end with NULL;
+        // all live until it returns, and it changes none of the texts.
+        check(unsafe {
+            libc::posix_spawn(
+                &raw mut pid,
+                what.program.as_ptr(),
+                &raw const actions.0,
+                &raw const attributes.0,
+                arguments.as_ptr(),
+                environment.as_ptr(),
+            )
+        })?;
+    }
     let opened = open_pidfd(pid).and_then(|pidfd| {
         let child = Child {
             pid,
@@ -224,7 +242,7 @@ pub(crate) fn spawn(what: &Spawn<'_>) -> nix::Result<Child> {
         // by now, or was when it was asked for.
         Err(Errno::ESRCH | Errno::ECHILD) => Ok(Child {
             pid,
-            pidfd: EventFd::from_value_and_flags(1, EfdFlags::EFD_CLOEXEC)?.into(),
+            pidfd: new_eventfd(1)?.into(),
             gone: true,
         }),
         Err(errno) => {
@@ -236,9 +254,7 @@ pub(crate) fn spawn(what: &Spawn<'_>) -> nix::Result<Child> {
 
 fn duplicate_above(fd: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
     let least = PASSED_FD.saturating_add(1);
-    let raw = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(least))?;
-    // SAFETY: fcntl just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+    duplicate(fd, least)
 }
 
 /// Linux 5.3. The number is that of a child which nobody has waited for.
@@ -247,7 +263,7 @@ fn open_pidfd(pid: libc::pid_t) -> nix::Result<OwnedFd> {
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
     let fd = RawFd::try_from(fd).map_err(|_| Errno::EBADF)?;
     // SAFETY: the kernel just made this descriptor for us, close-on-exec.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    above_standard(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Ends a child that no descriptor could be had for.

@@ -1,9 +1,10 @@
 //! Waiting for descriptors, and what can be waited for.
 
+use super::{above_standard, new_eventfd};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -153,8 +154,7 @@ pub(crate) struct Bell(EventFd);
 
 impl Bell {
     pub(crate) fn new() -> nix::Result<Self> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        EventFd::from_value_and_flags(0, flags).map(Self)
+        new_eventfd(0).map(Self)
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -179,7 +179,8 @@ pub(crate) struct Pollable(Epoll);
 
 impl Pollable {
     pub(crate) fn new() -> nix::Result<Self> {
-        Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map(Self)
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        Ok(Self(Epoll(above_standard(epoll.0)?)))
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {

@@ -7,6 +7,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use vhost_user_frontend::{
     Base, Device, DeviceOptions, Event, EventKind, Peer, Policy, Region, Ring, RingIndices, Timeout,
@@ -24,15 +25,15 @@ pub const SIZE: u64 = 0x1_0000;
 /// Where more is plugged.
 pub const PLUGGED: u64 = 0x1_0000_0000;
 
-/// Nothing was ever used.
-struct Unused;
+/// Each request that was made available has been used, the same number in all rings.
+struct Indices(Arc<AtomicU16>);
 
-impl RingIndices for Unused {
+impl RingIndices for Indices {
     fn used(&self) -> Option<u16> {
-        Some(0)
+        Some(self.0.load(Ordering::Relaxed))
     }
     fn available(&self) -> Option<u16> {
-        Some(0)
+        self.used()
     }
 }
 
@@ -72,6 +73,7 @@ pub struct Front {
     memory: File,
     kick: OwnedFd,
     call: OwnedFd,
+    used: Arc<AtomicU16>,
     pub events: Vec<Event>,
 }
 
@@ -84,6 +86,7 @@ impl Front {
             memory,
             kick: eventfd(),
             call: eventfd(),
+            used: Arc::default(),
             events: Vec::new(),
         }
     }
@@ -105,8 +108,13 @@ impl Front {
             kick: self.kick.as_fd(),
             call: Some(self.call.as_fd()),
             err: None,
-            indices: Some(Arc::new(Unused)),
+            indices: Some(Arc::new(Indices(Arc::clone(&self.used)))),
         }
+    }
+
+    /// The used index of all rings.
+    pub fn pretend_used(&self, index: u16) {
+        self.used.store(index, Ordering::Relaxed);
     }
 
     pub fn start(&self, rings: &[u32], base: Base) {

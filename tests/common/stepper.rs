@@ -23,7 +23,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use vhost_user_frontend::message::{ProtocolFeatures, Request, flags};
-use vhost_user_frontend::{Event, EventKind};
+use vhost_user_frontend::{DeviceOptions, Event, EventKind, OutOfOrder};
 
 /// VERSION_1, PROTOCOL_FEATURES, RING_PACKED and FLUSH.
 pub const OFFERED: u64 = 1 << 30 | 1 << 32 | 1 << 34 | 1 << 9;
@@ -35,8 +35,21 @@ pub struct Manners {
     pub protocol: ProtocolFeatures,
     pub slots: u64,
     pub config: Vec<u8>,
+    /// Refuses GET_CONFIG for more bytes than this.
+    pub largest_config: usize,
+    /// The byte at 0 of the configuration space selects the content of the bytes
+    /// behind it, as virtio-input does: their number at 2, then the bytes from 8 on.
+    pub selects: bool,
+    /// The reply to GET_QUEUE_NUM.
+    pub queues: u64,
+    /// Bytes of its shared memory region.
+    pub window: u64,
+    /// Closes the connection when a ring with this index or above is named.
+    pub rings: u32,
     /// Says no to this one, where it can.
     pub refuses: Option<Request>,
+    /// Says no to a request with this payload, where it can.
+    pub refuses_when: fn(Request, &[u8]) -> bool,
     /// Reads on after this one, and answers nothing any more.
     pub silent_from: Option<Request>,
     /// Closes when it has read, or written, so many bytes of a connection.
@@ -51,7 +64,13 @@ impl Default for Manners {
             protocol: everything(),
             slots: 32,
             config: (0..60).collect(),
+            largest_config: usize::MAX,
+            selects: false,
+            queues: 8,
+            window: 1 << 20,
+            rings: u32::MAX,
             refuses: None,
+            refuses_when: |_, _| false,
             silent_from: None,
             reads: usize::MAX,
             writes: usize::MAX,
@@ -166,6 +185,11 @@ impl Stepper {
     pub fn at(path: &Path, manners: Manners) -> Self {
         let listener = UnixListener::bind(path).unwrap();
         Self::with(listener, manners)
+    }
+
+    /// Listens where the device connects.
+    pub fn beside(vmm: &Vmm, manners: Manners) -> Self {
+        Self::at(&vmm.place.file("sock"), manners)
     }
 
     /// Has this listener.
@@ -290,7 +314,26 @@ impl Stepper {
     fn take(&mut self, request: Request, flags: u32, payload: &[u8], fds: Vec<OwnedFd>) {
         self.taken += 1;
         self.log.push((request, payload.to_vec()));
-        let refused = self.manners.refuses == Some(request);
+        let too_large = request == Request::GetConfig
+            && usize::try_from(half(payload, 4)).unwrap() > self.manners.largest_config;
+        let refused = self.manners.refuses == Some(request)
+            || (self.manners.refuses_when)(request, payload)
+            || too_large;
+        let of_ring = matches!(
+            request,
+            Request::SetVringCall
+                | Request::SetVringNum
+                | Request::SetVringBase
+                | Request::SetVringAddr
+                | Request::SetVringKick
+                | Request::SetVringErr
+                | Request::SetVringEnable
+                | Request::SetVringEndian
+        );
+        if of_ring && half(payload, 0) & 0xff >= self.manners.rings {
+            self.hang_up();
+            return;
+        }
         let reply = match refused {
             true => self.refusal(request),
             false => self.carry_out(request, payload, fds),
@@ -308,6 +351,7 @@ impl Stepper {
         match request {
             Request::GetConfig => Some((Vec::new(), None)),
             Request::GetInflightFd => Some((vec![0; 24], None)),
+            Request::GetSharedObject => Some((Vec::new(), None)),
             _ => None,
         }
     }
@@ -347,11 +391,38 @@ impl Stepper {
         send(channel.as_raw_fd(), &message, MsgFlags::MSG_NOSIGNAL).unwrap();
     }
 
+    /// Sends a message on the back-end's channel.
+    pub fn send_on_channel(&self, id: u32, flags: u32, payload: &[u8], fd: Option<BorrowedFd<'_>>) {
+        let channel = self.told.channel.as_ref().unwrap();
+        let size = u32::try_from(payload.len()).unwrap();
+        let header = [id, flags, size].map(u32::to_ne_bytes).concat();
+        let parts = [IoSlice::new(&header), IoSlice::new(payload)];
+        let raw: Vec<RawFd> = fd.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let control = if raw.is_empty() { &[] } else { &rights[..] };
+        let quiet = MsgFlags::MSG_NOSIGNAL;
+        sendmsg::<UnixAddr>(channel.as_raw_fd(), &parts, control, quiet, None).unwrap();
+    }
+
+    /// The answers that came on the back-end's channel: request and value.
+    pub fn answers_on_channel(&self) -> Vec<(u32, i64)> {
+        let channel = self.told.channel.as_ref().unwrap();
+        let mut answers = Vec::new();
+        let mut bytes = [0; 20];
+        let raw = channel.as_raw_fd();
+        while let Ok(20) = nix::sys::socket::recv(raw, &mut bytes, MsgFlags::MSG_DONTWAIT) {
+            let value = i64::from_ne_bytes(bytes[12..].try_into().unwrap());
+            answers.push((half(&bytes, 0), value));
+        }
+        answers
+    }
+
     /// Asks on the back-end's channel for a page of the first shared memory region to
     /// be mapped.
     pub fn map_page(&self, page: u64) {
         let channel = self.told.channel.as_ref().unwrap();
         let file = memfd_create(c"page", MFdFlags::MFD_CLOEXEC).unwrap();
+        ftruncate(&file, 4096).unwrap();
         let area = [0, 0, page * 4096, 4096, 1].map(u64::to_ne_bytes).concat();
         let size = u32::try_from(area.len()).unwrap();
         let header = [9_u32, 0x1, size].map(u32::to_ne_bytes).concat();
@@ -382,15 +453,19 @@ impl Stepper {
         match request {
             Request::GetFeatures => return told(self.manners.features),
             Request::GetProtocolFeatures => return told(self.manners.protocol.bits()),
-            Request::GetQueueNum => return told(8),
+            Request::GetQueueNum => return told(self.manners.queues),
             Request::GetMaxMemSlots => return told(self.manners.slots),
             Request::GetShmemConfig => {
                 // One region, with shmid 0.
-                let mut config = [1_u64.to_ne_bytes(), (1_u64 << 20).to_ne_bytes()].concat();
+                let mut config = [1_u64, self.manners.window].map(u64::to_ne_bytes).concat();
                 config.resize(8 + 256 * 8, 0);
                 return Some((config, None));
             }
             Request::GetStatus => return told(self.told.status),
+            Request::GetSharedObject => {
+                let file = memfd_create(c"object", MFdFlags::MFD_CLOEXEC).unwrap();
+                return Some((Vec::new(), Some(file)));
+            }
             Request::GetConfig => {
                 let size = usize::try_from(half(payload, 4)).unwrap();
                 let data = self.manners.config.get(..size).unwrap_or_default();
@@ -400,6 +475,9 @@ impl Stepper {
                 let at = usize::try_from(half(payload, 0)).unwrap();
                 let data = &payload[12..];
                 self.manners.config[at..at + data.len()].copy_from_slice(data);
+                if self.manners.selects {
+                    self.select();
+                }
             }
             Request::GetInflightFd => {
                 let file = memfd_create(c"inflight", MFdFlags::MFD_CLOEXEC).unwrap();
@@ -434,6 +512,7 @@ impl Stepper {
             }
             Request::ResetDevice => self.reset(),
             Request::SetBackendReqFd => self.told.channel = fds.pop(),
+            Request::IotlbMsg | Request::NetSetMtu | Request::SendRarp | Request::GpuSetSocket => {}
             Request::SetMemTable => {
                 let count = usize::try_from(half(payload, 0)).unwrap();
                 self.mind(count == fds.len() && count <= 8, "descriptors and regions");
@@ -464,6 +543,15 @@ impl Stepper {
         None
     }
 
+    /// Shows what the byte at 0 selects: as many letters as three times its value.
+    fn select(&mut self) {
+        let config = &mut self.manners.config;
+        let (select, letter) = (config[0] % 8, b'a' - 1 + config[0] % 8);
+        config[2] = select * 3;
+        config[8..].fill(0);
+        config[8..8 + usize::from(select) * 3].fill(letter);
+    }
+
     fn ring(&mut self, request: Request, index: u32, payload: &[u8], mut fds: Vec<OwnedFd>) {
         let ring = self.told.rings.entry(index).or_default();
         let runs = ring.kick.is_some();
@@ -477,6 +565,9 @@ impl Stepper {
             Request::SetVringBase => {
                 fine = (!runs, "the ring runs");
                 ring.base = half(payload, 4);
+            }
+            Request::SetVringEndian => {
+                fine = (!runs && !whole, "the ring has an address, or runs");
             }
             Request::SetVringAddr => {
                 fine = (!runs, "the ring runs");
@@ -541,6 +632,13 @@ fn receive(socket: &UnixStream, room: usize) -> nix::Result<(Vec<u8>, Vec<OwnedF
     Ok((bytes, fds))
 }
 
+/// Options of a device that is used before its back-end is there, and retries soon.
+pub fn early(options: &mut DeviceOptions) {
+    options.assume_features = Some(OFFERED);
+    options.out_of_order = OutOfOrder::ReplayFromUsed;
+    options.reconnect.first_delay = Duration::from_micros(10);
+}
+
 /// An event loop that has both in it.
 impl Vmm {
     /// One round of an event loop that has the back-end in it: it takes no more than
@@ -560,6 +658,11 @@ impl Vmm {
             self.process();
         }
         served || ready > 0
+    }
+
+    /// Until nothing more happens.
+    pub fn calm(&mut self, peer: &mut Stepper) {
+        while self.turn_beside(peer, usize::MAX, Duration::ZERO) {}
     }
 
     /// Until this has happened; the event.
@@ -614,6 +717,6 @@ impl Vmm {
             );
             self.turn_beside(peer, usize::MAX, PATIENCE);
         }
-        while self.turn_beside(peer, usize::MAX, Duration::ZERO) {}
+        self.calm(peer);
     }
 }

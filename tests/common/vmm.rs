@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use vhost_user_frontend::{
-    Base, Device, DeviceOptions, Event, EventKind, Peer, Policy, Recovery, Region, Ring,
+    Base, Device, DeviceOptions, Error, Event, EventKind, Peer, Policy, Recovery, Region, Ring,
     RingIndices,
 };
 
@@ -201,9 +201,13 @@ impl Vmm {
 
     /// Starts all rings.
     pub fn start(&mut self, base: Base) {
+        self.try_start(base).unwrap();
+    }
+
+    pub fn try_start(&mut self, base: Base) -> Result<(), Error> {
         self.note();
         let rings: Vec<_> = (0..self.rings.len()).map(|i| self.ring(i, base)).collect();
-        self.device.start(&rings).unwrap();
+        self.device.start(&rings)
     }
 
     /// Connects, negotiates, starts.

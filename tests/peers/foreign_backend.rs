@@ -53,6 +53,9 @@ usage: foreign_backend --socket PATH --log FILE [OPTION]...
   --queues N                 answer to GET_QUEUE_NUM (default 4)
   --max-slots N              answer to GET_MAX_MEM_SLOTS (default 32)
   --config-size N            size of the config space (default 256)
+  --select                   byte 0 of the config space selects its content, as in
+                             virtio-input: byte 2 is a size, 3 times byte 0, and so
+                             many bytes from 8 on have the value of byte 0
   --refuse NAME              fail this request; may come several times
   --keep-open                go on after a refusal instead of closing, as rust-vmm's daemon does
   --state-fd own|passed      the channel for the device state (default passed)
@@ -142,6 +145,7 @@ struct Options {
     queues: u64,
     max_slots: u64,
     config_size: u32,
+    select: bool,
     refused: HashSet<&'static str>,
     keep_open: bool,
     own_state_fd: bool,
@@ -165,6 +169,7 @@ impl Options {
             queues: 4,
             max_slots: 32,
             config_size: 256,
+            select: false,
             refused: HashSet::new(),
             keep_open: false,
             own_state_fd: false,
@@ -192,6 +197,7 @@ impl Options {
                 "--config-size" => {
                     options.config_size = text().and_then(|t| t.parse().or(Err(bad(&t))))?;
                 }
+                "--select" => options.select = true,
                 "--refuse" => {
                     let request = text()?;
                     let known = REFUSABLE.iter().find(|name| **name == request);
@@ -328,6 +334,7 @@ fn serve(stream: UnixStream, options: &Arc<Options>, log: &Log) -> io::Result<()
         log: log.clone(),
         protocol_features: VhostUserProtocolFeatures::empty(),
         bases: HashMap::new(),
+        selected: 0,
         inflight: None,
         channel: None,
         last: String::new(),
@@ -378,6 +385,8 @@ struct Recorder {
     log: Log,
     protocol_features: VhostUserProtocolFeatures,
     bases: HashMap<u32, u32>,
+    /// Byte 0 of the config space, with `--select`.
+    selected: u8,
     /// Kept only to stay open, as in a real back-end.
     inflight: Option<File>,
     channel: Option<Backend>,
@@ -664,7 +673,7 @@ impl VhostUserBackendReqHandlerMut for Recorder {
         ))
     }
 
-    /// Byte `i` of the config space is `i & 0xff`.
+    /// Byte `i` of the config space is `i & 0xff`, unless `--select` was given.
     fn get_config(
         &mut self,
         offset: u32,
@@ -679,7 +688,18 @@ impl VhostUserBackendReqHandlerMut for Recorder {
             .checked_add(size)
             .filter(|end| *end <= self.options.config_size)
             .ok_or(failure("beyond the config space"))?;
-        Ok((offset..end).map(|i| i.to_le_bytes()[0]).collect())
+        let size = self.selected.saturating_mul(3);
+        let selected = |i: u32| match i {
+            0 => self.selected,
+            2 => size,
+            8.. if i < u32::from(size).saturating_add(8) => self.selected,
+            _ => 0,
+        };
+        let plain = |i: u32| i.to_le_bytes()[0];
+        Ok(match self.options.select {
+            true => (offset..end).map(selected).collect(),
+            false => (offset..end).map(plain).collect(),
+        })
     }
 
     fn set_config(&mut self, offset: u32, buf: &[u8], flags: VhostUserConfigFlags) -> Result<()> {
@@ -688,7 +708,11 @@ impl VhostUserBackendReqHandlerMut for Recorder {
         let data: String = buf.iter().map(|byte| format!("{byte:02x}")).collect();
         self.record(format_args!(
             "SET_CONFIG offset={offset:#x} size={size:#x} flags={flags:#x} data={data}"
-        ))
+        ))?;
+        if let (0, [selected, ..]) = (offset, buf) {
+            self.selected = *selected;
+        }
+        Ok(())
     }
 
     fn set_backend_req_fd(&mut self, backend: Backend) {

@@ -68,6 +68,16 @@ impl Asked {
         self.name() == name
     }
 
+    /// What the handler receives when it goes away by itself.
+    fn gone(&self) -> Option<&'static str> {
+        match self.name() {
+            "VRING_HOST_NOTIFIER_MSG" => Some("notifier 1 gone"),
+            "SHARED_OBJECT_ADD" => Some("removed 7"),
+            "SHMEM_MAP" => Some(UNMAPPED),
+            _ => None,
+        }
+    }
+
     /// It is answered even where nobody asks for that.
     fn always_answered(&self) -> bool {
         self.is("SHARED_OBJECT_LOOKUP")
@@ -248,14 +258,14 @@ impl Before<'_> {
         if agreed {
             told.push(asked.told);
         }
-        // A reset takes away what is mapped.
-        let lives = match asked.name() {
-            "SHMEM_MAP" => self.how != How::Fails,
-            "SHMEM_UNMAP" => self.how == How::Fails,
-            _ => false,
+        // A reset takes away what was set.
+        let lives = match asked.gone() {
+            Some(gone) if self.how != How::Fails && agreed => Some(gone),
+            None if asked.is("SHMEM_UNMAP") && self.how == How::Fails => Some(UNMAPPED),
+            _ => None,
         };
-        if lives && steps[at].request == Request::ResetDevice {
-            told.push(UNMAPPED);
+        if let Some(gone) = lives.filter(|_| steps[at].request == Request::ResetDevice) {
+            told.push(gone);
         }
         let (now, other) = match asked.waits {
             true => (&inside, &later),
@@ -642,6 +652,15 @@ impl Spoilt {
                 times -= 1;
             }
         }
+        // So do a doorbell page and a shared object.
+        let gone = self.asked.gone().filter(|gone| *gone != UNMAPPED);
+        if let Some(gone) = gone {
+            let expected = usize::from(times > 0 && end.is_err());
+            ensure!(
+                count(gone) == expected,
+                "it is not withdrawn once: {told:?}"
+            );
+        }
         let (least, most) = becomes.told;
         ensure!(
             (least..=most).contains(&times),
@@ -649,6 +668,7 @@ impl Spoilt {
         );
         let others = |line: &&String| {
             ![self.asked.told, MAPPED, UNMAPPED, self.follow().told].contains(&line.as_str())
+                && gone != Some(line.as_str())
         };
         let other: Vec<_> = told.iter().filter(others).collect();
         ensure!(other.is_empty(), "the handler was told {other:?}");

@@ -129,8 +129,6 @@ struct Case<'a> {
     named: &'a str,
     /// A later message is answered.
     answers_follow: bool,
-    /// The configuration space has been told before.
-    config_known: bool,
     fault: Fault,
 }
 
@@ -153,6 +151,9 @@ enum Verdict {
     /// Both are right.
     Either,
     Lost(Vec<Kind>),
+    /// The removal of a region is refused three times, and the caller gives the
+    /// connection up.
+    GivenUp,
 }
 
 /// A device that lives through everything that there is.
@@ -161,7 +162,10 @@ struct Life {
     /// Everything that it has told.
     events: Vec<Event>,
     has_memory: bool,
+    plugged: bool,
     runs: bool,
+    /// How many refusals the caller has answered by asking again.
+    asked_again: usize,
     /// The back-end does not know of its channel, or of what would make it use it.
     mute: bool,
 }
@@ -189,7 +193,9 @@ impl Life {
             front: Front::new(Peer::Path(site.path.clone()), options),
             events: Vec::new(),
             has_memory: false,
+            plugged: false,
             runs: false,
+            asked_again: 0,
             mute: false,
         }
     }
@@ -227,10 +233,55 @@ impl Life {
     /// Until all that is wanted stands, or the first back-end is lost.
     fn settle(&mut self, what: &str) -> Checked {
         let begun_lost = self.lost();
-        self.until(what, |life| {
-            let info = life.front.device.info();
-            info.applied == Some(info.generation) || (life.lost() && !begun_lost)
-        })
+        loop {
+            self.ask_again();
+            let asked = self.asked_again;
+            self.until(what, |life| {
+                let info = life.front.device.info();
+                let refused = life.told(EventKind::Refused).count() > asked;
+                refused || info.applied == Some(info.generation) || (life.lost() && !begun_lost)
+            })?;
+            if self.told(EventKind::Refused).count() == asked {
+                return Ok(());
+            }
+            // A fault is played once.
+            ensure!(
+                asked < 8,
+                "it is refused again and again: {:?}",
+                self.events
+            );
+        }
+    }
+
+    /// What was refused once is asked for again.
+    fn ask_again(&mut self) {
+        let refused = self.told(EventKind::Refused).count();
+        if refused == self.asked_again {
+            return;
+        }
+        self.asked_again = refused;
+        if refused > 2 {
+            self.front.device.stop(None, StopMode::Abandon);
+            self.runs = false;
+            return;
+        }
+        let mut memory = vec![self.front.region(RAM, 0)];
+        if self.plugged {
+            memory.push(self.front.region(PLUGGED, 1));
+        }
+        self.front.device.set_memory(memory, true).unwrap();
+        if !self.runs {
+            return;
+        }
+        // A ring that was refused another call descriptor is started still. One whose
+        // back-end was lost as it was being stopped has no base.
+        let device = &self.front.device;
+        let call = eventfd();
+        let resumed = device.start(&[self.front.ring(0, 64, Base::Resume)]);
+        let swapped = resumed.or_else(|_| device.set_call(0, Some(call.as_fd())));
+        if swapped.is_err() {
+            self.front.start(&[0], Base::New);
+        }
     }
 
     /// Guest and back-end begin, or begin anew.
@@ -277,13 +328,16 @@ impl Life {
             ("memory is plugged", |life| {
                 let more = life.front.region(PLUGGED, 1);
                 // One that says it has no room is left for the next.
+                life.plugged = true;
                 if life.front.device.add_memory(more).is_err() {
+                    life.plugged = false;
                     life.front.device.stop(None, StopMode::Abandon);
                     life.runs = false;
                 }
             }),
             ("memory is unplugged", |life| {
                 life.front.device.remove_memory(PLUGGED, SIZE).unwrap();
+                life.plugged = false;
             }),
             ("the call descriptor is another", |life| {
                 life.front
@@ -349,6 +403,12 @@ impl Life {
     }
 }
 
+/// Refused, it concerns one ring or one region, and the caller may ask again.
+fn is_local(request: &str) -> bool {
+    let ring = request.starts_with("SET_VRING_");
+    ring || matches!(request, "SET_MEM_TABLE" | "ADD_MEM_REG" | "REM_MEM_REG")
+}
+
 /// How long a back-end has to close its connection, in milliseconds.
 const FENCE: u64 = 5;
 const BACKEND_REQ: u64 = 1 << 5;
@@ -363,6 +423,15 @@ impl Case<'_> {
             _ if self.fault == Fault::SendAndWait => Verdict::GoesOn,
             // Whoever has no configuration space is believed.
             Effect::Refused(_) if matches!(name, "GET_CONFIG" | "SET_CONFIG") => Verdict::GoesOn,
+            // `refuse` leaves the region, and its removal is done when it is asked for
+            // again. `reply` says no to a removal that was done: the region is unknown
+            // from then on, and its removal refused again.
+            Effect::Refused(_)
+                if name == "REM_MEM_REG" && matches!(self.fault, Fault::Reply(_)) =>
+            {
+                Verdict::GivenUp
+            }
+            Effect::Refused(_) if is_local(name) => Verdict::GoesOn,
             Effect::Nothing => Verdict::GoesOn,
             Effect::Astray => Verdict::Either,
             Effect::Refused(_) => Verdict::Lost(vec![Kind::Nack]),
@@ -408,6 +477,7 @@ impl Case<'_> {
             false if surplus => life.one_more(),
             _ => Ok(()),
         });
+        let ran = life.runs;
         let lived = lived.and_then(|()| match life.lost() {
             true => life.begin_again(),
             false => Ok(()),
@@ -442,7 +512,9 @@ impl Case<'_> {
             Trouble::Noise => Trouble::Noise,
         })?;
         self.check_loss(&verdict, when, &losses)
-            .and_then(|()| self.check_end(&outcomes, &events, info.connections, late))
+            .and_then(|()| {
+                self.check_end(&verdict, &outcomes, &events, info.connections, late, ran)
+            })
             .map_err(|trouble| match trouble {
                 Trouble::Wrong(text) => Trouble::Wrong(format!("{text}\n{}", told())),
                 Trouble::Noise => Trouble::Noise,
@@ -453,6 +525,11 @@ impl Case<'_> {
         let lost = match (verdict, losses) {
             (Verdict::GoesOn, []) => return Ok(()),
             (Verdict::Either, [] | [_]) => return Ok(()),
+            (Verdict::GivenUp, [lost]) => {
+                let kind = lost.error.as_ref().map(|error| error.kind);
+                ensure!(kind == Some(Kind::Canceled), "lost with {kind:?}");
+                return Ok(());
+            }
             (Verdict::Lost(_), [lost]) => lost,
             (Verdict::Lost(_), []) if self.fault == Fault::DelayLate => {
                 return Err(Trouble::Noise);
@@ -487,13 +564,40 @@ impl Case<'_> {
         Ok(())
     }
 
+    /// What was refused is reported, and nothing else.
+    fn check_refusals(&self, verdict: &Verdict, outcome: &Outcome, events: &[Event]) -> Checked {
+        let mut requests = outcome.log.iter().filter(|line| line.starts_with("> "));
+        let request = requests.nth(self.message.nth - 1).unwrap();
+        let refused = events.iter().filter(|it| it.kind == EventKind::Refused);
+        let refused: Vec<_> = refused
+            .map(|event| event.error.as_ref().unwrap())
+            .map(|error| (error.request.unwrap().info().name.as_str(), error.ring))
+            .collect();
+        let own = |ring| (self.message.name.as_str(), ring);
+        let wanted = match self.message.name.as_str() {
+            "REM_MEM_REG" if *verdict == Verdict::GivenUp => vec![own(None); 3],
+            // The ring lies in this region.
+            "ADD_MEM_REG" if request.contains(&format!(" guest-addr={RAM:#x} ")) => {
+                vec![own(None), own(Some(0))]
+            }
+            "ADD_MEM_REG" | "REM_MEM_REG" => vec![own(None)],
+            // The ring is stopped next, enabled or not.
+            "SET_VRING_ENABLE" if request.contains(" num=0") => Vec::new(),
+            _ => vec![own(Some(0))],
+        };
+        ensure!(refused == wanted, "REFUSED: {refused:?}, not {wanted:?}");
+        Ok(())
+    }
+
     /// The ring runs with whoever is there at the end.
     fn check_end(
         &self,
+        verdict: &Verdict,
         outcomes: &[Outcome],
         events: &[Event],
         connections: u64,
         late: bool,
+        ran: bool,
     ) -> Checked {
         let told = |kind| events.iter().any(|event| event.kind == kind);
         let lost = |event: &&Event| event.kind == EventKind::Lost;
@@ -503,11 +607,25 @@ impl Case<'_> {
             connections == back_ends && outcomes.len() == losses + 1,
             "{connections} connections, {back_ends} back-ends, {losses} losses"
         );
-        for lost in events.iter().filter(|event| event.kind == EventKind::Lost) {
+        for (at, lost) in events.iter().enumerate() {
+            if lost.kind != EventKind::Lost {
+                continue;
+            }
             let reset = lost.recovery == Recovery::NeedsReset;
             ensure!(told(EventKind::NeedsReset) == reset, "NEEDS_RESET");
             let again = !matches!(lost.recovery, Recovery::Idle | Recovery::NeedsReset);
-            ensure!(told(EventKind::Recovered) == again, "RECOVERED");
+            // Of rings that were being stopped, as the caller or a refusal had it, only
+            // the policy is named. Nothing was asked again between a refusal and a loss.
+            let of_ring = |event: &Event| {
+                let error = event.error.as_ref();
+                event.kind == EventKind::Refused && error.is_some_and(|it| it.ring.is_some())
+            };
+            let refused = events[..at].iter().any(of_ring);
+            let recovered = told(EventKind::Recovered);
+            ensure!(
+                recovered == (again && ran && !refused),
+                "RECOVERED {recovered}"
+            );
         }
         let silent = matches!(
             self.fault,
@@ -539,11 +657,10 @@ impl Case<'_> {
             "SET_CONFIG"
         );
         let refused = |reading| refusals().any(|(kind, of)| !without(&kind) && of == reading);
-        // Only to tell it again: what was not told before cannot be wrong now.
         let (effect, _) = expected(self.fault, self.message);
-        let again = self.message.name == "GET_CONFIG" && self.config_known;
+        let reads = self.message.name == "GET_CONFIG";
         ensure!(
-            refused(true) == (again && matches!(effect, Effect::Refused(_))),
+            refused(true) == (reads && matches!(effect, Effect::Refused(_))),
             "CONFIG_REFUSED for GET_CONFIG"
         );
         let refused = refused(false);
@@ -553,6 +670,11 @@ impl Case<'_> {
             refused || !write || !matches!(self.fault, Fault::Refuse(_)),
             "no CONFIG_REFUSED"
         );
+        let local = matches!(effect, Effect::Refused(_)) && is_local(&self.message.name);
+        ensure!(local || no || !told(EventKind::Refused), "REFUSED");
+        if local {
+            self.check_refusals(verdict, &outcomes[0], events)?;
+        }
         let mut answers = outcomes[0].log.iter().filter(|line| line.starts_with("< "));
         let own = |line: &str| self.message.name == "SET_CONFIG" || !line.contains("[send");
         let sends = matches!(self.fault, Fault::Send | Fault::SendAndWait);
@@ -630,7 +752,6 @@ pub fn faults(mut done: impl FnMut(Result<(), String>)) {
     for kindred in KINDRED {
         let messages = messages(kindred);
         let mut channel = false;
-        let mut config_known = false;
         for (at, message) in messages.iter().enumerate() {
             channel |= message.name == "SET_BACKEND_REQ_FD";
             let answers_follow = messages[at + 1..].iter().any(|later| later.answered);
@@ -644,12 +765,10 @@ pub fn faults(mut done: impl FnMut(Result<(), String>)) {
                     message,
                     named,
                     answers_follow,
-                    config_known,
                     fault,
                 };
                 done(checked(&case, kindred.reply_ack, |slower| case.run(slower)));
             }
-            config_known |= message.name == "GET_CONFIG";
         }
     }
 }

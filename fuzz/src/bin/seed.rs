@@ -4,6 +4,9 @@
 use std::path::Path;
 use vhost_user_frontend::message::{Barrier, ProtocolFeatures, Request};
 
+#[allow(dead_code, reason = "not all of it is used here")]
+#[path = "../../../tests/simulator/action.rs"]
+mod action;
 #[path = "../../../tests/common/mod.rs"]
 mod common;
 #[allow(dead_code, reason = "not all of it is used here")]
@@ -404,7 +407,7 @@ fn running(which: u8) -> Vec<u8> {
 
 /// The calls of `c_api` on a device: their names, numbers and arguments, with the
 /// device where it is not null.
-const DEVICE_CALLS: [(&str, &[u8]); 26] = [
+const DEVICE_CALLS: [(&str, &[u8]); 30] = [
     ("free", &[2, 0]),
     ("process", &[3, 0, 0, 0]),
     ("wait", &[5, 0, 0]),
@@ -419,6 +422,10 @@ const DEVICE_CALLS: [(&str, &[u8]); 26] = [
     ("read_config", &[14, 0, 0, 0, 8, 0, 0, 0]),
     ("overlay_config", &[15, 0, 4, 0, 0, 4, 0, 0]),
     ("write_config", &[15, 1, 8, 0, 0, 4, 0, 0]),
+    ("assume_config", &[15, 2, 8, 0, 0, 4, 0, 0]),
+    ("set_config_size", &[15, 3, 8, 0, 0, 4, 0, 0]),
+    ("wait_config", &[15, 4, 8, 0, 0, 4, 0, 0]),
+    ("read_current_config", &[15, 5, 8, 0, 0, 4, 0, 0]),
     ("set_memory", &[17, 2, 0, 1, 0, 1, 0]),
     ("add_memory", &[18, 2, 0, 0]),
     ("remove_memory", &[19, 2, 0, 0, 0]),
@@ -690,6 +697,13 @@ fn device(write: &dyn Fn(&str, &[Vec<u8>])) {
             stop.clone(),
         ];
         write(&format!("asks-{id}"), &asks);
+    }
+    // Histories of the simulator.
+    for seed in 1..=24 {
+        let history = action::generate(seed);
+        let actions = history.into_iter().map(|it| it.encode().to_vec());
+        let all: Vec<_> = [b"sim".to_vec()].into_iter().chain(actions).collect();
+        write(&format!("history-{seed}"), &all);
     }
 }
 

@@ -12,8 +12,11 @@ use vhost_user_frontend::ffi::types::*;
 use vhost_user_frontend::ffi::virtual_device::config::*;
 use vhost_user_frontend::ffi::virtual_device::group::*;
 use vhost_user_frontend::ffi::virtual_device::names::*;
+use vhost_user_frontend::ffi::virtual_device::presets::*;
 use vhost_user_frontend::ffi::virtual_device::rings::*;
+use vhost_user_frontend::ffi::virtual_device::settings::*;
 use vhost_user_frontend::ffi::virtual_device::sharing::*;
+use vhost_user_frontend::ffi::virtual_device::state::*;
 use vhost_user_frontend::ffi::virtual_device::types::*;
 use vhost_user_frontend::ffi::virtual_device::*;
 use vhost_user_frontend::message::Request;
@@ -313,11 +316,13 @@ impl Calls<'_> {
             jitter_percent: 1,
             fence_ms: 1,
             on_unfenced: u32::from(flags >> 3 & 1),
-            out_of_order: u32::from(flags >> 4 & 3) % 3,
+            out_of_order: u32::from(flags >> 4 & 3),
             stall_ms: 1,
             timeout_ms: self.time(),
             slow_timeout_ms: self.time(),
             drain_timeout_ms: self.time(),
+            max_ring_size: 0,
+            device_id: 0,
             reserved: 0,
         };
         match odd {
@@ -332,10 +337,12 @@ impl Calls<'_> {
             108 => options.jitter_percent = self.number(),
             109 => options.on_unfenced = self.number(),
             110 => options.out_of_order = self.number(),
-            111 => options.reserved = self.number(),
+            111 => options.device_id = self.number(),
             112 => options.fence_ms = self.number(),
             113 => options.slow_delay_ms = self.number(),
             114 => options.stall_ms = self.number(),
+            115 => options.max_ring_size = self.number(),
+            116 => options.reserved = self.number(),
             _ => {}
         }
         let size = self.struct_size(size_of::<vuf_device_options>());
@@ -535,7 +542,7 @@ impl Calls<'_> {
                 back.answer_well(32);
             }
         }
-        assert!(event.kind <= VUF_DEVICE_EVENT_CONFIG_REFUSED);
+        assert!(event.kind <= VUF_DEVICE_EVENT_IOTLB_REFUSED);
         assert_ne!(text(vuf_device_event_name(event.kind)), "unknown");
     }
 
@@ -633,9 +640,14 @@ impl Calls<'_> {
             }
             3 | 4 => self.process(),
             5 => {
+                let connected = self.input.byte() & 1 != 0;
                 let time = self.moment();
-                // SAFETY: as above.
-                self.on(none, |device, _| unsafe { vuf_device_wait(device, time) });
+                self.on(none, |device, _| match connected {
+                    // SAFETY: as above.
+                    true => unsafe { vuf_device_wait_connected(device, time) },
+                    // SAFETY: as above.
+                    false => unsafe { vuf_device_wait(device, time) },
+                });
             }
             6 => {
                 let slot = &self.devices.slots[usize::from(self.input.byte() & 1)];
@@ -644,6 +656,31 @@ impl Calls<'_> {
                 assert_eq!(fd >= 0, !slot.device.is_null());
                 // SAFETY: the device keeps it open.
                 assert!(fd < 0 || close_on_exec(unsafe { BorrowedFd::borrow_raw(fd) }));
+                let is_null = slot.device.is_null();
+                let type_of_device = slot.held.called.get() & 63;
+                let name = vuf_device_ring_name(type_of_device, 0, 1);
+                let mut hidden = 0;
+                // SAFETY: as above.
+                let rc = unsafe { vuf_device_hidden_features_for(type_of_device, &raw mut hidden) };
+                assert_eq!(rc == 0, !name.is_null());
+                assert!(rc != 0 || hidden & VUF_TRANSPORT_FEATURES == VUF_TRANSPORT_FEATURES);
+                let (mut features, mut generation, mut applied) = (0, 0, 0);
+                // SAFETY: as above.
+                let connected = unsafe { vuf_device_is_connected(slot.device) };
+                // SAFETY: as above.
+                let settled = unsafe { vuf_device_is_settled(slot.device) };
+                assert!(
+                    [connected, settled]
+                        .iter()
+                        .all(|it| is_null || matches!(it, 0 | 1))
+                );
+                // SAFETY: as above.
+                let rc = unsafe { vuf_device_get_offered_features(slot.device, &raw mut features) };
+                assert!(is_null || rc == 0 || (rc == VUF_E_STATE && features == 0));
+                let (to, done) = (&raw mut generation, &raw mut applied);
+                // SAFETY: as above.
+                let rc = unsafe { vuf_device_get_generation(slot.device, to, done) };
+                assert!(is_null || (rc == 0 && applied <= generation));
             }
             7 => self.sized_output(|this, out: *mut vuf_device_info| {
                 // SAFETY: as above.
@@ -680,9 +717,25 @@ impl Calls<'_> {
             12 => self.supply(),
             13 => {
                 let features = self.long();
-                // SAFETY: as above.
-                self.on(none, |device, _| unsafe {
-                    vuf_device_set_features(device, features)
+                let number = u32::try_from(features & 0xffff).unwrap();
+                let (mut status, mut object, uuid) = (0, -1, [7_u8; 16]);
+                self.on(none, |device, _| match features >> 61 {
+                    // SAFETY: as above.
+                    2 => unsafe { vuf_device_get_backend_status(device, 1, &mut status) },
+                    // SAFETY: as above.
+                    3 => unsafe {
+                        vuf_device_get_shared_object(device, uuid.as_ptr(), 1, &mut object)
+                    },
+                    // SAFETY: as above.
+                    4 => unsafe { vuf_device_send_rarp(device, features & 0x1_ffff_ffff_ffff) },
+                    // SAFETY: as above.
+                    5 => unsafe { vuf_device_set_gpu_socket(device, c_int::MIN) },
+                    // SAFETY: as above.
+                    6 => unsafe { vuf_device_set_mtu(device, number) },
+                    // SAFETY: as above.
+                    7 => unsafe { vuf_device_set_vring_endian(device, number) },
+                    // SAFETY: as above.
+                    _ => unsafe { vuf_device_set_features(device, features) },
                 });
             }
             14 => {
@@ -696,15 +749,28 @@ impl Calls<'_> {
                 assert!(rc == 0 || bytes.untouched() && generation.untouched());
             }
             15 | 16 => {
-                let overlay = self.input.byte() & 1 == 0;
+                let call = self.input.byte() % 6;
                 let (offset, _, len, place) = self.config();
                 let bytes = Block::new(if place == Place::Null { 0 } else { len }, place);
-                self.on(none, |device, _| match overlay {
+                let at = bytes.at();
+                let none_wanted = std::ptr::null_mut();
+                let rc = self.on(none, |device, _| match call {
                     // SAFETY: as above.
-                    true => unsafe { vuf_device_overlay_config(device, offset, bytes.at(), len) },
+                    0 => unsafe { vuf_device_overlay_config(device, offset, at, len) },
                     // SAFETY: as above.
-                    false => unsafe { vuf_device_write_config(device, offset, bytes.at(), len) },
+                    1 => unsafe { vuf_device_write_config(device, offset, at, len) },
+                    // SAFETY: as above.
+                    2 => unsafe { vuf_device_assume_config(device, offset, at, len) },
+                    // SAFETY: as above.
+                    3 => unsafe { vuf_device_set_config_size(device, offset) },
+                    // SAFETY: as above.
+                    4 => unsafe { vuf_device_wait_config(device, 1) },
+                    // SAFETY: as above.
+                    _ => unsafe {
+                        vuf_device_read_current_config(device, offset, at, len, none_wanted)
+                    },
                 });
+                assert!(rc == 0 && call == 5 || bytes.untouched());
             }
             17 => {
                 let (regions, n) = self.memories();

@@ -1,18 +1,19 @@
 //! Getting a connection, losing it, and shutting out who was at the other end.
 
-use super::{Core, Live, Mode, Refused, forget};
+use super::{Core, Live, Mode, Old, Refused, Watched, forget};
 use crate::backend_client::BackendClient;
+use crate::device::access::Access;
 use crate::device::event::{Event, EventKind, Recovery};
 use crate::device::fence::{Fence, Fenced};
 use crate::device::link::Happened;
-use crate::device::plan::{Actual, RingActual};
+use crate::device::plan::Actual;
 use crate::device::ring::{Kept, Origin};
 use crate::device::{OnUnfenced, OutOfOrder};
 use crate::error::{Class, Error, Kind};
-use crate::message::{SHMEM_REGIONS, virtio};
+use crate::message::virtio;
 use crate::socket::{self, Pollable};
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -25,15 +26,15 @@ impl Core {
     /// Gets or loses a connection, as far as that needs no waiting.
     pub(in crate::device) fn transport(&mut self, poll: &Pollable, now: Instant) {
         self.ghosts.retain_mut(|ghost| {
-            let gone = ghost.step(now) == Some(Fenced::Gone);
+            let gone = ghost.fence.step(now) == Some(Fenced::Gone);
             if gone {
-                forget(poll, ghost.watch().fd);
+                forget(poll, ghost.fence.watch().fd);
             }
             !gone
         });
         self.all_gone();
         match &mut self.mode {
-            Mode::Fencing(fence, refused) => {
+            Mode::Fencing(Old { fence, .. }, refused) => {
                 let refused = *refused;
                 match fence.step(now) {
                     Some(Fenced::Gone) => {
@@ -60,6 +61,9 @@ impl Core {
             }
             Mode::Down => {
                 let happened = self.link.step(now, None);
+                if let Some(arrival) = self.link.take_arrival() {
+                    forget(poll, arrival.as_fd());
+                }
                 self.linked(happened, now);
             }
             Mode::Up(live) => {
@@ -70,9 +74,21 @@ impl Core {
         }
     }
 
+    /// Reports to the link whether the back-end works: a loss after a while of that
+    /// is a first one.
+    pub(in crate::device) fn note_health(&mut self, now: Instant) {
+        match &self.mode {
+            Mode::Up(_) if self.settled() || self.refused_for_good().is_some() => {
+                self.link.works(now);
+            }
+            Mode::Up(_) => {}
+            Mode::Down | Mode::Fencing(..) => self.link.works_no_longer(now),
+        }
+    }
+
     /// Says so if nobody may still write who was not waited for.
     fn all_gone(&mut self) {
-        let overdue = matches!(&self.mode, Mode::Fencing(fence, _) if fence.is_overdue());
+        let overdue = matches!(&self.mode, Mode::Fencing(old, _) if old.fence.is_overdue());
         if self.ghosts.is_empty() && !overdue && std::mem::take(&mut self.unfenced) {
             self.tell(EventKind::Fenced);
         }
@@ -85,8 +101,8 @@ impl Core {
             return;
         }
         match std::mem::replace(&mut self.mode, Mode::Down) {
-            Mode::Fencing(fence, refused) if fence.is_overdue() => {
-                self.ghosts.push(fence);
+            Mode::Fencing(old, refused) if old.fence.is_overdue() => {
+                self.ghosts.push(old);
                 self.link.failed(now, refused);
             }
             mode => self.mode = mode,
@@ -101,6 +117,7 @@ impl Core {
                 error,
                 delay,
             }) => {
+                self.history.unreachable(&error);
                 let event = Event {
                     count: attempt,
                     error: Some(error),
@@ -124,30 +141,41 @@ impl Core {
     fn up(&mut self, fd: OwnedFd, now: Instant) {
         match BackendClient::from_fd(fd, &self.options.client()) {
             Ok(client) => {
+                // A removal that was refused concerns the connection of then alone.
+                let was_removal = self.memory_refused.is_some() && self.refused_regions.is_empty();
+                if std::mem::take(&mut self.refusal_is_past) || was_removal {
+                    self.ask_another_for_memory();
+                }
                 client.drive_by_steps();
                 // It fails only inside a callback.
                 let _ = client.set_trace(self.trace.clone());
                 let client = Arc::new(client);
                 self.clients.retain(|client| client.strong_count() > 0);
                 self.clients.push(Arc::downgrade(&client));
-                let key = self.buffer.as_ref().map(|buffer| buffer.key);
+                let held = self.buffer.as_ref().map(|buffer| buffer.held);
                 self.mode = Mode::Up(Box::new(Live {
                     client,
                     process: self.link.take_process(),
-                    actual: Actual::new(&self.wanted, key),
+                    actual: Actual::new(&self.wanted, held),
                     under_way: VecDeque::new(),
+                    draining: Vec::new(),
                     connected: false,
                     started: Vec::new(),
                     stalled: false,
-                    placed: !self.kept.iter().flatten().any(Kept::unplaced),
-                    shmem: [0; SHMEM_REGIONS],
+                    ending: None,
+                    placed: self.unplaced().is_empty(),
+                    watched: Watched::default(),
                 }));
+                self.forget_refusals();
+                self.keep_buffer();
                 self.lives = self.lives.saturating_add(1);
+                self.history.is_reached();
                 self.news();
                 self.changed.store(false, Ordering::Relaxed);
             }
             Err(error) => {
                 let delay = self.link.failed(now, false);
+                self.history.unreachable(&error);
                 let event = Event {
                     error: Some(error),
                     count: self.link.attempt(),
@@ -174,22 +202,14 @@ impl Core {
                 return;
             }
         };
-        let recovery = self.recovery(&live.actual);
-        for (index, actual) in live.actual.rings.iter().enumerate() {
-            // What begins elsewhere still does. What was being stopped stays unknown.
-            if !self.goes_on(index, actual) {
-                continue;
-            }
-            if let Some(Some(kept)) = self.kept.get_mut(index) {
-                kept.origin = match recovery {
-                    Recovery::ResumeFromAvailable => Origin::Available,
-                    _ => Origin::Used,
-                };
-                kept.buffered = recovery == Recovery::Inflight;
-            }
-        }
+        let absent = self.absent_after(&error, &live);
+        let access = live.actual.access();
+        let recovery = self.recovery(&live.actual, &access);
+        let from = origin_of(recovery);
+        self.lose_rings(&live, &access, from);
+        self.suspect_has_not_run();
         if recovery != Recovery::Idle {
-            self.recovering = true;
+            self.recovering = Some(recovery);
         }
         let mut error = error;
         if error.kind == Kind::TimedOut && live.actual.offered.told().is_none() {
@@ -198,18 +218,15 @@ impl Core {
                 .into();
         }
         let refused = refused || matches!(error.class(), Class::Refused);
+        self.history.lost(&error, refused || !live.connected);
         let socket = live.client.read_notifier();
         let peer = live.peer();
         forget(poll, socket);
         if let Some((channel, _)) = live.client.channel_interest() {
             forget(poll, channel.fd);
         }
-        // Somebody who never saw memory cannot write it; nor who has confirmed that it
-        // is gone.
-        let none = live.actual.memory.as_ref().is_none_or(|sent| !sent.any());
-        let harmless = none && !live.memory_under_way();
         let mut delay = None;
-        if harmless || socket::peer_is_gone(socket) {
+        if access.is_nothing() || socket::peer_is_gone(socket) {
             delay = self.link.failed(now, refused);
         } else {
             let client = Arc::clone(&live.client);
@@ -217,12 +234,20 @@ impl Core {
             let killed = self.options.on_unfenced == OnUnfenced::Kill;
             let fence = fence.killing(live.process.filter(|_| killed));
             self.link.stop();
-            self.mode = Mode::Fencing(fence, refused);
+            self.mode = Mode::Fencing(Old { fence, access }, refused);
         }
+        self.lose_gpu_socket(&live.actual);
+        self.questions.fail(&error);
         self.retired.push(live.client);
+        // The bases of rings that were being stopped follow the same policy.
+        let unread = self.rings.iter().any(|ring| ring.state.unread().is_some());
+        let announced = match recovery {
+            Recovery::Idle if unread => self.policy(&live.actual),
+            recovery => recovery,
+        };
         let event = Event {
             error: Some(error.clone()),
-            recovery,
+            recovery: announced,
             delay,
             count: self.link.attempt(),
             peer,
@@ -233,50 +258,58 @@ impl Core {
             self.wanted.held = true;
             self.tell(EventKind::NeedsReset);
         }
+        if let Some((ring, error)) = absent {
+            self.ring_refused(ring, error);
+        }
         self.write_again(live.under_way, error);
         self.applied = None;
         self.news();
     }
 
-    /// Whether a ring that ran is to go on where it stood.
-    fn goes_on(&self, index: usize, actual: &RingActual) -> bool {
-        let want = self.wanted.rings.get(index).copied().flatten();
-        let kept = self.kept.get(index).and_then(Option::as_ref);
-        let same = want.is_some_and(|want| Some(want.start) == actual.start);
-        actual.kick && kept.is_some_and(|kept| same || kept.origin == Origin::Stopped)
+    /// How the rings that ran go on.
+    fn recovery(&self, actual: &Actual, access: &Access) -> Recovery {
+        let rings = self.rings.iter().enumerate();
+        let ran = rings.filter_map(|(index, ring)| {
+            let kept = ring.kept.as_ref();
+            kept.filter(|_| self.goes_on(index, access))
+        });
+        let ran: Vec<&Kept> = ran.collect();
+        let policy = self.policy(actual);
+        let from = origin_of(policy);
+        let known = from.is_none_or(|from| ran.iter().all(|kept| kept.can_tell.knows(from)));
+        match (ran.is_empty(), known) {
+            (true, _) => Recovery::Idle,
+            (_, true) => policy,
+            (_, false) => Recovery::NeedsReset,
+        }
     }
 
-    /// How the rings that ran go on.
-    fn recovery(&self, actual: &Actual) -> Recovery {
-        let ran = || {
-            let rings = actual.rings.iter().zip(&self.kept).enumerate();
-            rings.filter_map(|(index, (ring, kept))| {
-                kept.as_ref().filter(|_| self.goes_on(index, ring))
-            })
-        };
-        if ran().next().is_none() {
-            return Recovery::Idle;
-        }
-        let features = actual.features.unwrap_or_default();
+    /// How rings of this connection go on whose indices are known.
+    fn policy(&self, actual: &Actual) -> Recovery {
+        let features = actual.sent.features.unwrap_or_default();
         let has = |bit: u32| features & 1_u64.wrapping_shl(bit) != 0;
-        let know = |origin| ran().all(|kept| kept.knows(origin));
-        let packed = has(virtio::F_RING_PACKED);
-        let from_used = |recovery| match know(Origin::Used) {
-            true => recovery,
-            false => Recovery::NeedsReset,
-        };
-        if actual.inflight {
-            return from_used(Recovery::Inflight);
+        if actual.sent.inflight.is_some() {
+            return Recovery::Inflight;
         }
-        match self.options.out_of_order {
-            _ if packed => Recovery::NeedsReset,
-            _ if has(virtio::F_IN_ORDER) => from_used(Recovery::InOrder),
+        match self.options.out_of_order.of(self.options.device_id) {
+            _ if has(virtio::F_RING_PACKED) => Recovery::NeedsReset,
+            _ if has(virtio::F_IN_ORDER) => Recovery::InOrder,
             OutOfOrder::NeedsReset => Recovery::NeedsReset,
-            OutOfOrder::ReplayFromUsed => from_used(Recovery::ReplayFromUsed),
-            OutOfOrder::ResumeFromAvailable => match know(Origin::Available) {
-                true => Recovery::ResumeFromAvailable,
-                false => Recovery::NeedsReset,
-            },
+            OutOfOrder::Default | OutOfOrder::ReplayFromUsed => Recovery::ReplayFromUsed,
+            OutOfOrder::ResumeFromAvailable => Recovery::ResumeFromAvailable,
         }
+    }
+
+    /// From where rings of this connection go on.
+    pub(super) fn origin_after_loss(&self, actual: &Actual) -> Option<Origin> {
+        origin_of(self.policy(actual))
+    }
+}
+
+fn origin_of(recovery: Recovery) -> Option<Origin> {
+    match recovery {
+        Recovery::NeedsReset => None,
+        Recovery::ResumeFromAvailable => Some(Origin::Available),
+        _ => Some(Origin::Used(None)),
     }
 }

@@ -15,6 +15,7 @@ use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::sync::mpsc::channel;
 use std::thread::{self, Scope, ScopedJoinHandle};
+use std::time::Instant;
 
 const FEATURES: u64 = 1 << 32;
 const RAM: u64 = 0x10_0000;

@@ -144,7 +144,6 @@ fn a_listener_may_die_and_come_back() {
     let listener = UnixListener::bind(place.socket()).unwrap();
     let mut link = to_path(&place.socket(), now);
     let first = connected(link.step(now, None));
-    link.settled();
     drop((first, listener));
     // Its file is still there.
     assert_eq!(link.failed(now, false), Some(100 * MS));
@@ -264,6 +263,195 @@ fn who_the_peer_is_can_be_asked() {
     drop(listener);
 }
 
+// ---- the socket appears ----
+
+/// A link that has found nobody at this path, and the time of that.
+fn waiting_for(path: &Path) -> (Link, Instant) {
+    let now = Instant::now();
+    let far = Policy {
+        first_delay: Duration::from_secs(3600),
+        max_delay: Duration::from_secs(3600),
+        ..PLAIN
+    };
+    let mut link = Link::with_seed(Peer::Path(path.to_owned()), far, 1).unwrap();
+    link.begin(now);
+    assert_eq!(retrying(link.step(now, None)).1, 1);
+    (link, now)
+}
+
+/// Whether the descriptor that the link has watched is readable.
+fn is_roused(link: &Link) -> bool {
+    let watch = link.watch().unwrap();
+    let now = socket::Deadline::after(Some(Duration::ZERO));
+    let [ready] = socket::wait([watch], now).unwrap();
+    watch.read && ready.readable
+}
+
+#[test]
+fn socket_that_appears_is_connected_to_at_once() {
+    let place = Place::new("appears");
+    let (mut link, now) = waiting_for(&place.socket());
+    assert_eq!(link.due(), Some(now + Duration::from_secs(3600)));
+    assert!(!is_roused(&link));
+    assert!(link.step(now + PATIENCE, None).is_none());
+    let listener = UnixListener::bind(place.socket()).unwrap();
+    assert!(is_roused(&link));
+    let ours = connected(link.step(now + 10 * MS, None));
+    assert_linked(&ours, &listener.accept().unwrap().0);
+    assert_eq!(link.attempt(), 0);
+    // No descriptor is kept while there is a connection.
+    assert!(link.take_arrival().is_some());
+    assert!(link.watch().is_none());
+    assert!(link.take_arrival().is_none());
+    // A loss is no absence: its delay stands, whatever appears.
+    drop((ours, listener));
+    std::fs::remove_file(place.socket()).unwrap();
+    link.failed(now, false);
+    let _listener = UnixListener::bind(place.socket()).unwrap();
+    assert!(link.step(now + PATIENCE, None).is_none());
+    assert!(link.watch().is_none());
+}
+
+#[test]
+fn socket_that_is_named_before_it_listens_is_looked_at_again() {
+    let place = Place::new("bound-first");
+    let (mut link, now) = waiting_for(&place.socket());
+    let socket = bound(&place.socket());
+    assert!(is_roused(&link));
+    let (mut now, end) = (now + 10 * MS, now + 600 * MS);
+    let mut looks = 0;
+    while now < end {
+        assert!(link.step(now, None).is_none());
+        looks += 1;
+        now = link.due().unwrap();
+    }
+    assert!((5..=8).contains(&looks), "{looks}");
+    listen(&socket, Backlog::new(4).unwrap()).unwrap();
+    drop(connected(link.step(now, None)));
+    assert_eq!(link.attempt(), 0);
+}
+
+#[test]
+fn looks_end_where_nobody_listens() {
+    let place = Place::new("nobody");
+    let (mut link, begin) = waiting_for(&place.socket());
+    let _socket = bound(&place.socket());
+    let mut now = begin;
+    for _ in 0..20 {
+        now += 100 * MS;
+        assert!(link.step(now, None).is_none());
+    }
+    assert_eq!(link.due(), Some(begin + Duration::from_secs(3600)));
+    assert_eq!(link.attempt(), 1, "looks do not count");
+}
+
+#[test]
+fn directories_of_the_socket_may_come_and_go() {
+    let place = Place::new("directories");
+    let (one, two) = (place.path().join("one"), place.path().join("one/two"));
+    let path = two.join("socket");
+    let (mut link, mut now) = waiting_for(&path);
+    let mut look = |link: &mut Link, what: &str| {
+        assert!(is_roused(link), "{what}");
+        now += 2000 * MS;
+        let found = link.step(now, None);
+        // What is left of the event before.
+        if found.is_none() {
+            now += 2000 * MS;
+            assert!(link.step(now, None).is_none(), "{what}");
+            assert!(!is_roused(link), "{what}");
+        }
+        found
+    };
+    for round in 0..3 {
+        std::fs::create_dir(&one).unwrap();
+        assert!(look(&mut link, "one").is_none());
+        std::fs::create_dir(&two).unwrap();
+        assert!(look(&mut link, "two").is_none());
+        if round < 2 {
+            std::fs::remove_dir_all(&one).unwrap();
+            assert!(look(&mut link, "none").is_none());
+        }
+    }
+    // A directory may go to another place, and another come in its place.
+    std::fs::rename(&two, place.path().join("moved")).unwrap();
+    assert!(look(&mut link, "moved").is_none());
+    std::fs::create_dir_all(&two).unwrap();
+    assert!(look(&mut link, "again").is_none());
+    // The socket may also come by another name.
+    let other = two.join("other");
+    let elsewhere = place.path().join("elsewhere");
+    let listener = UnixListener::bind(&elsewhere).unwrap();
+    std::fs::rename(&elsewhere, &other).unwrap();
+    assert!(look(&mut link, "other").is_none());
+    std::fs::rename(&other, &path).unwrap();
+    drop(connected(look(&mut link, "renamed")));
+    drop(listener);
+}
+
+#[test]
+fn busy_directory_does_not_keep_the_loop_awake() {
+    let place = Place::new("busy");
+    let (mut link, begin) = waiting_for(&place.socket());
+    let mut now = begin;
+    let (mut roused, mut steps) = (0, 0);
+    for number in 0..2000 {
+        let file = place.path().join(number.to_string());
+        std::fs::write(file, "").unwrap();
+        // A file each half millisecond.
+        now += MS / 2;
+        if is_roused(&link) || link.due().is_some_and(|due| due <= now) {
+            roused += usize::from(is_roused(&link));
+            steps += 1;
+            assert!(link.step(now, None).is_none());
+        }
+    }
+    assert!(roused <= 2 * 100 + 1, "{roused}");
+    assert!(steps <= 3 * 100, "{steps}");
+    let _listener = UnixListener::bind(place.socket()).unwrap();
+    drop(connected(link.step(now + 20 * MS, None)));
+}
+
+#[test]
+fn long_and_relative_paths_are_watched() {
+    let place = Place::new("long-watch");
+    let mut directory = place.path().to_owned();
+    while directory.as_os_str().len() < 200 {
+        directory.push("d".repeat(60));
+    }
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = directory.join("socket");
+    let (mut link, now) = waiting_for(&path);
+    let server = listening(&path, 0o600).unwrap();
+    assert!(is_roused(&link));
+    drop(connected(link.step(now + 10 * MS, None)));
+    drop(server);
+    // Of a relative one no part need exist, and it has no directory.
+    let name = format!("vuf-nowhere.{}", std::process::id());
+    for path in [Path::new(&name).to_owned(), Path::new(&name).join("socket")] {
+        let (link, _) = waiting_for(&path);
+        assert!(link.watch().is_some(), "{path:?}");
+    }
+}
+
+#[test]
+fn name_that_cannot_be_watched_is_looked_at_now_and_then() {
+    let _place = Place::new("abstract-look");
+    let path = PathBuf::from(format!("\0vuf-device look {}", std::process::id()));
+    let (mut link, mut now) = waiting_for(&path);
+    assert!(link.watch().is_none());
+    for _ in 0..5 {
+        assert_eq!(link.due(), Some(now + 500 * MS));
+        now += 500 * MS;
+        assert!(link.step(now, None).is_none());
+    }
+    assert_eq!(link.attempt(), 1, "looks do not count");
+    let server = listening(&path, 0o600).unwrap();
+    drop(connected(link.step(now + 500 * MS, None)));
+    assert!(link.take_arrival().is_none());
+    drop(server);
+}
+
 // ---- when ----
 
 #[test]
@@ -303,7 +491,7 @@ fn delays_grow_within_their_bounds_and_differ() {
         link.failed(now, false);
         link.failed(now, true);
     }
-    link.attempt = u32::MAX;
+    (link.losses, link.misses) = (u32::MAX, u32::MAX);
     link.failed(now, false);
     assert_eq!(link.attempt(), u32::MAX);
 }
@@ -342,7 +530,7 @@ fn a_policy_must_leave_the_processor_alone() {
 }
 
 #[test]
-fn only_a_handshake_that_went_through_counts() {
+fn only_a_back_end_that_works_for_a_while_resets_the_delay() {
     let place = Place::new("settled");
     let mut now = Instant::now();
     let listener = UnixListener::bind(place.socket()).unwrap();
@@ -367,11 +555,30 @@ fn only_a_handshake_that_went_through_counts() {
     assert_eq!(link.failed(now, false), Some(100 * MS));
     now += 100 * MS;
     let kept = connected(link.step(now, None));
-    link.settled();
     link.begin(now);
     assert!(link.step(now, None).is_none(), "it is in use");
     drop(kept);
+    // It reaches the desired state each time, and crashes soon after.
+    for delay in [200, 400, 800, 1000] {
+        link.works(now);
+        now += PLAIN.max_delay - MS;
+        assert_eq!(link.failed(now, false), Some(delay * MS));
+        now += delay * MS;
+        drop(connected(link.step(now, None)));
+    }
+    // It works for a while, whatever is asked of it meanwhile.
+    link.works(now);
+    link.works(now + PLAIN.max_delay);
+    now += PLAIN.max_delay;
     assert_eq!(link.failed(now, false), Some(100 * MS));
+    now += 100 * MS;
+    // The time that a lost back-end is fenced off does not count.
+    drop(connected(link.step(now, None)));
+    link.works(now);
+    link.works_no_longer(now + MS);
+    link.stop();
+    now += 2 * PLAIN.max_delay;
+    assert_eq!(link.failed(now, false), Some(200 * MS));
     // Nothing is wanted; and then it is.
     link.stop();
     assert_eq!(link.due(), None);
@@ -379,6 +586,24 @@ fn only_a_handshake_that_went_through_counts() {
     link.begin(now);
     drop(connected(link.step(now, None)));
     drop(listener);
+}
+
+/// A back-end that was absent for long, and then crashes, is retried at once: the
+/// attempts before it was there say nothing about it.
+#[test]
+fn absence_does_not_count_as_crashes() {
+    let place = Place::new("absence");
+    let mut now = Instant::now();
+    let mut link = to_path(&place.socket(), now);
+    for attempt in 1..10 {
+        let (_, number, delay) = retrying(link.step(now, None));
+        assert_eq!(number, attempt);
+        now += delay;
+    }
+    let _listener = UnixListener::bind(place.socket()).unwrap();
+    drop(connected(link.step(now, None)));
+    assert_eq!(link.failed(now, false), Some(100 * MS));
+    assert_eq!(link.attempt(), 1);
 }
 
 // ---- listening ----
@@ -559,7 +784,6 @@ fn a_second_peer_takes_the_place_of_one_that_is_gone() {
     assert!(wants_peers(&link));
     let first = UnixStream::connect(place.socket()).unwrap();
     let ours = connected(link.step(now, None));
-    link.settled();
     assert!(!socket::peer_is_gone(ours.as_fd()));
     drop(first);
     let second = UnixStream::connect(place.socket()).unwrap();
@@ -579,10 +803,9 @@ fn a_second_peer_takes_the_place_of_one_that_is_gone() {
     let ours = connected(link.step(now + 100 * MS, None));
     assert_linked(&ours, &second);
     // And the one after, though it comes later.
-    link.settled();
     drop((ours, second));
     link.failed(now, false);
-    let now = now + 100 * MS;
+    let now = now + 300 * MS;
     assert!(link.step(now, None).is_none());
     assert_eq!(link.due(), None);
     assert!(wants_peers(&link));

@@ -11,30 +11,37 @@ mod changes;
 mod inflight;
 mod model;
 mod order;
+mod refusals;
 mod sequences;
 
-use super::super::memory::{FileId, GuestRegion};
+use super::super::memory::{FileId, GuestRegion, MemoryList};
 use super::*;
+use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, LazyLock};
 
 const PAGE: u64 = 4096;
 const VERSION_1: u64 = 1 << 32;
+const NET_MTU: u64 = bit(virtio::NET_F_MTU);
 const BIT_30: u64 = bit(virtio::F_PROTOCOL_FEATURES);
 const PACKED: u64 = bit(virtio::F_RING_PACKED);
 
 /// A page of one file; what matters is which.
 fn region(at: u64) -> GuestRegion {
     static FD: LazyLock<Arc<OwnedFd>> =
-        LazyLock::new(|| Arc::new(UnixStream::pair().unwrap().0.into()));
+        // Not a socket: tests that run beside these count sockets.
+        LazyLock::new(|| Arc::new(File::open("/dev/null").unwrap().into()));
     GuestRegion {
         // Neighbours are never coalesced.
         guest_addr: at * 2 * PAGE,
         size: PAGE,
         offset: 0,
         fd: FD.clone(),
-        file: FileId { dev: 1, ino: at },
+        file: FileId {
+            dev: 1,
+            ino: at,
+            is_regular: true,
+        },
     }
 }
 
@@ -57,8 +64,13 @@ fn word(step: &Step) -> String {
         Step::GetConfig => "GET_CONFIG".to_owned(),
         Step::SetFeatures(_) => "SET_FEATURES".to_owned(),
         Step::SetStatus(status) => format!("STATUS {status}"),
-        Step::ResetDevice => "RESET_DEVICE".to_owned(),
-        Step::Forget => "(reset)".to_owned(),
+        Step::SetMtu(mtu) => format!("MTU {mtu}"),
+        Step::SendRarp(announcement) => format!("RARP {}", announcement.number),
+        Step::GpuSocket(number) => format!("GPU {number}"),
+        Step::Reset(ResetBy::ResetDevice, _) => "RESET_DEVICE".to_owned(),
+        Step::Reset(ResetBy::SetStatus, _) => "STATUS 0".to_owned(),
+        Step::Reset(ResetBy::Stopping, _) => "(reset)".to_owned(),
+        Step::Barrier => "BARRIER".to_owned(),
         Step::Memory(MemoryStep::SetTable(table)) => {
             let places: Vec<_> = table.iter().map(|it| place(it).to_string()).collect();
             format!("TABLE {}", places.join("+"))
@@ -68,11 +80,13 @@ fn word(step: &Step) -> String {
         Step::GetInflight(key) => {
             format!("GET_INFLIGHT {}x{}", key.num_queues, key.queue_size)
         }
-        Step::SetInflight => "SET_INFLIGHT".to_owned(),
-        Step::Ring(index, part) => match part {
-            RingStep::Call => format!("CALL {index}"),
+        Step::SetInflight(_) => "SET_INFLIGHT".to_owned(),
+        Step::Ring { index, part, .. } => match part {
+            RingStep::Call(_) => format!("CALL {index}"),
             RingStep::Num => format!("NUM {index}"),
             RingStep::Base => format!("BASE {index}"),
+            RingStep::Endian(true) => format!("BIG {index}"),
+            RingStep::Endian(false) => format!("LITTLE {index}"),
             RingStep::Addr => format!("ADDR {index}"),
             RingStep::Err => format!("ERR {index}"),
             RingStep::Kick => format!("KICK {index}"),
@@ -122,18 +136,41 @@ fn wanted() -> Wanted {
         features: Some(VERSION_1),
         memory: list(&[0]),
         num_rings: 2,
-        rings: vec![None; 2],
+        rings: vec![RingWanted::default(); 2],
         ..Wanted::default()
     }
 }
 
-fn ring(start: u64) -> Option<RingWanted> {
-    Some(RingWanted {
-        start,
-        call: start,
-        err: false,
-        size: 64,
-    })
+fn ring(start: u64) -> RingWanted {
+    RingWanted {
+        run: Some(Run {
+            start,
+            call: start,
+            err: false,
+            size: 64,
+        }),
+        stop: Drain::Finish,
+    }
+}
+
+impl Wanted {
+    fn run_mut(&mut self, ring: usize) -> &mut Run {
+        self.rings[ring].run.as_mut().unwrap()
+    }
+}
+
+impl Actual {
+    /// A step was answered, with a buffer where it asks for one.
+    fn done(&mut self, number: u64, step: &Step, told: u64) {
+        match step {
+            Step::GetInflight(key) => self.has_buffer((told != 0).then_some(Held {
+                generation: number,
+                key: *key,
+            })),
+            _ => self.answer(step, told),
+        }
+        self.confirm(number);
+    }
 }
 
 /// A device with a back-end that answers each request before the next.
@@ -167,11 +204,12 @@ impl Rig {
             match self.actual.next(&self.wanted) {
                 Next::Do(step) => {
                     words.push(word(&step));
-                    self.actual.begun(&step, &self.wanted);
+                    let number = self.actual.send(&step);
                     let told = self.offer.answer(&step);
-                    self.actual.done(&step, told, &self.wanted);
+                    self.actual.done(number, &step, told);
                 }
                 Next::Wait => panic!("it waits, and all is answered: {words:?}"),
+                Next::Close => panic!("it closes: {words:?}"),
                 Next::Nothing => return words.join(", "),
             }
             assert!(words.len() < 100, "it does not end: {words:?}");
@@ -183,14 +221,20 @@ impl Rig {
     }
 
     fn stop(&mut self, index: usize) {
-        self.wanted.rings[index] = None;
+        self.wanted.rings[index] = RingWanted::default();
+    }
+
+    fn stop_as(&mut self, index: usize, stop: Drain) {
+        self.wanted.rings[index] = RingWanted { run: None, stop };
     }
 
     /// As the caller of a device does it.
     fn reset(&mut self) {
         self.wanted.resets += 1;
         self.wanted.features = None;
-        self.wanted.drain = Drain::Skip;
-        self.wanted.rings.fill(None);
+        self.wanted.rings.fill(RingWanted {
+            run: None,
+            stop: Drain::Skip,
+        });
     }
 }

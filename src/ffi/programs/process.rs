@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 const FLAGS: u32 = VUF_BACKEND_PROCESS_LISTENING
     | VUF_BACKEND_PROCESS_OWN_ARGUMENTS
-    | VUF_BACKEND_PROCESS_NEW_GROUP;
+    | VUF_BACKEND_PROCESS_NEW_GROUP
+    | VUF_BACKEND_PROCESS_KILL_WITH_PARENT;
 
 /// # Safety
 /// What the caller put into the struct is as it says.
@@ -47,6 +48,7 @@ unsafe fn options<'a>(
         },
         own_arguments: has(VUF_BACKEND_PROCESS_OWN_ARGUMENTS),
         new_group: has(VUF_BACKEND_PROCESS_NEW_GROUP),
+        kill_with_parent: has(VUF_BACKEND_PROCESS_KILL_WITH_PARENT),
     })
 }
 
@@ -248,7 +250,7 @@ unsafe fn told(
 /// exit  set exit->size before the call; the rest is filled in
 ///
 /// Returns 0, otherwise
-///   -EINVAL  an argument is NULL, or exit->size is not set
+///   -EINVAL  an argument is NULL, or exit->size is too small
 ///   -E2BIG   exit->size is above 65536
 ///
 /// # Safety
@@ -274,7 +276,7 @@ pub unsafe extern "C" fn vuf_backend_process_get_exit(
 ///             interest
 ///
 /// Returns 0, otherwise
-///   -EINVAL     process is NULL, or exit->size is not set
+///   -EINVAL     process is NULL, or exit->size is too small
 ///   -E2BIG      exit->size is above 65536
 ///   -ETIMEDOUT  it still runs
 ///   -ECANCELED  it is being freed, and does not end
@@ -302,7 +304,7 @@ pub unsafe extern "C" fn vuf_backend_process_wait(
 /// exit        as for vuf_backend_process_wait()
 ///
 /// Returns 0, otherwise
-///   -EINVAL     process is NULL, or exit->size is not set
+///   -EINVAL     process is NULL, or exit->size is too small
 ///   -E2BIG      exit->size is above 65536
 ///   -EPERM      this process may not end it
 ///   -ETIMEDOUT  it hangs in the kernel: it was killed, and 5 s later it has not ended

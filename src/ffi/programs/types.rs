@@ -1,5 +1,6 @@
 //! What C sees of back-end programs besides functions: constants and structures.
 
+use super::super::args::extensible;
 use std::os::raw::{c_char, c_int};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -18,6 +19,11 @@ pub const VUF_BACKEND_PROCESS_OWN_ARGUMENTS: u32 = 2;
 /// The back-end leads a process group of its own: no signal that a terminal sends
 /// to this process's reaches it.
 pub const VUF_BACKEND_PROCESS_NEW_GROUP: u32 = 4;
+/// The back-end is killed (SIGKILL) when the thread that starts it ends, and so at the
+/// latest with this process, even if that is killed. Start it from a thread that lives as
+/// long as it is needed, such as the main thread. The kernel forgets it for a program that
+/// changes its rights (set-user-ID, file capabilities).
+pub const VUF_BACKEND_PROCESS_KILL_WITH_PARENT: u32 = 8;
 
 /// In struct vuf_backend_exit: the process runs.
 pub const VUF_BACKEND_EXIT_RUNNING: u32 = 0;
@@ -132,4 +138,8 @@ pub struct vuf_backend_exit {
     pub kind: u32,
     /// The exit status, or the number of the signal.
     pub value: i32,
+}
+
+extensible! {
+    vuf_backend_search vuf_backend_program vuf_backend_process_options vuf_backend_exit
 }

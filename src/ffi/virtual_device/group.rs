@@ -11,9 +11,9 @@ use std::os::raw::c_int;
 
 /// Makes a group of devices that share all guest memory; without any at first.
 ///
-/// A change of the group's memory is refused as a whole where one of the devices
-/// could not take it. What then goes wrong with one of them does not hold up the
-/// others: vuf_device_get_memory_state() tells, for each.
+/// A change of the group's memory is refused as a whole if one of the devices could not
+/// take it. A later failure of one device does not hold up the others:
+/// vuf_device_get_memory_state() returns the state of each.
 ///
 /// out  gets the group; NULL on failure
 ///
@@ -49,15 +49,16 @@ pub unsafe extern "C" fn vuf_memory_group_free(group: *mut vuf_memory_group) {
 }
 
 /// Gives a device the memory of the group, in place of its own, from now on. It
-/// leaves the group when it is freed.
+/// leaves the group when it is freed, and when the group is. Until then
+/// vuf_device_set_memory(), _add_memory() and _remove_memory() refuse the device.
 ///
-/// device  borrowed
+/// device  borrowed; it belongs to one group at most
 ///
 /// Returns 0, otherwise
 ///   -EINVAL      an argument is NULL
 ///   -EBUSY       a ring of the device lies elsewhere, or memory in use would change
 ///   -ENOSPC      its back-end has no room for so many regions
-///   VUF_E_STATE  it belongs to the group already
+///   VUF_E_STATE  it belongs to a group already
 ///
 /// # Safety
 /// `group` is null or a group, and `device` null or a device, that have not been
@@ -154,7 +155,7 @@ pub unsafe extern "C" fn vuf_memory_group_add_memory(
 }
 
 /// Takes a region away from all devices of the group. It must not be unmapped while
-/// vuf_device_get_memory_state() of any of them says VUF_MEMORY_PENDING or
+/// vuf_device_get_memory_state() of any of them is VUF_MEMORY_PENDING or
 /// VUF_MEMORY_UNCONFIRMED.
 ///
 /// guest_addr  as it was added
@@ -203,9 +204,10 @@ pub unsafe extern "C" fn vuf_memory_group_memory_fits(
     }
 }
 
-/// Waits until no device of the group is VUF_MEMORY_PENDING, and does for all of
-/// them what there is to do meanwhile. Their events stay for vuf_device_process().
-/// One that is freed meanwhile does not count any more.
+/// Waits until no device of the group is VUF_MEMORY_PENDING, and drives all of them
+/// meanwhile. Their events stay for vuf_device_process(). A device that is freed meanwhile
+/// no longer counts. Memory that was taken away must not be unmapped if one of them is
+/// VUF_MEMORY_UNCONFIRMED then.
 ///
 /// timeout_ms  for all together; VUF_TIMEOUT_DEFAULT is 60000
 ///
@@ -238,8 +240,9 @@ pub unsafe extern "C" fn vuf_memory_group_wait(
     }
 }
 
-/// Tells how far the back-end of a device has got with the memory that is wanted.
-/// Does not wait.
+/// Returns how far the back-end of a device has got with the memory that is wanted, and
+/// whether memory that was taken away may be unmapped: not in VUF_MEMORY_PENDING and
+/// VUF_MEMORY_UNCONFIRMED. Does not wait.
 ///
 /// state  gets one of VUF_MEMORY_APPLIED, _PENDING, _ABSENT, _FAILED, _UNCONFIRMED
 ///

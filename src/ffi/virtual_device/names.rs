@@ -26,6 +26,10 @@ pub extern "C" fn vuf_device_event_name(kind: u32) -> *const c_char {
         VUF_DEVICE_EVENT_NEEDS_FD => c"NEEDS_FD",
         VUF_DEVICE_EVENT_PEERS_REFUSED => c"PEERS_REFUSED",
         VUF_DEVICE_EVENT_CONFIG_REFUSED => c"CONFIG_REFUSED",
+        VUF_DEVICE_EVENT_REFUSED => c"REFUSED",
+        VUF_DEVICE_EVENT_CHANNEL_CLOSED => c"CHANNEL_CLOSED",
+        VUF_DEVICE_EVENT_CHANNEL_REFUSED => c"CHANNEL_REFUSED",
+        VUF_DEVICE_EVENT_IOTLB_REFUSED => c"IOTLB_REFUSED",
         _ => c"unknown",
     };
     name.as_ptr()

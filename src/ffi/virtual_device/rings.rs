@@ -7,6 +7,7 @@ use super::types::*;
 use crate::device::{Base, Device, Ring, RingIndices, StopMode};
 use crate::error::{Error, Result};
 use crate::message::MAX_RING_INDEX;
+use crate::room::room_for;
 use std::os::raw::{c_int, c_void};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -27,8 +28,8 @@ impl Word {
     }
 
     fn read(&self) -> u16 {
-        // SAFETY: aligned, and vuf_device_start() tells the caller to keep it mapped
-        // while the ring is started. Guest and back-end write it at any time, so it
+        // SAFETY: aligned, and vuf_device_start() asks the caller to keep it mapped until
+        // the ring is quiet. Guest and back-end write it at any time, so it
         // is read as an atomic. Acquire: who reads an index may read what it counts.
         u16::from_le(unsafe { &*self.0 }.load(Ordering::Acquire))
     }
@@ -140,9 +141,13 @@ fn ring<'c>(c: &'c Args, given: &vuf_ring) -> Result<Ring<'c>> {
 
 /// Starts rings that are not started: all of these, or none.
 ///
-/// After vuf_device_set_features() and the memory that they lie in. Once they run,
-/// and after each loss, the kick and call descriptors are written, so that what was
-/// made available or used meanwhile is noticed.
+/// Comes after vuf_device_set_features() and the memory that they lie in. Once they run,
+/// and after each loss, the kick and call descriptors are written, so that requests that
+/// were made available or used meanwhile are noticed.
+///
+/// A ring that begins anew never gets an in-flight buffer with requests of its last run,
+/// and a ring with requests in a buffer gets no other. Rings that run are stopped for a
+/// moment if the buffer has no room for the new ones.
 ///
 /// rings  array of n rings; read during the call, but see used_index and get_index
 ///        in struct vuf_ring. Their descriptors are kept: duplicated, until the
@@ -151,21 +156,32 @@ fn ring<'c>(c: &'c Args, given: &vuf_ring) -> Result<Ring<'c>> {
 ///
 /// Returns 0 once it is recorded, otherwise
 ///   -EINVAL      an argument is NULL, or a ring is not valid: an index or a size
-///                out of range, two with one index, an address that is not aligned
-///                or does not lie in one region of the memory with all of its part,
-///                base_mode or base, a descriptor that is 0, a reserved field
+///                out of range, a size above max_ring_size of the options, an index that
+///                the back-end cannot have (max_rings in
+///                struct vuf_device_info), two with one index, an address that is not
+///                aligned or does not lie in one region of the memory with all of its
+///                part, base_mode or base, a descriptor that is 0, or a file, a
+///                directory or a device and no eventfd, a reserved field
 ///   -EBADF       a descriptor is not open, or negative and not -1
-///   -EBUSY       a ring is started already, or the in-flight buffer of those that
-///                run has no room for more or larger ones
-///   VUF_E_STATE  features were not stated, rings wait for vuf_device_reset(), where
-///                a ring was stopped is not known (VUF_RING_BASE_RESUME)
-/// or another negative errno from the system, as -EMFILE.
+///   -EBUSY       a ring is started already.
+///                Or it would begin anew, and has unfinished requests of its last run in
+///                the in-flight buffer, which another ring uses: resume it
+///                (VUF_RING_BASE_RESUME) and let it complete them, or stop the other
+///                rings and start all anew in one call, or reset the device.
+///                Or the buffer is too small for it, and another ring has unfinished
+///                requests in it: stop that one with VUF_STOP_DRAIN first, or open the
+///                device with a larger num_rings and max_ring_size. The text names the
+///                ring.
+///   VUF_E_STATE  features were not stated, rings wait for vuf_device_reset(), or
+///                there is no base to resume from (vuf_device_get_vring_base())
+/// or another negative errno from the system, such as -EMFILE.
 ///
 /// # Safety
 /// `device` is null or a device that has not been freed; `rings` is null or points
 /// to `n` rings, whose descriptors stay open during the call; used_index and
 /// avail_index stay readable, and get_index may be called with `user`, from any
-/// thread, until the ring is stopped.
+/// thread, until vuf_device_stop() or vuf_device_reset() was called and `quiesced` is 1,
+/// or the device is freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vuf_device_start(
     device: *mut vuf_device,
@@ -175,6 +191,7 @@ pub unsafe extern "C" fn vuf_device_start(
     let start = |device: &Device, c: &Args| {
         // SAFETY: any numbers will do, and pointers are the caller's promise.
         let given = unsafe { c.array_pointers(rings, n, "rings") }?;
+        room_for::<Ring<'_>>(n)?;
         let rings: Result<Vec<_>> = given
             .iter()
             .map(|given| ring(c, given).map_err(|error| error.ring(given.index)))
@@ -186,13 +203,18 @@ pub unsafe extern "C" fn vuf_device_start(
 }
 
 /// Gives a started ring another descriptor for the device to write
-/// (SET_VRING_CALL), also while it runs; the new one is written once it is known.
+/// (SET_VRING_CALL), even while it runs. The new one is written once the back-end has it.
+/// If the back-end refuses it (VUF_DEVICE_EVENT_REFUSED), the ring keeps the old one.
+///
+/// Some back-ends (crosvm, OpenVMM, Alioth) acknowledge this for a ring that runs, and
+/// go on writing the first descriptor. One descriptor for the life of the ring works
+/// with all; so does stopping the ring and starting it again.
 ///
 /// index  the ring
 /// fd     kept: duplicated, until the ring is stopped; -1 if the driver polls
 ///
 /// Returns 0 once it is recorded, otherwise
-///   -EINVAL      device is NULL
+///   -EINVAL      device is NULL, or fd is a file, a directory or a device
 ///   -EBADF       fd is not open, or negative and not -1
 ///   VUF_E_STATE  the ring is not started
 ///
@@ -213,19 +235,25 @@ pub unsafe extern "C" fn vuf_device_set_call(
     }
 }
 
-/// Stops rings (GET_VRING_BASE). Rings that are not started are left as they are.
+/// Stops rings (GET_VRING_BASE). Rings that are not started are left as they are. Each
+/// stop has its own mode.
+///
+/// A ring that is drained counts as stopped once its used index has reached the base that
+/// the back-end has returned, where that index is known (used_index or get_index in
+/// struct vuf_ring). If it has not within 1 s, the connection is lost, with the number of
+/// unfinished requests, and quiesced is 0 until the back-end is gone.
 ///
 /// rings       array of n indices; NULL for all rings
 /// n           0 where rings is NULL
 /// mode        VUF_STOP_*
-/// timeout_ms  how long to wait until they are out of use. 0: not at all; later
-///             VUF_DEVICE_EVENT_APPLIED and vuf_device_get_quiet() tell. Inside a
-///             function that the library calls it never waits.
+/// timeout_ms  how long to wait until they are out of use. 0: not at all; then
+///             vuf_device_get_quiet() says when. Inside a function that the library
+///             calls it never waits.
 /// quiet       set quiet->size before the call; the rest is filled in
 ///
-/// Returns 0 in every state, also when the time has passed and quiesced is 0,
-/// otherwise
-///   -EINVAL      device or quiet is NULL, quiet->size is not set, an index is above
+/// Returns 0 in every state, even if the time has passed and quiesced is 0:
+/// vuf_last_error() and vuf_last_error_info() then say why. Otherwise
+///   -EINVAL      device or quiet is NULL, quiet->size is too small, an index is above
 ///                VUF_MAX_RING_INDEX, mode is unknown, or n is not 0 without rings
 ///   -E2BIG       quiet->size is above 65536
 ///
@@ -266,17 +294,20 @@ pub unsafe extern "C" fn vuf_device_stop(
 }
 
 /// Resets the device, as its driver does: no ring is started and no feature
-/// acknowledged any more, and the in-flight buffer is gone. The memory and the
-/// connection stay. Ends VUF_DEVICE_EVENT_NEEDS_RESET.
+/// acknowledged any longer, no ring has a base, and the in-flight buffer is gone. The
+/// memory and the connection stay. Rings that wait for a reset can be started again
+/// afterwards. A VUF_DEVICE_EVENT_NEEDS_RESET or VUF_DEVICE_EVENT_RECOVERED from before is
+/// not returned after it.
 ///
-/// RESET_DEVICE, SET_STATUS or, where there is neither, stopping the rings.
+/// Sends RESET_DEVICE or SET_STATUS 0; a back-end that has agreed to neither is reset
+/// by stopping its rings. quiesced is 1 only once that is acknowledged.
 ///
 /// timeout_ms  how long to wait until the rings are out of use, as for
 ///             vuf_device_stop()
 /// quiet       set quiet->size before the call; the rest is filled in
 ///
-/// Returns 0 in every state, otherwise
-///   -EINVAL      an argument is NULL, or quiet->size is not set
+/// Returns 0 in every state, as vuf_device_stop() does, otherwise
+///   -EINVAL      an argument is NULL, or quiet->size is too small
 ///   -E2BIG       quiet->size is above 65536
 ///
 /// # Safety
@@ -298,14 +329,56 @@ pub unsafe extern "C" fn vuf_device_reset(
     }
 }
 
-/// Tells where a ring stood when it was stopped, for a snapshot.
+/// Returns the device status that the guest is to read (virtio specification, "Device
+/// Status Field"): what its driver has written, with DEVICE_NEEDS_RESET (64) where rings
+/// cannot go on before vuf_device_reset().
+///
+/// A driver that has written 0 waits until it reads 0. It reads ACKNOWLEDGE (1) until
+/// the reset is done and no back-end uses the rings. Takes a lock that is never held
+/// while anything waits: vCPU threads may call it.
+///
+/// written  what the driver has written last; 0 after vuf_device_reset()
+/// status   gets what it reads
+///
+/// Returns 0, or -EINVAL if an argument is NULL.
+///
+/// # Safety
+/// `device` is null or a device that has not been freed; `status` is null or points
+/// to room.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vuf_device_get_virtio_status(
+    device: *const vuf_device,
+    written: u8,
+    status: *mut u8,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        handle::with_device(device, |device, c| {
+            let status = c.output(status, "status")?;
+            status.write(device.virtio_status(written));
+            Ok(())
+        })
+    }
+}
+
+/// Returns the base at which a ring was stopped, for a snapshot. It succeeds only if
+/// resuming from the base loses no request, as far as the policy of the device promises
+/// that.
+///
+/// A ring that was stopped while there was no back-end has the base from which it would
+/// have gone on. One whose stop was cut off by a loss gets its base once that back-end is
+/// gone. After VUF_STOP_ABANDON rings that ran have none.
 ///
 /// index  the ring
 /// base   gets what vuf_client_set_vring_base() takes
 ///
 /// Returns 0, otherwise
 ///   -EINVAL      an argument is NULL
-///   VUF_E_STATE  that is not known: the ring is started, was never, or was lost
+///   VUF_E_STATE  there is none, and the text says why: the ring is not stopped, was
+///                never started (or not since a reset), is being stopped, was lost while
+///                it ran and how far it got is not known, or has unfinished requests in
+///                an in-flight buffer that was replaced or that the back-end does not
+///                support
 ///
 /// # Safety
 /// `device` is null or a device that has not been freed; `base` is null or points to

@@ -14,6 +14,8 @@ const LAST_BATCH_HEAD: usize = 12;
 const USED_IDX: usize = 14;
 const HEADER: usize = 16;
 const ENTRY: usize = 16;
+/// This program clears a request before it puts the next one.
+const BATCH: u16 = 1;
 // An entry; only that of a chain's head is used.
 const INFLIGHT: usize = 0;
 const NEXT_IN_BATCH: usize = 6;
@@ -90,8 +92,18 @@ fn recover(region: &Region, used_idx: u16) -> io::Result<Vec<(u64, u16)>> {
     }
     // The last batch was given to the driver, and perhaps not cleared.
     let batch = used_idx.wrapping_sub(region.get(USED_IDX)?);
-    if batch > region.entries {
-        return Err(Error::other("the in-flight region is that of another ring"));
+    if batch > BATCH {
+        // The driver has begun the ring anew, as a device may start a ring that was
+        // drained without a new region. With nothing in flight the region is as good as
+        // new, and libvhost-user and DPDK only take over the used index, too. What is in
+        // flight would be a request of before, and is not to be executed.
+        for head in 0..region.entries {
+            if region.get::<u8>(entry(head, INFLIGHT))? != 0 {
+                return Err(Error::other("the in-flight region is that of another ring"));
+            }
+        }
+        region.set(USED_IDX, used_idx)?;
+        return Ok(Vec::new());
     }
     let mut head = region.get(LAST_BATCH_HEAD)?;
     for _ in 0..batch {

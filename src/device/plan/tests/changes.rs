@@ -29,7 +29,7 @@ fn a_call_descriptor_is_swapped_in_one_message() {
     rig.start(0, 1);
     rig.start(1, 2);
     rig.go();
-    rig.wanted.rings[1].as_mut().unwrap().call = 3;
+    rig.wanted.run_mut(1).call = 3;
     assert_eq!(rig.go(), "CALL 1");
 }
 
@@ -50,8 +50,7 @@ fn rings_are_stopped_as_the_caller_chose_where_that_was_agreed() {
         let mut rig = Rig::new(offer, wanted());
         rig.start(0, 1);
         rig.go();
-        rig.wanted.drain = Drain::Skip;
-        rig.stop(0);
+        rig.stop_as(0, Drain::Skip);
         assert_eq!(rig.go(), words);
     }
 }
@@ -67,16 +66,16 @@ fn nothing_goes_on_before_a_ring_has_stopped() {
     rig.wanted.memory = list(&[]);
     let mut steps = Vec::new();
     while let Next::Do(step) = rig.actual.next(&rig.wanted) {
-        rig.actual.begun(&step, &rig.wanted);
-        steps.push(step);
+        steps.push((rig.actual.send(&step), step));
     }
-    let words: Vec<_> = steps.iter().map(word).collect();
+    let words: Vec<_> = steps.iter().map(|(_, step)| word(step)).collect();
     assert_eq!(words, ["DISABLE 0", "DISABLE 1", "STOP 0", "STOP 1"]);
-    for step in &steps[..3] {
-        rig.actual.done(step, 7, &rig.wanted);
+    for (number, step) in &steps[..3] {
+        rig.actual.done(*number, step, 7);
         assert_eq!(rig.actual.next(&rig.wanted), Next::Wait);
     }
-    rig.actual.done(&steps[3], 7, &rig.wanted);
+    let (number, step) = &steps[3];
+    rig.actual.done(*number, step, 7);
     assert_eq!(rig.go(), "REM 0");
 }
 
@@ -126,7 +125,7 @@ fn a_reset_says_no_more_than_there_is_to_say() {
     let Next::Do(step) = rig.actual.next(&rig.wanted) else {
         panic!("nothing to do")
     };
-    rig.actual.begun(&step, &rig.wanted);
+    rig.actual.send(&step);
     rig.reset();
     assert_eq!(rig.go(), "(forget 0), RESET_DEVICE");
     // On a connection that is new.
@@ -151,10 +150,21 @@ fn other_features_stop_all_rings_first() {
 }
 
 #[test]
-fn memory_changes_without_touching_rings() {
+fn a_table_is_replaced_while_rings_pause_and_slots_while_they_run() {
+    let paused = |table: &str| {
+        format!("DISABLE 0, STOP 0, {table}, CALL 0, NUM 0, BASE 0, ADDR 0, KICK 0, ENABLE 0")
+    };
     for (more, grown, shrunk) in [
-        (ProtocolFeatures::empty(), "TABLE 0+1", "TABLE 0"),
-        (ProtocolFeatures::CONFIGURE_MEM_SLOTS, "ADD 1", "REM 1"),
+        (
+            ProtocolFeatures::empty(),
+            paused("TABLE 0+1"),
+            paused("TABLE 0"),
+        ),
+        (
+            ProtocolFeatures::CONFIGURE_MEM_SLOTS,
+            "ADD 1".to_owned(),
+            "REM 1".to_owned(),
+        ),
     ] {
         let mut rig = Rig::new(PLAIN.with(more), wanted());
         rig.start(0, 1);

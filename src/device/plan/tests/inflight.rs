@@ -7,7 +7,7 @@ fn regained(rig: &Rig, key: InflightKey) -> Rig {
     Rig {
         offer: rig.offer,
         wanted: rig.wanted.clone(),
-        actual: Actual::new(&rig.wanted, Some(key)),
+        actual: Actual::new(&rig.wanted, Some(Held { generation: 9, key })),
     }
 }
 
@@ -22,7 +22,7 @@ fn the_buffer_of_the_connection_before_is_handed_over() {
     let mut rig = Rig::new(PLAIN.with(ProtocolFeatures::INFLIGHT_SHMFD), wanted());
     rig.start(0, 1);
     rig.start(1, 2);
-    rig.wanted.rings[1].as_mut().unwrap().size = 256;
+    rig.wanted.run_mut(1).size = 256;
     let order = regained(&rig, KEY).go();
     assert!(order.contains("BASE 1, SET_INFLIGHT, ADDR 0"), "{order}");
 }
@@ -44,8 +44,30 @@ fn a_buffer_that_is_too_small_is_replaced_when_no_ring_runs() {
     rig.stop(0);
     rig.go();
     rig.start(0, 2);
-    rig.wanted.rings[0].as_mut().unwrap().size = 256;
+    rig.wanted.run_mut(0).size = 256;
     let order = rig.go();
     let buffer = "CALL 0, NUM 0, BASE 0, GET_INFLIGHT 2x256, SET_INFLIGHT, ADDR 0";
     assert!(order.starts_with(buffer), "{order}");
+}
+
+#[test]
+fn rings_pause_for_a_larger_buffer() {
+    let mut rig = Rig::new(PLAIN.with(ProtocolFeatures::INFLIGHT_SHMFD), wanted());
+    rig.start(0, 1);
+    rig.go();
+    rig.start(1, 2);
+    rig.wanted.run_mut(1).size = 256;
+    assert_eq!(
+        rig.go(),
+        "DISABLE 0, STOP 0, CALL 0, NUM 0, BASE 0, CALL 1, NUM 1, BASE 1, GET_INFLIGHT 2x256, \
+         SET_INFLIGHT, ADDR 0, ADDR 1, KICK 0, KICK 1, ENABLE 0, ENABLE 1"
+    );
+    // Made large enough at once, it needs no pause.
+    let mut rig = Rig::new(PLAIN.with(ProtocolFeatures::INFLIGHT_SHMFD), wanted());
+    rig.wanted.max_ring_size = 256;
+    rig.start(0, 1);
+    assert!(rig.go().contains("GET_INFLIGHT 2x256"));
+    rig.start(1, 2);
+    rig.wanted.run_mut(1).size = 256;
+    assert_eq!(rig.go(), "CALL 1, NUM 1, BASE 1, ADDR 1, KICK 1, ENABLE 1");
 }

@@ -9,6 +9,7 @@ struct ModelRing {
     call: Option<u64>,
     num: Option<u64>,
     base: Option<u64>,
+    big_endian: Option<bool>,
     addr: Option<u64>,
     err: Option<u64>,
     kick: Option<u64>,
@@ -28,6 +29,9 @@ pub(super) struct Model {
     shmem: bool,
     channel: bool,
     features: Option<u64>,
+    mtu: Option<u32>,
+    announced: u64,
+    gpu: Option<u64>,
     status: u32,
     memory: BTreeMap<u64, GuestRegion>,
     /// This buffer is in use.
@@ -46,6 +50,9 @@ impl Model {
             shmem: false,
             channel: false,
             features: None,
+            mtu: None,
+            announced: 0,
+            gpu: None,
             status: 0,
             memory: BTreeMap::new(),
             inflight: None,
@@ -76,7 +83,7 @@ impl Model {
             }
             Step::SetProtocolFeatures(agreed) => {
                 assert!(self.told_protocol && self.protocol.is_none());
-                assert!((self.offer.protocol & SERVED).contains(*agreed));
+                assert!((self.offer.protocol & acknowledged::SERVED).contains(*agreed));
                 self.protocol = Some(*agreed);
             }
             Step::SetOwner => assert!(!std::mem::replace(&mut self.owner, true), "twice"),
@@ -99,7 +106,7 @@ impl Model {
                 self.features = Some(*features);
                 self.inflight = None;
             }
-            Step::SetStatus(0) => {
+            Step::Reset(ResetBy::SetStatus, _) => {
                 assert!(self.agreed(P::STATUS) && self.quiet());
                 self.reset();
             }
@@ -111,11 +118,22 @@ impl Model {
                 assert!(last, "DRIVER_OK is not last");
                 self.status = *status;
             }
-            Step::ResetDevice => {
+            Step::SendRarp(announcement) => {
+                assert!(self.agreed(P::RARP) && !self.quiet());
+                assert!(announcement.number > self.announced, "announced twice");
+                self.announced = announcement.number;
+            }
+            Step::GpuSocket(number) => assert_ne!(self.gpu.replace(*number), Some(*number)),
+            Step::SetMtu(mtu) => {
+                assert!(self.agreed(P::MTU));
+                assert!(self.features.is_some_and(|it| it & NET_MTU != 0));
+                self.mtu = Some(*mtu);
+            }
+            Step::Reset(ResetBy::ResetDevice, _) => {
                 assert!(self.agreed(P::RESET_DEVICE) && self.quiet());
                 self.reset();
             }
-            Step::Forget => {
+            Step::Reset(ResetBy::Stopping, _) => {
                 // It does not know, and there is no way to say so.
                 let known = self.features.is_some();
                 let way = self.agreed(P::RESET_DEVICE) || self.agreed(P::STATUS);
@@ -129,11 +147,12 @@ impl Model {
                 assert!(key.queue_size > 0 && key.num_queues > 0);
                 assert!(self.quiet(), "a buffer that is in use would be lost");
             }
-            Step::SetInflight => {
+            Step::SetInflight(_) => {
                 assert!(self.quiet(), "a buffer that is in use would be lost");
                 self.inflight = Some(buffer.expect("there is a buffer"));
             }
-            Step::Ring(index, part) => self.tell_ring(*index, *part, wanted),
+            Step::Ring { index, part, .. } => self.tell_ring(*index, *part, wanted),
+            Step::Barrier => panic!("all is acknowledged"),
         }
     }
 
@@ -143,6 +162,7 @@ impl Model {
 
     fn reset(&mut self) {
         self.features = None;
+        self.mtu = None;
         self.status = 0;
         self.inflight = None;
         self.rings.fill(ModelRing::default());
@@ -156,6 +176,7 @@ impl Model {
         match change {
             MemoryStep::SetTable(table) => {
                 assert!(!slots && !table.is_empty());
+                assert!(self.quiet(), "rings keep the memory that they began with");
                 let keyed = |region: &GuestRegion| (region.guest_addr, region.clone());
                 self.memory = table.iter().map(keyed).collect();
             }
@@ -176,16 +197,12 @@ impl Model {
         let agreed = |feature| protocol.is_some_and(|it| it.contains(feature));
         let memory = !self.memory.is_empty();
         let ring = &mut self.rings[index];
-        let want = wanted.rings[index];
+        let want = wanted.run(index);
         assert!(features.is_some() && !ring.stopping);
         let now = want.map(|it| it.start);
         let told = features.is_some_and(|it| it & BIT_30 != 0);
-        let stale = ring.kick.is_some() && ring.kick != now
-            || features != wanted_features(wanted, self.offer)
-            || want.is_none();
         match part {
             RingStep::Forget => assert_eq!(ring.kick, None),
-            RingStep::Disable | RingStep::Stop(_) if !stale => panic!("{part:?} of a wanted ring"),
             RingStep::Disable => {
                 assert!(ring.enabled && told);
                 ring.enabled = false;
@@ -197,7 +214,7 @@ impl Model {
                 );
                 ring.stopping = true;
             }
-            RingStep::Call => ring.call = want.map(|it| it.call),
+            RingStep::Call(_) => ring.call = want.map(|it| it.call),
             RingStep::Enable => {
                 assert!(ring.kick == now && told);
                 ring.enabled = true;
@@ -211,6 +228,11 @@ impl Model {
             RingStep::Base => {
                 assert_eq!(ring.num, now);
                 ring.base = now;
+            }
+            RingStep::Endian(big) => {
+                let legacy = features.is_some_and(|it| it & VERSION_1 == 0);
+                assert!(legacy && agreed(ProtocolFeatures::CROSS_ENDIAN));
+                ring.big_endian = Some(big);
             }
             RingStep::Addr => {
                 assert!(ring.num == now && ring.base == now && memory);
@@ -233,7 +255,12 @@ impl Model {
 
     /// A message is answered.
     pub(super) fn answer(&mut self, step: &Step) -> u64 {
-        if let Step::Ring(index, RingStep::Stop(_)) = step {
+        if let Step::Ring {
+            index,
+            part: RingStep::Stop(_),
+            ..
+        } = step
+        {
             let enabled = self.rings[*index].enabled;
             // It forgets all but whether it is enabled.
             self.rings[*index] = ModelRing {
@@ -255,12 +282,28 @@ impl Model {
         if told && (slots || !wanted.memory.is_empty()) {
             assert_eq!(there, wanted.memory.to_vec());
         }
-        for (ring, want) in self.rings.iter().zip(&wanted.rings) {
-            let want = want.filter(|_| !wanted.held || ring.kick.is_some());
+        for (index, ring) in self.rings.iter().enumerate() {
+            let want = wanted
+                .run(index)
+                .filter(|_| !wanted.held || ring.kick.is_some());
             assert_eq!(ring.kick, want.map(|it| it.start));
             let Some(want) = want else { continue };
             assert_eq!(ring.call, Some(want.call));
             assert!(self.runs(ring) && ring.size == want.size);
+            let legacy = features.is_some_and(|it| it & VERSION_1 == 0);
+            let informed = legacy && self.agreed(ProtocolFeatures::CROSS_ENDIAN);
+            let order = wanted.big_endian.filter(|_| informed);
+            assert_eq!(ring.big_endian, order);
+        }
+        assert_eq!(self.gpu, wanted.gpu);
+        let runs = wanted.rings.iter().any(|ring| ring.run.is_some()) && !wanted.held;
+        if runs && features.is_some() && self.agreed(ProtocolFeatures::RARP) {
+            let last = wanted.announce.back().map_or(0, |it| it.number);
+            assert!(self.announced >= last);
+        }
+        let takes = features.is_some_and(|it| it & NET_MTU != 0);
+        if takes && self.agreed(ProtocolFeatures::MTU) {
+            assert_eq!(self.mtu, wanted.mtu);
         }
         if self.agreed(ProtocolFeatures::STATUS) && features.is_some() {
             let running = self.status == status::RUNNING;

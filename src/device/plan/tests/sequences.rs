@@ -23,6 +23,10 @@ enum Act {
     },
     SwapCall(Index),
     Features(u64),
+    Mtu(u32),
+    Announce,
+    GpuSocket,
+    Endian(bool),
     Add(u64),
     Remove(u64),
     Reset,
@@ -44,7 +48,12 @@ fn act() -> impl Strategy<Value = Act> {
             .prop_map(|(ring, large, err)| Act::Start { ring, large, err }),
         2 => (ring(), any::<bool>()).prop_map(|(ring, skip)| Act::Stop { ring, skip }),
         1 => ring().prop_map(Act::SwapCall),
-        1 => select(vec![VERSION_1, VERSION_1 | PACKED]).prop_map(Act::Features),
+        1 => select(vec![VERSION_1, VERSION_1 | PACKED, VERSION_1 | NET_MTU, NET_MTU])
+            .prop_map(Act::Features),
+        1 => (68..70_u32).prop_map(Act::Mtu),
+        1 => Just(Act::Announce),
+        1 => Just(Act::GpuSocket),
+        1 => any::<bool>().prop_map(Act::Endian),
         1 => place.clone().prop_map(Act::Add),
         1 => place.prop_map(Act::Remove),
         1 => Just(Act::Reset),
@@ -62,9 +71,9 @@ struct Play {
     actual: Actual,
     model: Model,
     /// Sent and not answered.
-    under_way: VecDeque<Step>,
+    under_way: VecDeque<(u64, Step)>,
     /// The caller's device keeps it over a loss.
-    buffer: Option<InflightKey>,
+    buffer: Option<Held>,
     numbers: u64,
     steps: usize,
 }
@@ -93,16 +102,11 @@ impl Play {
             Act::Start { ring, large, err } => {
                 let index = ring.index(rings);
                 let size = if *large { 256 } else { 64 };
-                let any = self.wanted.rings.iter().any(Option::is_some);
-                let too_large = self
-                    .buffer
-                    .is_some_and(|it| u32::from(it.queue_size) < size);
-                let busy = any && too_large;
                 let ready = self.wanted.features.is_some() && !self.wanted.memory.is_empty();
-                let free = self.wanted.rings[index].is_none();
-                if ready && free && !busy && !self.wanted.held {
+                let free = self.wanted.run(index).is_none();
+                if ready && free && !self.wanted.held {
                     let start = self.number();
-                    self.wanted.rings[index] = Some(RingWanted {
+                    self.wanted.rings[index].run = Some(Run {
                         start,
                         call: start,
                         err: *err,
@@ -111,18 +115,30 @@ impl Play {
                 }
             }
             Act::Stop { ring, skip } => {
-                self.wanted.drain = if *skip { Drain::Skip } else { Drain::Finish };
-                self.wanted.rings[ring.index(rings)] = None;
+                let stop = if *skip { Drain::Skip } else { Drain::Finish };
+                self.wanted.rings[ring.index(rings)] = RingWanted { run: None, stop };
             }
             Act::SwapCall(ring) => {
                 let call = self.number();
-                if let Some(ring) = &mut self.wanted.rings[ring.index(rings)] {
+                if let Some(ring) = &mut self.wanted.rings[ring.index(rings)].run {
                     ring.call = call;
                 }
             }
             Act::Features(features) => {
-                if self.wanted.rings.iter().all(Option::is_none) {
+                if self.wanted.rings.iter().all(|ring| ring.run.is_none()) {
                     self.wanted.features = Some(*features);
+                }
+            }
+            Act::Mtu(mtu) => self.wanted.mtu = Some(*mtu),
+            Act::Announce => {
+                let number = self.number();
+                let mac = [0; 6];
+                self.wanted.announce.push_back(Announcement { number, mac });
+            }
+            Act::GpuSocket => self.wanted.gpu = Some(self.number()),
+            Act::Endian(big) => {
+                if self.wanted.rings.iter().all(|ring| ring.run.is_none()) {
+                    self.wanted.big_endian = Some(*big);
                 }
             }
             Act::Add(at) => {
@@ -130,7 +146,7 @@ impl Play {
                 let _ = self.wanted.memory.add(region(*at));
             }
             Act::Remove(at) => {
-                let needed = self.wanted.rings.iter().any(Option::is_some);
+                let needed = self.wanted.rings.iter().any(|ring| ring.run.is_some());
                 if !needed || self.wanted.memory.len() > 1 {
                     let gone = region(*at);
                     let _ = self.wanted.memory.remove(gone.guest_addr, gone.size);
@@ -140,8 +156,10 @@ impl Play {
                 self.wanted.resets += 1;
                 self.wanted.features = None;
                 self.wanted.held = false;
-                self.wanted.drain = Drain::Skip;
-                self.wanted.rings.fill(None);
+                self.wanted.rings.fill(RingWanted {
+                    run: None,
+                    stop: Drain::Skip,
+                });
                 self.buffer = None;
             }
             Act::ConfigChanged => {
@@ -150,8 +168,13 @@ impl Play {
                 }
             }
             Act::Lose { held } => {
-                self.wanted.held |=
-                    *held && self.actual.rings.iter().any(|ring| ring.start.is_some());
+                self.wanted.held |= *held
+                    && self
+                        .actual
+                        .sent
+                        .rings
+                        .iter()
+                        .any(|ring| ring.start.is_some());
                 self.under_way.clear();
                 self.actual = Actual::new(&self.wanted, self.buffer);
                 self.model = Model::new(self.model.offer, rings);
@@ -171,44 +194,55 @@ impl Play {
 
     /// As the device does it. Whether there was anything to send.
     fn send(&mut self) -> bool {
-        if self.under_way.back().is_some_and(Step::alone) {
+        if self.under_way.back().is_some_and(|(_, step)| step.alone()) {
             return false;
         }
         let Next::Do(step) = self.actual.next(&self.wanted) else {
             return false;
         };
         self.steps += 1;
-        self.model.take(&step, &self.wanted, self.buffer);
-        if matches!(step, Step::Forget | Step::SetStatus(0)) {
+        self.model
+            .take(&step, &self.wanted, self.buffer.map(|it| it.key));
+        if matches!(step, Step::Reset(..)) {
             self.buffer = None;
         }
-        self.actual.begun(&step, &self.wanted);
-        if !matches!(step, Step::Forget | Step::Ring(_, RingStep::Forget)) {
-            self.under_way.push_back(step);
+        let number = self.actual.send(&step);
+        if !step.is_silent() {
+            self.under_way.push_back((number, step));
         }
         true
     }
 
     fn answer(&mut self) -> bool {
-        let Some(step) = self.under_way.pop_front() else {
+        let Some((number, step)) = self.under_way.pop_front() else {
             return false;
         };
-        let told = self.model.answer(&step);
-        match &step {
-            Step::GetInflight(key) => self.buffer = Some(*key),
-            Step::ResetDevice => self.buffer = None,
-            _ => {}
+        let told = match &step {
+            Step::GetInflight(_) => self.number(),
+            _ => self.model.answer(&step),
+        };
+        self.actual.done(number, &step, told);
+        if let Asked::Told(held) = self.actual.buffer {
+            self.buffer = held;
         }
-        self.actual.done(&step, told, &self.wanted);
         true
+    }
+
+    /// The device ends the connection, as the plan asks for it.
+    fn closes(&mut self) -> bool {
+        let closes = self.actual.next(&self.wanted) == Next::Close;
+        if closes {
+            self.act(&Act::Lose { held: false });
+        }
+        closes
     }
 
     /// Until there is nothing to do.
     fn finish(&mut self) {
         self.steps = 0;
-        while self.send() || self.answer() {
+        while self.send() || self.answer() || self.closes() {
             // Handshake, memory, and all of each ring twice.
-            let most = 20 + 8 + 16 * self.wanted.rings.len();
+            let most = 23 + 8 + 18 * self.wanted.rings.len() + self.wanted.announce.len();
             assert!(self.steps < most, "it does not end");
         }
         assert_eq!(self.actual.next(&self.wanted), Next::Nothing);
@@ -231,7 +265,7 @@ proptest! {
         acts in prop::collection::vec(act(), 1..60),
     ) {
         let offer = Offer {
-            features: VERSION_1 | PACKED | if bit_30 { BIT_30 } else { 0 },
+            features: VERSION_1 | PACKED | NET_MTU | if bit_30 { BIT_30 } else { 0 },
             // Mostly offered.
             protocol: ProtocolFeatures::from_bits_truncate(protocol | more),
         };
@@ -242,7 +276,7 @@ proptest! {
             num_rings: if fixed { u32::try_from(rings).unwrap() } else { 0 },
             features: Some(VERSION_1),
             memory: list(&[0]),
-            rings: vec![None; rings],
+            rings: vec![RingWanted::default(); rings],
             ..Wanted::default()
         };
         let mut play = Play::new(offer, wanted);

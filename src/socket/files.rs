@@ -1,0 +1,117 @@
+//! What the kernel knows of a file, without asking its owner. A descriptor that came
+//! from another process may be of a file system that this process or a further one
+//! serves, and then the usual calls take as long as that one likes.
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::SFlag;
+use nix::unistd::{SysconfVar, sysconf};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// `struct statx` (the libraries of some targets do not declare it), as far as it is
+/// read here.
+#[repr(C)]
+struct Statx {
+    mask: u32,
+    blksize: u32,
+    attributes: u64,
+    nlink: u32,
+    uid: u32,
+    gid: u32,
+    mode: u16,
+    spare: u16,
+    ino: u64,
+    size: u64,
+    rest: [u64; 26],
+}
+
+const _: () = assert!(size_of::<Statx>() == 256);
+
+/// Answer from what is cached.
+const AT_STATX_DONT_SYNC: libc::c_int = 0x4000;
+const STATX_TYPE: libc::c_uint = 0x1;
+const STATX_SIZE: libc::c_uint = 0x200;
+
+/// The type and size of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileStatus {
+    /// Nothing for files without a name, such as a dma-buf.
+    pub(crate) kind: SFlag,
+    pub(crate) size: u64,
+}
+
+/// The status as it is cached. Fails where the system call is not available.
+pub(crate) fn cached_status(fd: BorrowedFd<'_>) -> nix::Result<FileStatus> {
+    let mut status = MaybeUninit::<Statx>::zeroed();
+    // SAFETY: the descriptor is open while it is borrowed, the path is a C string, and the
+    // buffer has the size that the kernel fills.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_statx,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | AT_STATX_DONT_SYNC,
+            STATX_TYPE | STATX_SIZE,
+            status.as_mut_ptr(),
+        )
+    };
+    Errno::result(rc)?;
+    // SAFETY: all zeros is a value of it, and the kernel has written numbers.
+    let status = unsafe { status.assume_init() };
+    let known = STATX_TYPE | STATX_SIZE;
+    if status.mask & known != known {
+        return Err(Errno::ENODATA);
+    }
+    Ok(FileStatus {
+        kind: SFlag::from_bits_truncate(libc::mode_t::from(status.mode)) & SFlag::S_IFMT,
+        size: status.size,
+    })
+}
+
+/// How a file is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OpenFor {
+    pub(crate) reading: bool,
+    pub(crate) writing: bool,
+}
+
+/// How a file is open. A descriptor that was opened with O_PATH is for neither.
+pub(crate) fn open_for(fd: BorrowedFd<'_>) -> nix::Result<OpenFor> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    let access = flags & OFlag::O_ACCMODE;
+    let usable = !flags.contains(OFlag::O_PATH);
+    Ok(OpenFor {
+        reading: usable && access != OFlag::O_WRONLY,
+        writing: usable && access != OFlag::O_RDONLY,
+    })
+}
+
+/// Bytes of a page of memory.
+pub(crate) fn page_size() -> u64 {
+    let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    size.and_then(|size| u64::try_from(size).ok())
+        .unwrap_or(4096)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_file_has_its_type_and_size() {
+        let file = File::from(memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(5000).unwrap();
+        let status = cached_status(file.as_fd()).unwrap();
+        assert_eq!((status.kind, status.size), (SFlag::S_IFREG, 5000));
+        let open = open_for(file.as_fd()).unwrap();
+        assert!(open.reading && open.writing);
+        let zero = File::open("/dev/zero").unwrap();
+        assert_eq!(cached_status(zero.as_fd()).unwrap().kind, SFlag::S_IFCHR);
+        assert!(!open_for(zero.as_fd()).unwrap().writing);
+    }
+}
