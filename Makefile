@@ -153,9 +153,12 @@ $(C_OUT)/real_%: c-tests/real_%.c $(REAL) $(wildcard c-tests/*.h examples/*.h) $
 	@mkdir -p $(@D)
 	$(CC) $(USE) -Ic-tests -o $@ $< $(REAL) -lcmocka $(LINK)
 
+# What the tests of a device share.
+$(C_OUT)/test_device $(C_OUT)/test_device_config $(C_OUT)/test_device_promises: c-tests/device_rig.c
+
 $(C_OUT)/%: c-tests/%.c $(HELPERS) $(wildcard c-tests/*.h examples/*.h) $(SO) include/$(NAME).h
 	@mkdir -p $(@D)
-	$(CC) $(USE) -Ic-tests -I$(C_OUT) -o $@ $< $(HELPERS) -lcmocka $(LINK)
+	$(CC) $(USE) -Ic-tests -I$(C_OUT) -o $@ $(filter %.c,$^) -lcmocka $(LINK)
 
 include cpp-tests/tests.mk
 

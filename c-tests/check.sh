@@ -18,13 +18,18 @@ export CARGO_TARGET_DIR="$TARGET"
 # Sockets lie in it, whose paths hold 107 bytes at most; and make splits at spaces.
 case ${TMPDIR-} in *[[:space:]]* | ????????????????????????????????*) export TMPDIR=/tmp ;; esac
 LOGS=build/check
-SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/vuf-check.XXXXXX") || exit 1
 # Processes, by their numbers; a negative one is that of a group.
 beside='' others=''
-trap 'for it in $beside $others; do kill -- "$it"; done 2>/dev/null; rm -rf "$SCRATCH"' EXIT
+trap 'for it in $beside $others; do kill -- "$it"; done 2>/dev/null; rm -rf "${SCRATCH-}"' EXIT
 trap 'exit 130' INT TERM
-rm -rf "$LOGS"
-mkdir -p "$LOGS"
+if [ "${1-}" = --beside ]; then
+    # Called by this script itself, which removes this directory.
+    OUTER_SCRATCH=$3
+else
+    SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/vuf-check.XXXXXX") || exit 1
+    rm -rf "$LOGS"
+    mkdir -p "$LOGS"
+fi
 
 passed=0
 failed=0
@@ -60,7 +65,7 @@ stage() {
         passed=$((passed + $1))
         [ "$3" = 0 ] || printf ', %d skipped' "$3"
         echo
-        grep -E '^(SKIPPED:|skipped:|swept )' "$log" | sed 's/^/      /'
+        grep -E '^(SKIPPED:|skipped:|swept |simulated )' "$log" | sed 's/^/      /'
     else
         [ "$2" != 0 ] || set -- 0 1 "$3"
         printf 'FAIL  %-44s %4d s  (exit status %d, all of it in %s)\n' "$name" "$took" "$status" "$log"
@@ -72,18 +77,12 @@ stage() {
 }
 
 # beside STAGES: begins a function of stages, one after the other, beside those that
-# follow: compilers, where the others mostly wait.
+# follow: compilers, where the others mostly wait. It is a session of its own, so that it
+# can be ended with all that it has started.
 beside() {
-    # A group of its own, so that it can be ended with all that it has started.
-    set -m
-    {
-        set +m
-        passed=0 failed=0 skipped=0
-        "$1"
-        echo "$passed $failed $skipped" >"$SCRATCH/counts"
-    } >"$SCRATCH/beside" 2>&1 </dev/null &
+    rm -f "$SCRATCH/counts"
+    setsid sh c-tests/check.sh --beside "$1" "$SCRATCH" >"$SCRATCH/beside" 2>&1 </dev/null &
     beside=-$!
-    set +m
 }
 
 # Waits for them, and says what they had to say.
@@ -142,6 +141,11 @@ fault_sweep() {
     $CARGO test --locked --test sweep
 }
 
+# device_simulator SECONDS: histories of one seed after the other for so long.
+device_simulator() {
+    VUF_SIM_SECONDS=$1 $CARGO test --locked --test simulator
+}
+
 header_alone() {
     for std in c99 c11 c17; do
         $CC -std=$std -Wall -Wextra -Wpedantic -Wstrict-prototypes -Werror -fsyntax-only \
@@ -151,7 +155,14 @@ header_alone() {
         $CXX -std=$std -Wall -Wextra -Wpedantic -Werror -fsyntax-only \
             -x c++ include/vhost_user_frontend.h || return 1
     done
-    echo '7 passed, 0 failed'
+    # On another target it says so, and nothing else.
+    $CC -fsyntax-only -U__BYTE_ORDER__ -D__BYTE_ORDER__=__ORDER_BIG_ENDIAN__ \
+        -x c include/vhost_user_frontend.h 2>&1 |
+        grep -F 'error:' >"$SCRATCH/big-endian"
+    cat "$SCRATCH/big-endian"
+    grep -qF 'needs a 64-bit little-endian target' "$SCRATCH/big-endian" || return 1
+    [ "$(wc -l <"$SCRATCH/big-endian")" = 1 ] || return 1
+    echo '8 passed, 0 failed'
 }
 
 c_tests_built() {
@@ -179,7 +190,7 @@ c_tests_cdylib() {
         return 1
     LD_LIBRARY_PATH=$SCRATCH/cdylib ldd build/c-tests/test_errors |
         grep -F "$SCRATCH/cdylib/libvhost_user_frontend.so.0" || return 1
-    VUF_JOBS=4 LD_LIBRARY_PATH=$SCRATCH/cdylib sh c-tests/run_programs.sh build/c-tests
+    VUF_UNOPTIMISED=1 VUF_JOBS=4 LD_LIBRARY_PATH=$SCRATCH/cdylib sh c-tests/run_programs.sh build/c-tests
 }
 
 # A program that knows nothing but pkg-config and the README, on an installed
@@ -255,7 +266,7 @@ again() {
     done
 }
 
-# The same with both cores busy.
+# The same with both cores busy all the time.
 under_load() {
     sh -c 'while :; do :; done' &
     one=$!
@@ -297,6 +308,23 @@ compilers() {
     stage 'lints' lints
 }
 
+# What keeps processors busy for more than half an hour. What depends on timing is
+# repeated beside it, and mostly waits.
+slow_compilers() {
+    stage 'C tests, library under AddressSanitizer' sh c-tests/check_sanitizers.sh
+    stage 'data races (ThreadSanitizer)' sh c-tests/check_races.sh
+    stage 'undefined behaviour (Miri)' sh c-tests/check_miri.sh
+    stage 'oldest Rust' oldest_rust
+    stage 'source and packages: made, used, removed' sh c-tests/check_packages.sh
+    stage 'device simulator, a quarter of an hour' device_simulator 900
+}
+
+if [ "${1-}" = --beside ]; then
+    "$2"
+    echo "$passed $failed $skipped" >"$OUTER_SCRATCH/counts"
+    exit
+fi
+
 stage 'what the tests need' sh c-tests/packages.sh
 stage 'cargo builds: library and back-ends' back_ends
 stage 'formatting' formatting
@@ -305,6 +333,7 @@ stage 'programs of older versions' sh c-tests/check_old_programs.sh
 stage 'Rust tests' rust_tests
 beside compilers
 stage 'fault sweep' fault_sweep
+stage 'device simulator' device_simulator 60
 stage 'scripted back-end' mock_tests
 collect
 stage 'every C function has a test' sh c-tests/check_coverage.sh
@@ -329,20 +358,17 @@ stage 'several devices, one event loop' on_each event_loop
 stage 'a directory listed through virtiofsd' with_back_end virtiofs_ls virtiofsd
 stage 'frames looped through DPDK' with_back_end net_loop dpdk-testpmd
 if [ "${1-}" = --full ]; then
-    stage 'C tests, library under AddressSanitizer' sh c-tests/check_sanitizers.sh
-    stage 'data races (ThreadSanitizer)' sh c-tests/check_races.sh
-    stage 'undefined behaviour (Miri)' sh c-tests/check_miri.sh
-    stage 'oldest Rust' oldest_rust
-    stage 'source and packages: made, used, removed' sh c-tests/check_packages.sh
+    beside slow_compilers
     stage 'Rust tests, ten times' again 10 rust_tests
-    stage 'kill -9 of the back-end, 200 times each' kill_back_ends
     stage 'C tests, ten times' again 10 c_tests
-    stage 'Rust tests under load, five times' under_load again 5 rust_tests
-    stage 'fault sweep under load' under_load fault_sweep
-    stage 'C tests under load, five times' under_load again 5 c_tests
+    stage 'kill -9 of the back-end, 200 times each' kill_back_ends
     stage 'demo, twenty times' again 20 demo
     stage 'back-ends killed a hundred times each' on_each resilient 100
     stage 'one event loop, twenty times' again 20 on_each event_loop
+    collect
+    stage 'Rust tests under load, twice' under_load again 2 rust_tests
+    stage 'fault sweep under load' under_load fault_sweep
+    stage 'C tests under load, twice' under_load again 2 c_tests
 fi
 
 echo
