@@ -2,6 +2,7 @@
 //! they are applied.
 
 use crate::catalog::{Kind, Number};
+use crate::files::FileKind;
 use crate::message::{Outgoing, name};
 use crate::model::scratch_file;
 use crate::wire::MAX_FDS;
@@ -78,6 +79,7 @@ pub(crate) enum Fault {
     Pad(usize),
     Trim(usize),
     Fds(Change),
+    Files(FileKind),
     // Another way to send it.
     Drop,
     Short(usize),
@@ -97,7 +99,7 @@ pub(crate) enum Fault {
 }
 
 /// The names, for who mistypes one.
-const NAMES: &str = "refuse, reply, payload, code, flags, size, huge, pad, trim, fds, drop, short, \
+const NAMES: &str = "refuse, reply, payload, code, flags, size, huge, pad, trim, fds, files, drop, short, \
      split, pieces, duplicate, delay, send, fill-eventfds, close, close-after, raw, stop-reading, never";
 
 impl Fault {
@@ -124,6 +126,7 @@ impl Fault {
             "pad" => Self::Pad(bytes(words)?),
             "trim" => Self::Trim(bytes(words)?),
             "fds" => Self::Fds(fds(words.need("a number of descriptors")?)?),
+            "files" => Self::Files(file_kind(words.need("a kind of files")?)?),
             "drop" => Self::Drop,
             "short" => Self::Short(bytes(words)?),
             "split" => Self::Split(bytes(words)?, pause(words)?),
@@ -182,6 +185,14 @@ fn fds(word: Word<'_>) -> Result<Change> {
     }
 }
 
+fn file_kind(word: Word<'_>) -> Result<FileKind> {
+    let known = FileKind::ALL.iter().find(|(name, _)| *name == word.text);
+    known.map(|(_, kind)| *kind).ok_or_else(|| {
+        let names = FileKind::ALL.map(|(name, _)| name).join(", ");
+        word.error(format!("no such files; there are {names}"))
+    })
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -197,6 +208,7 @@ impl fmt::Display for Fault {
             Self::Pad(bytes) => write!(f, "pad {bytes}"),
             Self::Trim(bytes) => write!(f, "trim {bytes}"),
             Self::Fds(change) => write!(f, "fds {change}"),
+            Self::Files(kind) => write!(f, "files {}", kind.name()),
             Self::Drop => f.write_str("drop"),
             Self::Short(bytes) => write!(f, "short {bytes}"),
             Self::Split(bytes, pause) => write!(f, "split {bytes} {}", Time(*pause)),
@@ -365,6 +377,8 @@ impl fmt::Display for BackendRequest {
 pub(crate) enum Act {
     /// One `sendmsg`, as far as the socket takes it.
     Bytes(Vec<u8>, Vec<OwnedFd>),
+    /// Closes descriptors, however long that takes.
+    CloseAside(Vec<OwnedFd>),
     Pause(Duration),
     Send(BackendRequest),
     FillEventfds,
@@ -411,17 +425,24 @@ pub(crate) fn plan(
             _ => None,
         });
         for _ in 0..copies.unwrap_or(0) {
-            let fds = reply
-                .fds
-                .iter()
-                .map(OwnedFd::try_clone)
-                .collect::<std::io::Result<_>>()?;
+            let fds = duplicates(&reply.fds)?;
             acts.extend(transmit(reply.bytes(), fds, faults, two_writes));
         }
+        // Closing the one that is sent is not the last time then.
+        let slow = |fault: &Fault| matches!(fault, Fault::Files(kind) if kind.is_slow());
+        let aside = match faults.iter().any(slow) {
+            true => Some(Act::CloseAside(duplicates(&reply.fds)?)),
+            false => None,
+        };
         acts.extend(transmit(reply.bytes(), reply.fds, faults, two_writes));
+        acts.extend(aside);
     }
     acts.extend(faults.iter().filter_map(after));
     Ok(Plan { before, text, acts })
+}
+
+fn duplicates(fds: &[OwnedFd]) -> std::io::Result<Vec<OwnedFd>> {
+    fds.iter().map(OwnedFd::try_clone).collect()
 }
 
 /// Changes the message itself.
@@ -450,6 +471,11 @@ fn spoil(reply: &mut Outgoing, fault: &Fault) -> std::io::Result<()> {
             reply.fds.truncate(want);
             while reply.fds.len() < want {
                 reply.fds.push(scratch_file(0x1000)?);
+            }
+        }
+        Fault::Files(kind) => {
+            for fd in &mut reply.fds {
+                *fd = kind.open()?;
             }
         }
         _ => {}

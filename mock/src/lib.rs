@@ -18,6 +18,7 @@ mod catalog;
 mod device;
 mod eventfd;
 mod fault;
+mod files;
 mod log;
 mod message;
 mod mock;

@@ -6,6 +6,7 @@ use crate::catalog::id;
 use crate::device::WhenBroken;
 use crate::eventfd;
 use crate::fault::{Act, Fault, plan};
+use crate::files;
 use crate::log::Log;
 use crate::message::{Message, Outgoing};
 use crate::mode::AfterRefusal;
@@ -283,6 +284,7 @@ impl Session<'_> {
             match act {
                 Act::Bytes(_, _) if self.silent && target == Target::Main => {}
                 Act::Bytes(bytes, fds) => self.send(&bytes, fds, target)?,
+                Act::CloseAside(fds) => files::close_aside(fds),
                 Act::Pause(time) | Act::StopReading(Some(time)) => self.pause(time)?,
                 Act::StopReading(None) => self.stop_reading()?,
                 Act::Send(request) => self.ask(&request)?,

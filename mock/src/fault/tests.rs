@@ -21,6 +21,7 @@ fn outline(acts: &[Act]) -> String {
     let one = |act: &Act| match act {
         Act::Bytes(bytes, fds) if fds.is_empty() => format!("{}", Hex(bytes)),
         Act::Bytes(bytes, fds) => format!("{}+{}", Hex(bytes), fds.len()),
+        Act::CloseAside(fds) => format!("aside {}", fds.len()),
         Act::Pause(time) => format!("pause {}", Time(*time)),
         Act::Send(request) => format!("send {}", request.kind.name),
         Act::FillEventfds => "fill".to_owned(),
@@ -150,6 +151,22 @@ fn descriptors_more_and_less() {
             fds("fds 5", 1)
         ),
         (3, 0, 0, 5)
+    );
+}
+
+#[test]
+fn descriptors_of_other_files() {
+    let files = |kind: &str| {
+        let reply = Outgoing::reply(31, Vec::new()).with(vec![scratch_file(4096).unwrap()]);
+        let faults = [fault("fds +1"), fault(&format!("files {kind}"))];
+        outline(&acts(31, Some(reply), &faults))
+    };
+    assert_eq!(files("directory"), "1f0000000500000000000000+2");
+    assert_eq!(files("lingering"), "1f0000000500000000000000+2 | aside 2");
+    let error = crate::Script::parse("on any: files none").unwrap_err();
+    assert!(
+        error.reason.contains("there are directory, path, zero"),
+        "{error}"
     );
 }
 
