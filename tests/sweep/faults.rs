@@ -15,6 +15,10 @@ pub const BRIEF: u64 = 10;
 /// An answer that comes so late comes after it.
 pub const LATE: u64 = 30;
 
+/// Files that nobody expects, and one that takes a second to close.
+pub const FILES: [&str; 5] = ["directory", "path", "zero", "empty", "full-pipe"];
+pub const LINGERING: &str = "lingering";
+
 /// As in `docs/mock-backend.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -31,6 +35,10 @@ pub enum Fault {
     Pad(usize),
     Trim(usize),
     Fds(&'static str),
+    /// For the descriptors that belong there.
+    Files(&'static str),
+    /// With one more.
+    SurplusFiles(&'static str),
     Drop,
     Short(usize),
     ShortAndClose(usize),
@@ -70,6 +78,8 @@ impl fmt::Display for Fault {
             Self::Pad(bytes) => write!(f, "pad {bytes}"),
             Self::Trim(bytes) => write!(f, "trim {bytes}"),
             Self::Fds(fds) => write!(f, "fds {fds}"),
+            Self::Files(kind) => write!(f, "files {kind}"),
+            Self::SurplusFiles(kind) => write!(f, "fds +1, files {kind}"),
             Self::Drop => f.write_str("drop"),
             Self::Short(bytes) => write!(f, "short {bytes}"),
             Self::ShortAndClose(bytes) => write!(f, "short {bytes}, close-after"),
@@ -143,6 +153,11 @@ impl Fault {
             Self::StopReading,
             Self::Never,
         ];
+        faults.extend(FILES.map(Self::SurplusFiles));
+        if message.fds > 0 {
+            faults.extend(FILES.map(Self::Files));
+            faults.push(Self::SurplusFiles(LINGERING));
+        }
         if payload > 1 {
             faults.push(Self::Trim(payload));
         }
@@ -150,6 +165,11 @@ impl Fault {
             faults.extend([Self::Send, Self::SendAndWait]);
         }
         faults
+    }
+
+    /// Whether a descriptor takes a second to close.
+    pub fn lingers(self) -> bool {
+        self == Self::SurplusFiles(LINGERING)
     }
 
     /// The first word of each statement that a script could have here.
@@ -334,7 +354,11 @@ pub fn expected(fault: Fault, message: &Message) -> (Effect, When) {
         Fault::Duplicate | Fault::Raw(_) => (Broken, Next),
         Fault::Fds("0") if message.fds == 0 => (Nothing, Now),
         Fault::Fds("0") if matches!(form, Form::Userfault | Form::Object) => (Refused(None), Now),
-        Fault::Fds(_) => (Broken, Now),
+        // No state goes through such a file, as the check says.
+        Fault::Files(_) if form == Form::StateFd => (Astray, Now),
+        // Only the caller knows what the file is for.
+        Fault::Files(_) => (Nothing, Now),
+        Fault::Fds(_) | Fault::SurplusFiles(_) => (Broken, Now),
         Fault::Pad(bytes) => match form {
             Form::Object if bytes <= 16 => (Nothing, Now),
             Form::Log if form.payload() + bytes <= MOST => (Nothing, Now),

@@ -93,6 +93,9 @@ impl Sweep {
                     !scenario.serves && earlier.any(|message| message.name == "SET_BACKEND_REQ_FD");
                 for fault in Fault::all(message, channel) {
                     for on_timeout in [OnTimeout::Poison, OnTimeout::Keep] {
+                        if fault.lingers() && (on_timeout == OnTimeout::Keep || reply_ack) {
+                            continue; // it takes its time, and depends on neither
+                        }
                         self.case(&Case {
                             scenario,
                             reply_ack,
