@@ -10,21 +10,28 @@
 )]
 
 mod common;
+#[path = "common/device.rs"]
+mod device;
+#[path = "common/slow_file.rs"]
+mod slow_file;
 
+use blk_ring::Layout;
 use common::{
     FEATURES, PATIENCE, REPLY, adopted, both, connected_on, file, message, no_fd_leak, open_fds,
     patient, protocol, ready_for, wait_until,
 };
+use device::{blk_peer, blk_ring, stepper, vmm};
 use nix::errno::Errno;
-use nix::sys::socket::{SetSockOpt, sockopt};
-use std::io::Write;
-use std::net::{TcpListener, TcpStream};
+use nix::sys::socket::MsgFlags;
+use slow_file::SlowFile;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vhost_user_frontend::message::{BackendRequest, Request};
-use vhost_user_frontend::{BackendHandler, Kind};
+use stepper::{Manners, Stepper};
+use vhost_user_frontend::message::{BackendRequest, Request, ShmemArea};
+use vhost_user_frontend::{BackendClient, BackendHandler, Base, EventKind, Kind, StopMode};
+use vmm::Vmm;
 
 /// Not in the libc crate.
 const SO_PASSPIDFD: libc::c_int = 76;
@@ -89,106 +96,164 @@ fn other_control_data_takes_no_room_from_descriptors() {
     }
 }
 
-/// How long closing a [`lingering`] socket takes.
-const LINGER: Duration = Duration::from_secs(2);
+/// Less than [`slow_file::LINGER`].
 const SOON: Duration = Duration::from_millis(1000);
 
-/// A socket that takes [`LINGER`] to close: its peer does not read what was sent.
-fn lingering() -> (OwnedFd, TcpListener) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: i32::try_from(LINGER.as_secs()).unwrap(),
-    };
-    sockopt::Linger.set(&socket, &linger).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    while socket.write(&[0; 1 << 16]).is_ok() {}
-    // Or else the wait for the peer would not block.
-    socket.set_nonblocking(false).unwrap();
-    (socket.into(), listener)
-}
-
-/// Runs it, and says how long it took.
-fn timed<T>(run: impl FnOnce() -> T) -> (T, Duration) {
+/// Runs it, which should not wait for the owner of a descriptor.
+fn soon<T>(what: &str, run: impl FnOnce() -> T) -> T {
     let start = Instant::now();
-    (run(), start.elapsed())
+    let result = run();
+    let took = start.elapsed();
+    assert!(took < SOON, "{what}: {took:?}");
+    result
 }
 
-fn assert_all_are_closed(before: usize) {
-    wait_until("descriptors are closed", PATIENCE, || open_fds() == before);
+/// Runs this with a file of each kind. Nothing is open afterwards.
+fn with_slow_files(test: impl Fn(SlowFile)) {
+    let _leak = no_fd_leak();
+    let before = open_fds();
+    for kind in slow_file::Kind::ALL {
+        if let Some(file) = kind.open() {
+            test(file);
+            let closed = || open_fds() == before;
+            wait_until(&format!("all is closed: {kind:?}"), PATIENCE, closed);
+        }
+    }
+}
+
+/// Or else the tests that follow could not fail.
+#[test]
+fn slow_files_are_slow() {
+    with_slow_files(|mut file| {
+        let (one, other) = UnixStream::pair().unwrap();
+        let (one, other) = (common::Peer::on(one.into()), common::Peer::on(other.into()));
+        one.send(&[0], &[file.as_fd()]);
+        file.sent();
+        let (_, fds) = other.read(1, MsgFlags::empty()).unwrap();
+        let start = Instant::now();
+        drop(fds);
+        assert!(start.elapsed() > SOON, "{:?}", start.elapsed());
+    });
 }
 
 #[test]
 fn closing_a_surplus_descriptor_delays_no_call() {
-    let _leak = no_fd_leak();
-    let (client, peer) = adopted(FEATURES, protocol(true), patient());
-    let before = open_fds();
-    let (socket, listener) = lingering();
-    let ((result, took), ()) = both(
-        || timed(|| client.get_features()),
-        || {
-            peer.expect(Request::GetFeatures);
-            let reply = message(Request::GetFeatures.id(), REPLY, &[0; 8]);
-            let (header, payload) = reply.split_at(12);
-            peer.send(header, &[socket.as_fd()]);
-            // Now the message has the last one.
-            drop(socket);
-            peer.send(payload, &[]);
-        },
-    );
-    assert_eq!(result.unwrap_err().kind, Kind::Protocol);
-    assert!(took < SOON, "{took:?}");
-    drop(listener);
-    assert_all_are_closed(before);
+    with_slow_files(|mut file| {
+        let (client, peer) = adopted(FEATURES, protocol(true), patient());
+        let (result, ()) = both(
+            || soon("a request", || client.get_features()),
+            || {
+                peer.expect(Request::GetFeatures);
+                let reply = message(Request::GetFeatures.id(), REPLY, &[0; 8]);
+                let (header, payload) = reply.split_at(12);
+                peer.send(header, &[file.as_fd()]);
+                file.sent();
+                peer.send(payload, &[]);
+            },
+        );
+        assert_eq!(result.unwrap_err().kind, Kind::Protocol);
+    });
 }
 
 #[test]
 fn closing_a_descriptor_that_was_not_read_delays_no_drop() {
-    let _leak = no_fd_leak();
-    let (client, peer) = adopted(FEATURES, protocol(true), patient());
-    let before = open_fds();
-    let (socket, listener) = lingering();
-    peer.send(&[0; 4], &[socket.as_fd()]);
-    drop(socket);
-    let ((), took) = timed(|| drop(client));
-    assert!(took < SOON, "{took:?}");
-    drop(listener);
-    drop(peer);
-    assert_all_are_closed(before - 2);
+    with_slow_files(|mut file| {
+        let (client, peer) = adopted(FEATURES, protocol(true), patient());
+        peer.send(&[0; 4], &[file.as_fd()]);
+        file.sent();
+        soon("a drop", || drop(client));
+    });
 }
 
-/// Has no function for any request.
-struct Nothing;
+/// Has no function for any request, or lets everything be mapped.
+struct Handler {
+    maps: bool,
+}
 
-impl BackendHandler for Nothing {
+impl BackendHandler for Handler {
     fn handles(&self, _request: BackendRequest) -> bool {
-        false
+        self.maps
+    }
+    fn shmem_map(&self, _area: &ShmemArea, fd: OwnedFd) -> i32 {
+        // This function could not close it at once, either.
+        std::thread::spawn(move || drop(fd));
+        0
     }
 }
 
-#[test]
-fn closing_a_descriptor_of_a_refused_request_delays_no_call() {
-    let _leak = no_fd_leak();
+/// A client whose back-end has sent these requests, each with the file.
+fn asked(
+    mut file: SlowFile,
+    handler: Handler,
+    requests: &[(BackendRequest, [u8; 40])],
+) -> (SlowFile, BackendClient, common::Peer, common::Peer) {
     let (client, peer) = ready_for(Request::SetBackendReqFd, true, patient());
     let (_, channel) = both(
-        || client.open_backend_channel(Arc::new(Nothing)).unwrap(),
+        || client.open_backend_channel(Arc::new(handler)).unwrap(),
         || {
             let mut given = peer.expect(Request::SetBackendReqFd);
             peer.ack(Request::SetBackendReqFd, 0);
             common::Peer::on(given.fds.remove(0))
         },
     );
-    let before = open_fds();
-    let (socket, listener) = lingering();
-    for request in BackendRequest::ALL {
-        let asked = message(request.id(), 1, &[0; 40]);
-        channel.send(&asked, &[socket.as_fd()]);
+    for (request, payload) in requests {
+        channel.send(&message(request.id(), 0x9, payload), &[file.as_fd()]);
     }
-    drop(socket);
-    let (result, took) = timed(|| client.process_backend_requests());
-    result.unwrap();
-    assert!(took < SOON, "{took:?}");
-    drop(listener);
-    assert_all_are_closed(before);
+    file.sent();
+    (file, client, peer, channel)
+}
+
+#[test]
+fn closing_a_descriptor_of_a_refused_request_delays_no_call() {
+    with_slow_files(|file| {
+        let requests: Vec<_> = BackendRequest::ALL
+            .iter()
+            .map(|it| (*it, [0; 40]))
+            .collect();
+        let handler = Handler { maps: false };
+        let (_file, client, _peer, _channel) = asked(file, handler, &requests);
+        soon("requests", || client.process_backend_requests().unwrap());
+    });
+}
+
+/// What is mapped has to be a file of that length, which its owner would be asked for.
+#[test]
+fn looking_at_a_file_that_is_to_be_mapped_delays_no_call() {
+    with_slow_files(|file| {
+        let mut area = [0; 40];
+        area[24] = 0x10; // bytes
+        let handler = Handler { maps: true };
+        let (_file, client, _peer, channel) =
+            asked(file, handler, &[(BackendRequest::ShmemMap, area)]);
+        soon("a request", || client.process_backend_requests().unwrap());
+        assert_eq!(channel.receive().code, BackendRequest::ShmemMap.id());
+    });
+}
+
+/// A device keeps the in-flight buffer for the next back-end.
+#[test]
+fn the_owner_of_an_in_flight_buffer_delays_no_device() {
+    let _leak = no_fd_leak();
+    let Some(mut file) = slow_file::Kind::FileSystem.open() else {
+        return;
+    };
+    let mut vmm = Vmm::new(Layout::Split, 1, stepper::early);
+    let mut peer = Stepper::beside(&vmm, Manners::default());
+    peer.buffer = Some(file.as_fd().try_clone_to_owned().unwrap());
+    file.sent();
+    vmm.want_all();
+    soon("a start", || vmm.until_applied_beside(&mut peer));
+    assert!(peer.told.inflight.is_some());
+    peer.hang_up();
+    soon("a loss", || vmm.until_beside(EventKind::Lost, &mut peer));
+    soon("a recovery", || vmm.until_applied_beside(&mut peer));
+    assert_eq!(peer.count(Request::GetInflightFd), 1);
+    // Rings that begin anew have another buffer.
+    vmm.device.stop(None, StopMode::Abandon);
+    vmm.start(Base::New);
+    soon("a start anew", || vmm.until_applied_beside(&mut peer));
+    assert_eq!(peer.count(Request::GetInflightFd), 2);
+    soon("the facts", || vmm.device.info());
+    soon("a drop", || drop(vmm));
+    drop(file);
 }

@@ -171,10 +171,15 @@ pub fn only_for_root(because: &str) -> bool {
     if unsafe { libc::geteuid() } == 0 {
         return false;
     }
-    // Not printed through libtest, which keeps what passes to itself.
-    let text = format!("SKIPPED: only root {because}\n");
-    std::io::stderr().write_all(text.as_bytes()).unwrap();
+    skipped(&format!("only root {because}"));
     true
+}
+
+/// Says that something is not tested here, and why.
+pub fn skipped(because: &str) {
+    // Not printed through libtest, which keeps what passes to itself.
+    let text = format!("SKIPPED: {because}\n");
+    std::io::stderr().write_all(text.as_bytes()).unwrap();
 }
 
 /// From now on the calling thread, and no other, is an ordinary user.

@@ -139,6 +139,9 @@ pub struct Stepper {
     socket: Option<UnixStream>,
     pub manners: Manners,
     pub told: Told,
+    /// Given in place of in-flight buffers. Nothing of it is closed before the peer ends.
+    pub buffer: Option<OwnedFd>,
+    kept: Vec<OwnedFd>,
     /// Of this connection.
     pub taken: usize,
     read: usize,
@@ -169,6 +172,8 @@ impl Stepper {
             socket: None,
             manners,
             told: Told::default(),
+            buffer: None,
+            kept: Vec::new(),
             taken: 0,
             read: 0,
             written: 0,
@@ -347,6 +352,13 @@ impl Stepper {
         }
     }
 
+    /// See [`buffer`](Self::buffer).
+    fn keep(&mut self, fds: impl IntoIterator<Item = OwnedFd>) {
+        if self.buffer.is_some() {
+            self.kept.extend(fds);
+        }
+    }
+
     fn refusal(&self, request: Request) -> Option<(Vec<u8>, Option<OwnedFd>)> {
         match request {
             Request::GetConfig => Some((Vec::new(), None)),
@@ -372,6 +384,7 @@ impl Stepper {
         let quiet = MsgFlags::MSG_NOSIGNAL;
         // The front-end may be gone.
         let _ = sendmsg::<UnixAddr>(socket.as_raw_fd(), &parts, control, quiet, None);
+        self.keep(fd);
         if self.written >= self.manners.writes {
             self.hang_up();
         }
@@ -480,14 +493,21 @@ impl Stepper {
                 }
             }
             Request::GetInflightFd => {
-                let file = memfd_create(c"inflight", MFdFlags::MFD_CLOEXEC).unwrap();
-                ftruncate(&file, 4096).unwrap();
+                let file = match &self.buffer {
+                    Some(file) => file.try_clone().unwrap(),
+                    None => {
+                        let file = memfd_create(c"inflight", MFdFlags::MFD_CLOEXEC).unwrap();
+                        ftruncate(&file, 4096).unwrap();
+                        file
+                    }
+                };
                 let mut body = payload.to_vec();
                 body[..8].copy_from_slice(&4096_u64.to_ne_bytes());
                 return Some((body, Some(file)));
             }
             Request::SetInflightFd => {
                 self.mind(self.told.running().is_empty(), "a ring runs already");
+                self.keep(fds);
                 let pair = half(payload, 16);
                 let high = u16::try_from(pair >> 16).unwrap();
                 self.told.inflight = Some((u16::try_from(pair & 0xffff).unwrap(), high));
