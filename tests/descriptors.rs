@@ -17,14 +17,13 @@ mod slow_file;
 
 use blk_ring::Layout;
 use common::{
-    FEATURES, PATIENCE, REPLY, adopted, both, connected_on, file, message, no_fd_leak, open_fds,
-    patient, protocol, ready_for, wait_until,
+    FEATURES, PATIENCE, REPLY, adopted, both, connected_on, file, get_all_control_data, message,
+    no_fd_leak, open_fds, patient, protocol, ready_for, wait_until,
 };
 use device::{blk_peer, blk_ring, stepper, vmm};
-use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
 use slow_file::SlowFile;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,30 +32,13 @@ use vhost_user_frontend::message::{BackendRequest, Request, ShmemArea};
 use vhost_user_frontend::{BackendClient, BackendHandler, Base, EventKind, Kind, StopMode};
 use vmm::Vmm;
 
-/// Not in the libc crate.
-const SO_PASSPIDFD: libc::c_int = 76;
-
-/// Sets an option of a socket to 1. Whether the kernel knows it.
-fn enable(socket: RawFd, option: libc::c_int) -> bool {
-    let on: libc::c_int = 1;
-    let size = libc::socklen_t::try_from(size_of_val(&on)).unwrap();
-    // SAFETY: the call reads one int, which outlives it.
-    let result = unsafe {
-        let value = (&raw const on).cast();
-        libc::setsockopt(socket, libc::SOL_SOCKET, option, value, size)
-    };
-    result == 0 || {
-        assert_eq!(Errno::last(), Errno::ENOPROTOOPT);
-        false
-    }
-}
-
 #[test]
 fn descriptors_of_the_sending_process_are_closed() {
     let _leak = no_fd_leak();
     let (ours, theirs) = UnixStream::pair().unwrap();
-    if !enable(ours.as_raw_fd(), SO_PASSPIDFD) {
-        return; // Linux before 6.5
+    if !get_all_control_data(ours.as_fd()) {
+        common::skipped("Linux sends no pidfds before 6.5");
+        return;
     }
     let (client, peer) = connected_on(ours, theirs, patient());
     let before = open_fds();
@@ -78,9 +60,7 @@ fn other_control_data_takes_no_room_from_descriptors() {
     let _leak = no_fd_leak();
     for sent in [8, 32, 33, 253] {
         let (client, peer) = adopted(FEATURES, protocol(true), patient());
-        for option in [libc::SO_PASSCRED, libc::SO_PASSSEC, SO_PASSPIDFD] {
-            enable(client.as_fd().as_raw_fd(), option);
-        }
+        get_all_control_data(client.as_fd());
         let (result, ()) = both(
             || client.get_features(),
             || {

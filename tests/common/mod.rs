@@ -182,6 +182,34 @@ pub fn skipped(because: &str) {
     std::io::stderr().write_all(text.as_bytes()).unwrap();
 }
 
+/// Not in the libc crate.
+const SO_PASSPIDFD: libc::c_int = 76;
+
+/// Whoever reads from this socket gets what the kernel knows of the sender, too: its
+/// credentials, its security label and a descriptor of its process. Whether there can be
+/// such a descriptor here.
+pub fn get_all_control_data(socket: BorrowedFd<'_>) -> bool {
+    let on: libc::c_int = 1;
+    let size = libc::socklen_t::try_from(size_of_val(&on)).unwrap();
+    let set = |option| {
+        // SAFETY: the call reads one int, which outlives it.
+        let result = unsafe {
+            let value = (&raw const on).cast();
+            libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, value, size)
+        };
+        Errno::result(result)
+    };
+    set(libc::SO_PASSCRED).unwrap();
+    set(libc::SO_PASSSEC).unwrap();
+    match set(SO_PASSPIDFD) {
+        Ok(_) => true,
+        Err(errno) => {
+            assert_eq!(errno, Errno::ENOPROTOOPT);
+            false
+        }
+    }
+}
+
 /// From now on the calling thread, and no other, is an ordinary user.
 pub fn give_up_privileges() {
     let (header, none) = ([0x2008_0522_u32, 0], [0_u32; 6]);

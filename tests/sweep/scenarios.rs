@@ -1,6 +1,6 @@
 //! What a front-end does, as tables of calls, and the messages that come of it.
 
-use crate::common::{after, file, patient, protocol};
+use crate::common::{after, file, get_all_control_data, patient, protocol};
 use crate::recorder::Recorder;
 use std::cell::RefCell;
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -52,6 +52,10 @@ impl Front {
             on_timeout,
             ..options
         };
+        if on_timeout == OnTimeout::Keep {
+            // Whoever opened the socket may have wanted it so. It changes nothing.
+            get_all_control_data(socket.as_fd());
+        }
         let client = Arc::new(BackendClient::from_fd(socket.into(), &options).unwrap());
         Self {
             handler: Recorder::new(&client),
