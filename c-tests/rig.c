@@ -78,7 +78,8 @@ int set_up(void **state)
     rig->memory = memfd_create("memory", MFD_CLOEXEC);
     rig->event = eventfd(0, EFD_CLOEXEC);
     rig->closed = 900; /* above all that a test opens */
-    if (rig->memory < 0 || rig->event < 0 || fcntl(rig->closed, F_GETFD) != -1) {
+    if (rig->memory < 0 || ftruncate(rig->memory, PAGE) != 0 || rig->event < 0 ||
+        fcntl(rig->closed, F_GETFD) != -1) {
         return -1;
     }
     open_client(rig, &quick);

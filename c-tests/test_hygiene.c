@@ -617,6 +617,7 @@ static void an_executed_program_inherits_nothing(void **state)
     assert_int_equal(vuf_client_from_fd(ends[0], &quick, &taken), 0);
     const int memory = rig->memory;
     rig->memory = inherited[0] = memfd_create("sent", MFD_CLOEXEC);
+    assert_return_code(ftruncate(rig->memory, PAGE), errno);
     start_device(rig, FOR_EVER, 0);
     rig->memory = memory;
     same(rig, "bring_up", "steps", (long long)bring_up(rig, 0), STEPS);

@@ -61,6 +61,7 @@ static const uint64_t four = 4, refused = 0x101, no_fd = 0x100, u64_zero = 0;
 static const uint32_t other_ring[] = {2, 0}, wide_base[] = {1, 0x10000}, short_state = 1;
 static const uint32_t config_of_4[] = {0, 4, 0, 0}, config_of_0[] = {0, 0, 0};
 static const struct vuf_inflight no_buffer = {0, 0, 1, 128, 0}, buffer = {PAGE, 0, 1, 128, 0};
+static const struct vuf_inflight vast_buffer = {UINT64_C(1) << 40, 0, 1, 128, 0};
 static const uint32_t too_many_regions[514] = {257};
 
 enum { WITH_FD = 1 }; /* in the table: the test puts in a real one */
@@ -98,6 +99,8 @@ static const struct broken_reply {
      {.size = sizeof config_of_4, .payload = config_of_4}, VUF_E_PROTOCOL, true, 4},
     {"a buffer without a descriptor", ask_inflight, GET_INFLIGHT_FD,
      {.size = sizeof buffer, .payload = &buffer}, VUF_E_PROTOCOL, false, 0},
+    {"a buffer beyond the end of its file", ask_inflight, GET_INFLIGHT_FD,
+     {.size = sizeof vast_buffer, .payload = &vast_buffer, .fd = WITH_FD}, VUF_E_PROTOCOL, false, 0},
     {"a channel that is not there", ask_state, SET_DEVICE_STATE_FD,
      {.size = 8, .payload = &u64_zero}, VUF_E_PROTOCOL, true, 0},
     {"a channel that should not be there", ask_state, SET_DEVICE_STATE_FD,

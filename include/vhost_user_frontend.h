@@ -3876,7 +3876,10 @@ int vuf_client_set_backend_req_fd(struct vuf_client *client, int fd);
  * Returns 0, otherwise
  *   -EINVAL               an argument is NULL or 0
  *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
- *   VUF_E_PROTOCOL        the description and the descriptor do not match
+ *   VUF_E_PROTOCOL        the description and the descriptor do not match, or the
+ *                         file cannot be mapped as described: it is too short, not
+ *                         open for reading and writing, or a directory, pipe or
+ *                         socket
  * or a common code.
  */
 int vuf_client_get_inflight_fd(struct vuf_client *client,

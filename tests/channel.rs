@@ -11,10 +11,9 @@
 
 mod common;
 
-use common::memory;
 use common::{
     AT_ONCE, CASES, FEATURES, Message, PATIENCE, Peer, adopted, both, cpu_time, drain, fill,
-    give_up_privileges, hex, identity, limit_fds, many_in_flight, message, no_fd_leak,
+    give_up_privileges, hex, identity, limit_fds, many_in_flight, memory, message, no_fd_leak,
     only_for_root, only_once, patient, protocol, ready_for, start, wait_until,
 };
 use nix::fcntl::OFlag;

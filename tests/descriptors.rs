@@ -220,6 +220,8 @@ fn the_owner_of_an_in_flight_buffer_delays_no_device() {
     let mut vmm = Vmm::new(Layout::Split, 1, stepper::early);
     let mut peer = Stepper::beside(&vmm, Manners::default());
     peer.buffer = Some(file.as_fd().try_clone_to_owned().unwrap());
+    // The kernel knows its size.
+    nix::sys::stat::fstat(file.as_fd()).unwrap();
     file.sent();
     vmm.want_all();
     soon("a start", || vmm.until_applied_beside(&mut peer));

@@ -16,6 +16,7 @@ mod device;
 use blk_peer::{PATIENCE, Place, deadline};
 use blk_ring::{GuestMemory, Layout};
 use device::{blk_peer, blk_ring, stepper, vmm};
+use std::fs::File;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 use stepper::{Manners, OFFERED, Stepper, early, everything};
@@ -653,6 +654,21 @@ fn rings_that_were_stopped_and_go_on_keep_their_buffer() {
     vmm.until_applied_beside(&mut peer);
     assert_eq!(peer.told.inflight, Some((2, 64)));
     assert_eq!(peer.count(Request::GetInflightFd), 1);
+}
+
+/// No later back-end could use it, and the device would have none.
+#[test]
+fn a_buffer_that_is_of_no_use_is_not_handed_on() {
+    let (mut vmm, mut peer) = rig(Manners::default(), hasty);
+    peer.buffer = Some(File::open("/").unwrap().into());
+    let lost = vmm.until_beside(EventKind::Lost, &mut peer);
+    let error = lost.error.unwrap();
+    assert_eq!(error.kind, Kind::Protocol, "{error}");
+    assert_eq!(error.request, Some(Request::GetInflightFd), "{error}");
+    assert_eq!(peer.count(Request::SetInflightFd), 0);
+    peer.buffer = None;
+    vmm.until_applied_beside(&mut peer);
+    assert_eq!(peer.told.inflight, Some((2, 64)));
 }
 
 /// A ring that is larger than the buffer was made for needs another buffer, once

@@ -14,7 +14,7 @@ mod common;
 
 use common::{
     AT_ONCE, Answer, CASES, Call, Case, Descriptor, FEATURES, Peer, REPLY, answer, both, cpu_time,
-    drain, file, fill, hex, message, no_fd_leak, patient, ready_for, start,
+    drain, file, fill, hex, memory, message, no_fd_leak, patient, ready_for, start,
 };
 use libc::{c_int, c_void, siginfo_t};
 use nix::sys::socket::MsgFlags;
@@ -328,7 +328,7 @@ fn an_answer_that_comes_byte_by_byte_does_not_move_the_deadline() {
                 way.take(&peer);
                 let (reply, descriptor) = way.reply();
                 let (first, rest) = reply.split_at(1);
-                let fd = [file(7)];
+                let fd = [memory(7)];
                 peer.send(first, if descriptor { &fd } else { &[] });
                 for byte in rest {
                     // All of it takes more than three times the deadline.
@@ -367,7 +367,7 @@ fn an_answer_that_comes_byte_by_byte_in_time_is_taken() {
             way.take(&peer);
             let (reply, descriptor) = way.reply();
             let (first, rest) = reply.split_at(1);
-            let fd = [file(7)];
+            let fd = [memory(7)];
             peer.send(first, if descriptor { &fd } else { &[] });
             for byte in rest {
                 thread::sleep(Duration::from_micros(100));

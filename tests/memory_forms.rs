@@ -14,8 +14,8 @@
 mod common;
 
 use common::{
-    Case, FEATURES, Peer, REPLY, adopted, both, file, hex, identity, lead_to, message, no_fd_leak,
-    patient, protocol, ready_for,
+    Case, FEATURES, Peer, REPLY, adopted, both, file, hex, identity, lead_to, memory, message,
+    no_fd_leak, patient, protocol, ready_for,
 };
 use nix::sys::socket::MsgFlags;
 use std::os::fd::AsFd;
@@ -303,7 +303,7 @@ fn an_answer_that_is_not_the_table_poisons_the_connection() {
     let answer = || {
         peer.expect(Request::SetMemTable);
         let reply = message(Request::SetMemTable.id(), REPLY, &good);
-        peer.send(&reply, &[file(7)]);
+        peer.send(&reply, &[memory(7)]);
     };
     let mut bases = [7; 2];
     let call = || client.postcopy_set_mem_table(&table(), &mut bases);

@@ -14,8 +14,8 @@
 mod common;
 
 use common::{
-    AT_ONCE, FEATURES, REPLY, adopted, both, connected, connected_on, cpu_time, file, message,
-    no_fd_leak, patient, protocol,
+    AT_ONCE, FEATURES, REPLY, adopted, both, connected, connected_on, cpu_time, file, memory,
+    message, no_fd_leak, patient, protocol,
 };
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use std::os::fd::AsRawFd;
@@ -145,7 +145,7 @@ fn r7_a_received_descriptor_is_close_on_exec() {
         let payload = [0x1000_u64, 0, 0x0100_0001].map(u64::to_ne_bytes).concat();
         peer.send(
             &message(Request::GetInflightFd.id(), REPLY, &payload),
-            &[file(0)],
+            &[memory(0)],
         );
     };
     let (_, fd) = both(|| client.get_inflight_fd(1, 256), buffer).0.unwrap();

@@ -15,11 +15,14 @@ mod common;
 
 use common::{
     AT_ONCE, Answer, CASES, Case, Descriptor, FEATURES, PACKED, Peer, REPLY, adopted, both,
-    connected, connected_on, file, handshake, hex, identity, message, no_fd_leak, only_once,
-    open_fds, patient, protocol, ready_for,
+    connected, connected_on, file, handshake, hex, identity, memory, message, no_fd_leak,
+    only_once, open_fds, patient, protocol, ready_for,
 };
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::Mode;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -140,7 +143,7 @@ impl Exchange {
 
     /// Calls while the peer answers with these bytes and descriptors.
     fn run(&self, client: &BackendClient, peer: &Peer, bytes: &[u8], fds: usize) -> Result<()> {
-        let fds = vec![file(7); fds];
+        let fds = vec![memory(7); fds];
         let answer = || {
             self.receive(peer);
             if !bytes.is_empty() {
@@ -337,7 +340,7 @@ fn an_answer_cut_short_by_a_hang_up_is_a_disconnection() {
         for cut in cuts.into_iter().filter(|cut| *cut < reply.len()) {
             let context = format!("{exchange:?}, {cut} bytes");
             let (client, peer) = exchange.connect(patient());
-            let fds = vec![file(7); if cut > 0 { exchange.fds } else { 0 }];
+            let fds = vec![memory(7); if cut > 0 { exchange.fds } else { 0 }];
             let answer = || {
                 exchange.receive(&peer);
                 if cut > 0 {
@@ -401,7 +404,7 @@ fn send_in_pieces(exchange: &Exchange, peer: &Peer, splits: &[usize], pause: Dur
     let starts = [&[0], splits].concat();
     let ends = [splits, &[reply.len()]].concat();
     for (start, end) in starts.into_iter().zip(ends) {
-        let fds = vec![file(7); if start == 0 { exchange.fds } else { 0 }];
+        let fds = vec![memory(7); if start == 0 { exchange.fds } else { 0 }];
         peer.send(&reply[start..end], &fds);
         thread::sleep(pause);
     }
@@ -462,7 +465,7 @@ fn a_surplus_answer_ends_the_connection_before_the_next_request() {
         let (client, peer) = exchange.connect(patient());
         let result = exchange.run(&client, &peer, &exchange.reply(), exchange.fds);
         result.unwrap_or_else(|error| panic!("{context}: {error}"));
-        peer.send(&exchange.reply(), &vec![file(7); exchange.fds]);
+        peer.send(&exchange.reply(), &vec![memory(7); exchange.fds]);
         let next = if only_once(exchange.case.request) {
             Case::of(Request::GetFeatures)
         } else {
@@ -489,7 +492,7 @@ fn an_unsolicited_message_is_found_by_the_next_request() {
         for case in CASES {
             let context = format!("{name} before {:?}", case.request);
             let (client, peer) = ready_for(case.request, true, patient());
-            peer.send(&bytes, &[file(7)]);
+            peer.send(&bytes, &[memory(7)]);
             let error = (case.call)(&client).expect_err(&context);
             assert_eq!(error.kind, Kind::Protocol, "{context}: {error}");
             assert_eq!(error.request, Some(case.request), "{context}");
@@ -817,7 +820,7 @@ fn an_acknowledgement_counts_although_a_hang_up_comes_with_it() {
         let (client, peer) = exchange.connect(patient());
         let answer = || {
             exchange.receive(&peer);
-            peer.send(&exchange.reply(), &vec![file(7); exchange.fds]);
+            peer.send(&exchange.reply(), &vec![memory(7); exchange.fds]);
             peer.hang_up();
         };
         let (result, ()) = both(|| (exchange.case.call)(&client), answer);
@@ -921,11 +924,11 @@ fn received_descriptors_close_on_exec() {
         let (client, peer) = exchange.connect(patient());
         let answer = || {
             exchange.receive(&peer);
-            peer.send(&exchange.reply(), &[file(7)]);
+            peer.send(&exchange.reply(), &[memory(7)]);
         };
         let fd = both(|| call(&client), answer).0.unwrap().unwrap();
         assert!(closes_on_exec(fd.as_fd()), "{request:?}");
-        assert_eq!(identity(fd.as_fd()), identity(file(7)), "{request:?}");
+        assert_eq!(identity(fd.as_fd()), identity(memory(7)), "{request:?}");
     }
 }
 
@@ -947,7 +950,7 @@ fn a_descriptor_may_come_with_a_later_piece_of_its_reply() {
     let answer = || {
         exchange.receive(&peer);
         peer.send(&reply[..12], &[]);
-        peer.send(&reply[12..], &[file(7)]);
+        peer.send(&reply[12..], &[memory(7)]);
     };
     both(|| (exchange.case.call)(&client), answer).0.unwrap();
 }
@@ -964,13 +967,59 @@ fn an_in_flight_buffer_is_for_the_rings_that_were_asked_for() {
             let (client, peer) = exchange.connect(patient());
             let answer = || {
                 exchange.receive(&peer);
-                peer.send(&exchange.with_payload(&payload), &[file(7)]);
+                peer.send(&exchange.with_payload(&payload), &[memory(7)]);
             };
             let error = both(|| (exchange.case.call)(&client), answer)
                 .0
                 .unwrap_err();
             assert_eq!(error.kind, Kind::Protocol, "{error}");
             assert!(error.message.contains(&format!("{wrong}")), "{error}");
+        }
+    }
+}
+
+/// It gets the file, too. Nothing of it is asked for that its owner could delay.
+#[test]
+fn an_in_flight_buffer_is_a_file_that_can_be_mapped() {
+    let _leak = no_fd_leak();
+    let exchange = Exchange::of(Request::GetInflightFd);
+    let file = |size: u64| {
+        let file = File::from(memfd_create(c"short", MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(size).unwrap();
+        file
+    };
+    let reopened = |file: &File, flags: OFlag| {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        File::from(nix::fcntl::open(path.as_str(), flags, Mode::empty()).unwrap())
+    };
+    // The answer says 0x1040 bytes from 0x1000 on.
+    let whole = file(0x2040);
+    let table = [
+        (reopened(&whole, OFlag::O_RDWR), None),
+        (reopened(&whole, OFlag::O_RDONLY), Some("not open")),
+        (reopened(&whole, OFlag::O_PATH), Some("not open")),
+        (file(0x203f), Some("ends before")),
+        (file(0), Some("ends before")),
+        (File::open("/").unwrap(), Some("not open")),
+        (
+            OwnedFd::from(UnixStream::pair().unwrap().0).into(),
+            Some("cannot be mapped"),
+        ),
+    ];
+    for (file, why) in table {
+        let (client, peer) = exchange.connect(patient());
+        let call = || client.get_inflight_fd(2, 256);
+        let answer = || {
+            exchange.receive(&peer);
+            peer.send(&exchange.reply(), &[file.as_fd()]);
+        };
+        match (both(call, answer).0, why) {
+            (result, None) => assert!(result.unwrap().1.is_some()),
+            (result, Some(why)) => {
+                let error = result.unwrap_err();
+                assert_eq!(error.kind, Kind::Protocol, "{error}");
+                assert!(error.message.contains(why), "{error}");
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ mod common;
 
 use common::{
     Answer, BRIEF, CASES, Call, Case, Descriptor, FEATURES, PATIENCE, Peer, REPLY, adopted, after,
-    both, drain, file, fill, hex, message, no_fd_leak, patient, protocol, ready_for, start,
+    both, drain, fill, hex, memory, message, no_fd_leak, patient, protocol, ready_for, start,
     wait_until,
 };
 use libc::{c_int, c_void, siginfo_t};
@@ -383,7 +383,7 @@ fn an_answer_in_pieces_that_arrived_while_the_thread_was_stopped_counts() {
                 if begin.elapsed() >= deadline {
                     return None; // this machine is too busy
                 }
-                peer.send(&reply[..split], &[file(7)]);
+                peer.send(&reply[..split], &[memory(7)]);
                 peer.send(&reply[split..], &[]);
                 thread::sleep(deadline.saturating_sub(sent.elapsed()) + MILLISECOND);
                 drop(held);
@@ -529,7 +529,7 @@ fn a_descriptor_that_finds_no_place_is_not_the_fault_of_the_back_end() {
         let answer = || {
             peer.expect(case.request);
             let full = no_more_files();
-            peer.send(&reply, &[file(7)]);
+            peer.send(&reply, &[memory(7)]);
             full
         };
         let (result, full) = both(|| (case.call)(&client), answer);

@@ -14,8 +14,8 @@ mod common;
 
 use common::{
     AT_ONCE, Answer, BRIEF, CASES, Case, FEATURES, Message, PATIENCE, Peer, REPLY, adopted, after,
-    both, connected_on, cpu_time, drain, file, fill, hex, identity, message, no_fd_leak, open_fds,
-    patient, protocol, protocol_for, ready_for,
+    both, connected_on, cpu_time, drain, file, fill, hex, identity, memory, message, no_fd_leak,
+    open_fds, patient, protocol, protocol_for, ready_for,
 };
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -630,10 +630,10 @@ fn keep_closes_the_descriptors_of_a_late_answer() {
     let (client, peer) = with_reply_ack(keep(SHORT));
     assert_timed_out((case.call)(&client), Phase::Reply, "the first");
     peer.expect(case.request);
-    peer.send(&reply, &[file(6)]);
+    peer.send(&reply, &[memory(6)]);
     let answer = || {
         peer.expect(case.request);
-        peer.send(&reply, &[file(7)]);
+        peer.send(&reply, &[memory(7)]);
     };
     // It checks that it gets the last file.
     both(|| (case.call)(&client), answer).0.unwrap();
@@ -657,13 +657,13 @@ fn keep_tells_apart_whose_descriptor_it_is() {
     let first = client.get_vring_base(3, after(20)).map(drop);
     assert_timed_out(first, Phase::Reply, "without a descriptor");
     peer.send(&without, &[]);
-    peer.send(&with_fd, &[file(7)]);
+    peer.send(&with_fd, &[memory(7)]);
     (case.call)(&client).unwrap();
 
     // Late: the one with.
     let (client, peer) = with_reply_ack(keep(SHORT));
     assert_timed_out((case.call)(&client), Phase::Reply, "with a descriptor");
-    peer.send(&with_fd, &[file(7)]);
+    peer.send(&with_fd, &[memory(7)]);
     peer.send(&without, &[]);
     ask(&client).unwrap();
 }
@@ -697,7 +697,7 @@ fn keep_checks_a_late_answer_all_the_same() {
         let answer = || {
             peer.expect(Request::GetVringBase);
             peer.expect(Request::GetFeatures);
-            peer.send(&bytes, &vec![file(7); fds]);
+            peer.send(&bytes, &vec![memory(7); fds]);
         };
         let (second, ()) = both(|| client.get_features(), answer);
         let error = second.expect_err(name);
@@ -1114,12 +1114,12 @@ fn threads_that_receive_descriptors_get_their_own() {
             let mut payload = request.payload;
             payload[0] = 1; // a size
             let queues = usize::from(payload[16]);
-            peer.send(&message(31, REPLY, &payload), &[file(queues)]);
+            peer.send(&message(31, REPLY, &payload), &[memory(queues)]);
         }
         calls.into_iter().map(|call| call.join().unwrap()).collect()
     });
     for (queues, fd) in received {
-        assert_eq!(identity(fd.as_fd()), identity(file(usize::from(queues))));
+        assert_eq!(identity(fd.as_fd()), identity(memory(usize::from(queues))));
     }
 }
 

@@ -15,7 +15,7 @@ mod common;
 
 use common::{
     Answer, CASES, Case, Descriptor, FEATURES, PACKED, Peer, REPLY, adopted, both, connected, file,
-    files, handshake, hex, identity, lead_to, message, patient, protocol, protocol_for,
+    files, handshake, hex, identity, lead_to, memory, message, patient, protocol, protocol_for,
 };
 use nix::sys::socket::MsgFlags;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -75,7 +75,7 @@ fn check_transcript(case: &Case, reply_ack: bool, running: bool) {
             expect_bytes(&peer, &bytes, &fds, &context);
             match case.answer {
                 Answer::Own(payload, descriptor) => {
-                    let fd = [file(7)];
+                    let fd = [memory(7)];
                     let fds = if descriptor == Descriptor::With {
                         &fd[..]
                     } else {
@@ -473,7 +473,7 @@ fn a_back_end_may_want_no_inflight_buffer() {
         padding: 0,
     };
     // The rust-vmm back-ends send a descriptor even then.
-    for fds in [&[][..], &[file(7)]] {
+    for fds in [&[][..], &[memory(7)]] {
         let call = |client: &BackendClient| client.get_inflight_fd(2, 256);
         let request = Request::GetInflightFd;
         let result = answered(FEATURES, protocol(true), request, payload, fds, call);
@@ -1017,9 +1017,9 @@ fn a_shared_object_may_come_with_any_body() {
     for payload in ["", "00", "ffffffffffffffffffffffffffffffff"] {
         let call = |client: &BackendClient| client.get_shared_object(&[1; 16]);
         let request = Request::GetSharedObject;
-        let fds = [file(7)];
+        let fds = [memory(7)];
         let result = answered(FEATURES, protocol(true), request, payload, &fds, call);
-        assert_eq!(identity(result.unwrap().as_fd()), identity(file(7)));
+        assert_eq!(identity(result.unwrap().as_fd()), identity(memory(7)));
     }
 }
 

@@ -73,7 +73,7 @@
  * Threads. Any thread may use any client or device; several may have a request
  * under way on one client. The library installs no signal handler and prints
  * nothing. It starts a thread only to close a descriptor that a back-end has sent
- * and that the caller does not get: nobody knows how long that takes.
+ * and that the caller does not get, as closing it may take any time.
  * pthread_cancel() waits: no function is a cancellation point, and functions of
  * the caller's that are called from one run with cancellation disabled. The type
  * has to be PTHREAD_CANCEL_DEFERRED. After a fork the child may only free clients
@@ -3876,7 +3876,10 @@ int vuf_client_set_backend_req_fd(struct vuf_client *client, int fd);
  * Returns 0, otherwise
  *   -EINVAL               an argument is NULL or 0
  *   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
- *   VUF_E_PROTOCOL        the description and the descriptor do not match
+ *   VUF_E_PROTOCOL        the description and the descriptor do not match, or the
+ *                         file cannot be mapped as described: it is too short, not
+ *                         open for reading and writing, or a directory, pipe or
+ *                         socket
  * or a common code.
  */
 int vuf_client_get_inflight_fd(struct vuf_client *client,

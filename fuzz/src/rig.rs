@@ -43,6 +43,7 @@ pub struct Rig {
 impl Rig {
     pub fn new() -> Self {
         let gift = File::from(memfd_create(c"gift", MFdFlags::MFD_CLOEXEC).unwrap());
+        gift.set_len(0x4000).unwrap(); // enough for an in-flight buffer
         let file = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).unwrap();
         Self {
             peer: Peer::new(gift.as_fd()),

@@ -9,7 +9,7 @@ use crate::message::{
     SHMEM_REGIONS, ShmemConfig, VringAddr, VringState,
 };
 use crate::socket::{self, Deadline, ForeignFd};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -652,7 +652,8 @@ pub(super) fn object(mut reply: Reply<'_>) -> Result<ForeignFd> {
 }
 
 /// The buffer for requests in flight, if the back-end wants one. It has to be for the rings
-/// that were asked for: the next back-end gets it with these numbers, and trusts them.
+/// that were asked for, and a file that can be mapped: the next back-end gets both, and
+/// trusts them.
 pub(super) fn inflight(
     mut reply: Reply<'_>,
     asked: (u16, u16),
@@ -668,6 +669,19 @@ pub(super) fn inflight(
             of.0, of.1, asked.0, asked.1
         ))),
         (_, None) => Err(Error::protocol("no file descriptor came with the buffer")),
-        (_, fd) => Ok((answer, fd)),
+        (_, Some(fd)) => {
+            let Inflight {
+                mmap_offset,
+                mmap_size,
+                ..
+            } = answer;
+            match socket::check_mappable(fd.as_fd(), mmap_offset, mmap_size, true) {
+                Ok(()) => Ok((answer, Some(fd))),
+                Err(reason) => Err(Error::protocol(format!(
+                    "the in-flight buffer is of no use: {}",
+                    reason.why()
+                ))),
+            }
+        }
     }
 }

@@ -2,9 +2,8 @@
 
 use super::refusals::Refusal;
 use crate::message::ShmemArea;
-use crate::socket;
+use crate::socket::{self, Unmappable};
 use nix::errno::Errno;
-use nix::sys::stat::SFlag;
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 
@@ -28,30 +27,16 @@ pub(super) fn overlap(one: &ShmemArea, other: &ShmemArea) -> bool {
     one.shmid == other.shmid && (begins_in(one, other) || begins_in(other, one))
 }
 
-/// Refuses a file that cannot be mapped like this. A regular file has to reach to the
-/// end of the area: an access behind its end is a SIGBUS of the guest. Of other files the
-/// length is not known. Its owner is not asked, who may take any time to answer.
+/// Refuses a file that cannot be mapped like this.
 pub(super) fn check_file(area: &ShmemArea, fd: BorrowedFd<'_>) -> Result<(), Refusal> {
-    let open = socket::open_for(fd);
     let writes = area.flags & WRITABLE != 0;
-    if !open.is_ok_and(|open| open.reading && (open.writing || !writes)) {
-        let why = "its file is not open for that";
-        return Err(Refusal::new(Errno::EACCES, why));
-    }
-    // Not where a filter of system calls forbids to look.
-    let Ok(file) = socket::cached_status(fd) else {
-        return Ok(());
-    };
-    let end = area.fd_offset.checked_add(area.len);
-    match file.kind {
-        SFlag::S_IFREG if end.is_none_or(|end| end > file.size) => {
-            Err(Refusal::invalid("its file ends before it"))
-        }
-        SFlag::S_IFSOCK | SFlag::S_IFIFO | SFlag::S_IFDIR | SFlag::S_IFLNK => {
-            Err(Refusal::invalid("its file cannot be mapped"))
-        }
-        _ => Ok(()),
-    }
+    socket::check_mappable(fd, area.fd_offset, area.len, writes).map_err(|reason| {
+        let errno = match reason {
+            Unmappable::NotOpen => Errno::EACCES,
+            Unmappable::EndsBefore | Unmappable::OfNoMemory => Errno::EINVAL,
+        };
+        Refusal::new(errno, reason.why())
+    })
 }
 
 /// Mappings that live, by region and place. They never have a page in common.

@@ -160,7 +160,10 @@ pub(super) fn give(out: &mut c_int, fd: Option<OwnedFd>) {
 /// Returns 0, otherwise
 ///   -EINVAL               an argument is NULL or 0
 ///   VUF_E_NOT_NEGOTIATED  the protocol feature was not acknowledged
-///   VUF_E_PROTOCOL        the description and the descriptor do not match
+///   VUF_E_PROTOCOL        the description and the descriptor do not match, or the
+///                         file cannot be mapped as described: it is too short, not
+///                         open for reading and writing, or a directory, pipe or
+///                         socket
 /// or a common code.
 ///
 /// # Safety

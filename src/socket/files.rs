@@ -35,14 +35,14 @@ const STATX_SIZE: libc::c_uint = 0x200;
 
 /// The type and size of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct FileStatus {
+struct FileStatus {
     /// Nothing for files without a name, such as a dma-buf.
-    pub(crate) kind: SFlag,
-    pub(crate) size: u64,
+    kind: SFlag,
+    size: u64,
 }
 
 /// The status as it is cached. Fails where the system call is not available.
-pub(crate) fn cached_status(fd: BorrowedFd<'_>) -> nix::Result<FileStatus> {
+fn cached_status(fd: BorrowedFd<'_>) -> nix::Result<FileStatus> {
     let mut status = MaybeUninit::<Statx>::zeroed();
     // SAFETY: the descriptor is open while it is borrowed, the path is a C string, and the
     // buffer has the size that the kernel fills.
@@ -85,6 +85,51 @@ pub(crate) fn open_for(fd: BorrowedFd<'_>) -> nix::Result<OpenFor> {
         reading: usable && access != OFlag::O_WRONLY,
         writing: usable && access != OFlag::O_RDONLY,
     })
+}
+
+/// Why a part of a file cannot be mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unmappable {
+    NotOpen,
+    EndsBefore,
+    OfNoMemory,
+}
+
+impl Unmappable {
+    pub(crate) const fn why(self) -> &'static str {
+        match self {
+            Self::NotOpen => "its file is not open for that",
+            Self::EndsBefore => "its file ends before it",
+            Self::OfNoMemory => "its file cannot be mapped",
+        }
+    }
+}
+
+/// Whether this part of a file can be mapped, to be written or not. A regular file has to
+/// reach to the end of the part: an access behind its end is a SIGBUS. Of other files the
+/// length is not known. Its owner is not asked, who may take any time to answer.
+pub(crate) fn check_mappable(
+    fd: BorrowedFd<'_>,
+    offset: u64,
+    len: u64,
+    writes: bool,
+) -> Result<(), Unmappable> {
+    let open = open_for(fd);
+    if !open.is_ok_and(|open| open.reading && (open.writing || !writes)) {
+        return Err(Unmappable::NotOpen);
+    }
+    // Not where a filter of system calls forbids to look.
+    let Ok(file) = cached_status(fd) else {
+        return Ok(());
+    };
+    let end = offset.checked_add(len);
+    match file.kind {
+        SFlag::S_IFREG if end.is_none_or(|end| end > file.size) => Err(Unmappable::EndsBefore),
+        SFlag::S_IFSOCK | SFlag::S_IFIFO | SFlag::S_IFDIR | SFlag::S_IFLNK => {
+            Err(Unmappable::OfNoMemory)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Bytes of a page of memory.

@@ -643,7 +643,7 @@ pub enum Answer {
     Ack(Barrier),
     /// Always with an acknowledgement, for which it always asks.
     Status,
-    /// Always, with this payload (hexadecimal) and the last of [`files`] if told.
+    /// Always, with this payload (hexadecimal) and the last [`memory`] if told.
     Own(&'static str, Descriptor),
 }
 
@@ -675,7 +675,7 @@ impl Case {
             Answer::Ack(_) | Answer::Status => peer.ack(self.request, 0),
             Answer::Own(payload, descriptor) => {
                 let reply = message(self.request.id(), REPLY, &hex(payload));
-                let fds = [file(files().len() - 1)];
+                let fds = [memory(7)];
                 let with = descriptor == Descriptor::With;
                 peer.send(&reply, if with { &fds } else { &[] });
             }
@@ -708,7 +708,7 @@ pub const REGIONS: [MemRegion; 2] = [
     },
 ];
 const INFLIGHT: Inflight = Inflight {
-    mmap_size: 0x3000,
+    mmap_size: 0x1040,
     mmap_offset: 0x1000,
     num_queues: 2,
     queue_size: 256,
@@ -717,7 +717,7 @@ const INFLIGHT: Inflight = Inflight {
 
 /// What the descriptor of an answer is.
 fn is_theirs(fd: &impl AsFd) {
-    assert_eq!(identity(fd.as_fd()), identity(file(7)));
+    assert_eq!(identity(fd.as_fd()), identity(memory(7)));
 }
 
 use Answer::{Ack, Nothing, Own, Status};
@@ -1002,17 +1002,17 @@ pub const CASES: &[Case] = &[
         call: |client| {
             let (inflight, fd) = client.get_inflight_fd(2, 256)?;
             assert_eq!(inflight, INFLIGHT);
-            assert_eq!(identity(fd.unwrap().as_fd()), identity(file(7)));
+            assert_eq!(identity(fd.unwrap().as_fd()), identity(memory(7)));
             Ok(())
         },
         wire: "1f000000 01000000 18000000  0000000000000000 0000000000000000 0200 0001 00000000",
         fds: 0,
-        answer: Own("0030000000000000 0010000000000000 0200 0001 00000000", With),
+        answer: Own("4010000000000000 0010000000000000 0200 0001 00000000", With),
     },
     Case {
         request: Request::SetInflightFd,
         call: |client| client.set_inflight_fd(&INFLIGHT, file(0)),
-        wire: "20000000 01000000 18000000  0030000000000000 0010000000000000 0200 0001 00000000",
+        wire: "20000000 01000000 18000000  4010000000000000 0010000000000000 0200 0001 00000000",
         fds: 1,
         answer: Ack(Never),
     },
@@ -1102,7 +1102,7 @@ pub const CASES: &[Case] = &[
         request: Request::SetDeviceStateFd,
         call: |client| {
             let fd = client.set_device_state_fd(Direction::Load, file(0))?;
-            assert_eq!(identity(fd.unwrap().as_fd()), identity(file(7)));
+            assert_eq!(identity(fd.unwrap().as_fd()), identity(memory(7)));
             Ok(())
         },
         wire: "2a000000 01000000 08000000  01000000 00000000",
@@ -1223,7 +1223,7 @@ pub fn answer(peer: &Peer, case: &Case, reply_ack: bool, running: bool) {
     peer.expect(case.request);
     match case.answer {
         Own(payload, descriptor) => {
-            let fd = [file(7)];
+            let fd = [memory(7)];
             let fds = if descriptor == With { &fd[..] } else { &[] };
             peer.send(&message(case.request.id(), REPLY, &hex(payload)), fds);
         }

@@ -356,7 +356,9 @@ pub fn expected(fault: Fault, message: &Message) -> (Effect, When) {
         Fault::Fds("0") if matches!(form, Form::Userfault | Form::Object) => (Refused(None), Now),
         // No state goes through such a file, as the check says.
         Fault::Files(_) if form == Form::StateFd => (Astray, Now),
-        // Only the caller knows what the file is for.
+        // The buffer is handed to the next back-end. /dev/zero can be mapped.
+        Fault::Files(kind) if form == Form::Inflight && kind != "zero" => (Broken, Now),
+        // Only the caller knows what other files are for.
         Fault::Files(_) => (Nothing, Now),
         Fault::Fds(_) | Fault::SurplusFiles(_) => (Broken, Now),
         Fault::Pad(bytes) => match form {
