@@ -117,7 +117,8 @@ ops! {
     /// The back-end refuses the next request of kind `a`.
     Refuse "refuse" 4;
     /// The back-end answers the next request of kind `a` with a malformed reply; `b` & 3
-    /// says how, `b` & 4 whether the request takes effect.
+    /// says how, `b` & 4 whether the request takes effect. GET_INFLIGHT_FD has no effect:
+    /// with `b` & 4 the buffer that comes is of no use.
     Malform "malform" 3;
     /// The reply to the next request of kind `a` is cut off. `b` & 1: the process ends;
     /// otherwise it keeps its end of the connection. `b` & 4: the request takes effect.
@@ -136,6 +137,11 @@ ops! {
     OldComplete "old-complete" 3;
     /// The process of one of them ends.
     OldClose "old-close" 6;
+
+    // ---- what came later; the numbers of the others stay ----
+    /// The back-end makes the kick and call descriptors block, and fills them: to the brim,
+    /// or (`a` & 1) so that there is room for one more.
+    Hinder "hinder" 0;
 }
 
 /// Requests that a fault can be about. 0 stands for any.
@@ -398,6 +404,7 @@ fn arguments(op: Op, random: &mut Random) -> Action {
             (random.below(kinds), random.below(8), 0)
         }
         Op::OldClose => (random.below(4), 0, 0),
+        Op::Hinder => (random.below(2), 0, 0),
         Op::Reset | Op::Reconnect | Op::Poll | Op::Garbage | Op::Close | Op::OldComplete => {
             (0, 0, 0)
         }
@@ -595,7 +602,8 @@ impl Habits {
     }
 }
 
-/// The history of a seed, which in one of four has packed rings.
+/// The history of a seed. One of four has packed rings, and one of four back-ends that
+/// hinder who signals.
 pub fn generate(seed: u64) -> Vec<Action> {
     let mut history = split_history(seed);
     let mut random = Random::new(!seed);
@@ -606,6 +614,13 @@ pub fn generate(seed: u64) -> Vec<Action> {
                 Op::Connect if random.below(16) != 0 => action.a |= caps::PACKED,
                 _ => {}
             }
+        }
+    }
+    if random.below(4) == 0 {
+        for _ in 0..1 + random.below(3) {
+            let at = 1 + random.below(u32::try_from(history.len()).unwrap());
+            let hinder = arguments(Op::Hinder, &mut random);
+            history.insert(usize::try_from(at).unwrap(), hinder);
         }
     }
     history
@@ -626,6 +641,7 @@ fn split_history(seed: u64) -> Vec<Action> {
     let knows = random.one_of(&[0, 1, 2, 2, 2]);
     let weights: Vec<(Op, u32)> = Op::ALL
         .iter()
+        .filter(|op| **op != Op::Hinder)
         .map(|op| {
             let factor = match op {
                 Op::Process | Op::Run | Op::Connect => 2,

@@ -5,10 +5,13 @@ use super::action::caps;
 use super::ledger::{Buffer, Class, Ledger, RINGS};
 use super::packed::{Counting, PACKED};
 use super::wire::{self, Message, Wire};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::eventfd::EventFd;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::Mode;
+use nix::unistd::pipe;
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
@@ -652,6 +655,13 @@ impl BackEnd {
             }
             // There is no way to say no.
             Fault::Refuse => self.gone = true,
+            Fault::Malform(how) if code == 31 && how & 4 != 0 => {
+                let payload = [&0x1000_u64.to_ne_bytes()[..], &message.payload[8..]].concat();
+                let file = useless_file(how & 3);
+                self.wire
+                    .send(&wire::reply(code, &payload), &[file.as_raw_fd()]);
+                self.dead = true;
+            }
             Fault::Malform(how) if replies => {
                 let good = wire::reply(code, &0_u64.to_ne_bytes());
                 let bad = match how & 3 {
@@ -675,6 +685,20 @@ impl BackEnd {
             // An answer to a later request of this kind would be taken for this one's.
             Fault::Mute(_) => self.dead = true,
             Fault::Malform(_) => {}
+        }
+    }
+
+    /// Whoever writes the descriptors of its rings waits until somebody reads them, unless
+    /// there is `room` for one more.
+    pub fn hinder(&mut self, room: u32, ledger: &mut Ledger) {
+        let value = u64::MAX - 1 - u64::from(room & 1);
+        let fds = self.rings.iter().flat_map(|ring| [&ring.kick, &ring.call]);
+        for fd in fds.flatten() {
+            set_nonblocking(fd, true);
+            let _ = nix::unistd::read(fd, &mut [0; 8]);
+            nix::unistd::write(fd, &value.to_ne_bytes()).unwrap();
+            set_nonblocking(fd, false);
+            ledger.say(|| format!("{} fills {fd:?}", self.name));
         }
     }
 
@@ -900,8 +924,29 @@ fn slot(message: &Message, at: usize, fd: OwnedFd) -> Slot {
     }
 }
 
+/// A file that cannot be a buffer of a page.
+fn useless_file(kind: u32) -> OwnedFd {
+    let named = |path: &str, flags| open(path, flags | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
+    match kind {
+        0 => named("/", OFlag::O_RDONLY),
+        1 => named("/dev/null", OFlag::O_PATH),
+        2 => pipe().unwrap().1,
+        _ => memfd_create(c"empty", MFdFlags::MFD_CLOEXEC).unwrap(),
+    }
+}
+
+/// For all who have this file.
+fn set_nonblocking(fd: impl AsFd, nonblocking: bool) {
+    let flag = match nonblocking {
+        true => OFlag::O_NONBLOCK,
+        false => OFlag::empty(),
+    };
+    fcntl(fd, FcntlArg::F_SETFL(flag)).unwrap();
+}
+
 /// Whether both are one eventfd. It is empty afterwards.
 pub fn same_eventfd(theirs: Option<&OwnedFd>, ours: &EventFd) -> bool {
+    set_nonblocking(ours, true);
     let _ = ours.read();
     theirs.is_some_and(|theirs| {
         nix::unistd::write(theirs, &1_u64.to_ne_bytes()).is_ok() && ours.read() == Ok(1)

@@ -2,9 +2,12 @@
 
 use super::action::{Action, Op, generate, print};
 use super::ledger::{Class, Violation};
-use super::world::{Outcome, play};
+use super::world::{Outcome, all_are_closed, play};
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// All classes that are checked: those named in `VUF_SIM_ONLY`, or all of them.
@@ -21,6 +24,7 @@ pub fn classes() -> BTreeSet<Class> {
 }
 
 fn open_descriptors() -> usize {
+    all_are_closed();
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
@@ -159,6 +163,25 @@ impl Failure {
     }
 }
 
+/// One history takes milliseconds, also on a machine that does other things.
+const HANGS: Duration = Duration::from_secs(60);
+
+/// Ends the process if nothing reports for so long: a call of the device hangs.
+fn watch(progress: &Receiver<u64>) {
+    let mut seed = 0;
+    loop {
+        match progress.recv_timeout(HANGS) {
+            Ok(next) => seed = next,
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {
+                let text = format!("seed {seed} hangs (VUF_SIM_SEED={seed})\n");
+                let _ = std::io::stderr().write_all(text.as_bytes());
+                std::process::abort();
+            }
+        }
+    }
+}
+
 /// Plays the histories of one seed after the other for so long, or until a promise is
 /// broken.
 pub fn simulate(
@@ -166,11 +189,14 @@ pub fn simulate(
     budget: Duration,
     only: &BTreeSet<Class>,
 ) -> (Figures, Option<Failure>) {
+    let (report, progress) = mpsc::channel();
+    thread::spawn(move || watch(&progress));
     let begin = Instant::now();
     let mut figures = Figures::default();
     let mut seed = first;
     while begin.elapsed() < budget {
         let history = generate(seed);
+        let _ = report.send(seed);
         let outcome = play_safely(&history, only, false);
         figures.seeds += 1;
         figures.steps += outcome.steps;

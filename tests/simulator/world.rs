@@ -191,8 +191,16 @@ fn open_limit() -> (u64, u64) {
     getrlimit(Resource::RLIMIT_NOFILE).unwrap()
 }
 
+/// Waits until threads of the library have closed what it does not keep.
+pub fn all_are_closed() {
+    while vhost_user_frontend::descriptors_being_closed() > 0 {
+        std::thread::yield_now();
+    }
+}
+
 /// Runs with this many free descriptors.
 fn starve<T>(free: u64, body: impl FnOnce() -> T) -> T {
+    all_are_closed();
     let probe = File::open("/dev/null").unwrap();
     let lowest = u64::try_from(probe.as_raw_fd()).unwrap();
     drop(probe);
@@ -1148,6 +1156,11 @@ impl World {
             Op::Garbage => {
                 if let Some(back) = &mut self.back {
                     back.garbage();
+                }
+            }
+            Op::Hinder => {
+                if let Some(back) = &mut self.back {
+                    back.hinder(a, &mut self.ledger);
                 }
             }
             Op::Close => {
