@@ -447,6 +447,54 @@ fn what_was_not_agreed_or_has_no_handler_is_refused() {
     assert!(open.take().is_empty() && handler.take().is_empty());
 }
 
+/// The back-end has the features before its acknowledgement is read.
+#[test]
+fn what_a_feature_allows_may_come_before_it_is_confirmed() {
+    let _leak = no_fd_leak();
+    let handler = Recorder::new();
+    let (client, peer) = adopted(FEATURES & !(1 << 33), protocol(true), patient());
+    let take = || {
+        let mut given = peer.expect(Request::SetBackendReqFd);
+        peer.ack(Request::SetBackendReqFd, 0);
+        Channel(Peer::on(given.fds.remove(0)))
+    };
+    let (opened, channel) = both(|| client.open_backend_channel(handler.clone()), take);
+    opened.unwrap();
+    let (payload, ..) = asked(BackendRequest::Iotlb);
+    let miss = || {
+        channel.ask(BackendRequest::Iotlb.id(), ASKS, &payload, &[]);
+        channel.answer(BackendRequest::Iotlb.id()).0
+    };
+    let client = Arc::new(client);
+    let answers = Arc::downgrade(&client);
+    handler.hook(move |_| {
+        let client = answers.upgrade().unwrap();
+        client.post_iotlb(&INVALIDATE).unwrap();
+        0
+    });
+    let agree = || {
+        peer.expect(Request::SetFeatures);
+        assert_eq!(miss(), 0);
+        peer.ack(Request::SetFeatures, 0);
+        peer.expect(Request::IotlbMsg);
+        peer.ack(Request::IotlbMsg, 0);
+    };
+    both(|| client.set_features(FEATURES), agree).0.unwrap();
+    // As long as a reset may not have been done, they may still be agreed.
+    let reset = || {
+        peer.expect(Request::ResetDevice);
+        assert_eq!(miss(), 0);
+        peer.ack(Request::ResetDevice, 0);
+        peer.expect(Request::IotlbMsg);
+        peer.ack(Request::IotlbMsg, 0);
+    };
+    both(|| client.reset_device(), reset).0.unwrap();
+    channel.ask(BackendRequest::Iotlb.id(), ASKS, &payload, &[]);
+    client.process_backend_requests().unwrap();
+    let refused = i64::from(-libc::EPERM);
+    assert_eq!(channel.answer(BackendRequest::Iotlb.id()).0, refused);
+}
+
 #[test]
 fn a_broken_channel_is_closed_and_reported_and_the_connection_lives() {
     let _leak = no_fd_leak();

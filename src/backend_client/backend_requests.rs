@@ -7,8 +7,8 @@ use super::shmem::{self, Mappings};
 use crate::connection::{Answer, Incoming, Serve, Served};
 use crate::error::{Error, Result};
 use crate::message::{
-    Answered, BackendGate, BackendRequest, Iotlb, MAX_RING_INDEX, NO_FD, ShmemArea, UUID_SIZE,
-    VringArea, VringState, iotlb,
+    Answered, BackendRequest, Iotlb, MAX_RING_INDEX, NO_FD, ShmemArea, UUID_SIZE, VringArea,
+    VringState, iotlb,
 };
 use nix::errno::Errno;
 use std::collections::{BTreeSet, VecDeque};
@@ -411,13 +411,6 @@ impl Desk {
         self.waiting().withdraw();
     }
 
-    fn agreed(&self, gate: BackendGate) -> bool {
-        match gate {
-            BackendGate::Acked(bit) => self.negotiated.acked() & 1_u64.wrapping_shl(bit) != 0,
-            BackendGate::Protocol(mask) => self.negotiated.protocol().bits() & mask == mask,
-        }
-    }
-
     fn ring(&self, index: u64) -> std::result::Result<u8, Refusal> {
         let rings = match self.max_rings {
             0 => u64::from(MAX_RING_INDEX).saturating_add(1),
@@ -445,7 +438,7 @@ impl Desk {
             let why = "it has the wrong number of file descriptors";
             return Err(Refusal::invalid(why));
         }
-        if !self.agreed(info.gate) {
+        if !self.negotiated.may_ask(info.gate) {
             let why = "the feature that it belongs to was not acknowledged";
             return Err(Refusal::new(Errno::EPERM, why));
         }

@@ -6,8 +6,8 @@
 use super::options::Adopted;
 use crate::error::{Error, Kind, Result};
 use crate::message::{
-    Gate, PROTOCOL_FEATURE_NEEDS, ProtocolFeatures, RequestInfo, SHMEM_REGIONS, bit_names as names,
-    protocol_feature_name, virtio,
+    BackendGate, Gate, PROTOCOL_FEATURE_NEEDS, ProtocolFeatures, RequestInfo, SHMEM_REGIONS,
+    bit_names as names, protocol_feature_name, virtio,
 };
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
@@ -27,6 +27,31 @@ impl Known {
 
     fn get(&self) -> Option<u64> {
         self.known.load(SeqCst).then(|| self.value.load(SeqCst))
+    }
+}
+
+/// Features that the front-end acknowledges. The back-end has them before it is confirmed
+/// that it does, and may use them at once.
+#[derive(Debug, Default)]
+struct Agreed {
+    confirmed: AtomicU64,
+    /// The last that were sent, also where the back-end refuses them.
+    sent: AtomicU64,
+}
+
+impl Agreed {
+    fn confirm(&self, features: u64) {
+        self.confirmed.store(features, SeqCst);
+        self.sent.store(features, SeqCst);
+    }
+
+    fn confirmed(&self) -> u64 {
+        self.confirmed.load(SeqCst)
+    }
+
+    /// All that the back-end may have.
+    fn possible(&self) -> u64 {
+        self.confirmed() | self.sent.load(SeqCst)
     }
 }
 
@@ -70,8 +95,8 @@ impl Postcopy {
 pub(super) struct Negotiated {
     offered: Known,
     offered_protocol: Known,
-    acked: AtomicU64,
-    protocol: AtomicU64,
+    acked: Agreed,
+    protocol: Agreed,
     owner: AtomicBool,
     /// The connection was inherited: what is offered need not have been asked.
     adopted: AtomicBool,
@@ -94,8 +119,8 @@ impl Negotiated {
         let this = Self::default();
         if let Some(adopted) = adopt {
             this.adopted.store(true, SeqCst);
-            this.acked.store(adopted.features, SeqCst);
-            this.protocol.store(adopted.protocol_features, SeqCst);
+            this.acked.confirm(adopted.features);
+            this.protocol.confirm(adopted.protocol_features);
             this.owner.store(true, SeqCst);
             // They may be running; a barrier too many does no harm.
             this.running
@@ -128,11 +153,17 @@ impl Negotiated {
                     names(feature.bits(), protocol_feature_name)
                 ))
             }
-            Gate::Acked(bit) | Gate::Both(_, bit) if self.acked() & mask(bit) == 0 => missing(
+            Gate::Acked(bit) | Gate::Both(_, bit) if self.usable() & mask(bit) == 0 => missing(
                 format!("virtio feature bit {bit} has not been acknowledged with SET_FEATURES"),
             ),
             _ => Ok(()),
         }
+    }
+
+    /// Features whose requests may be sent. A miss may come before it is confirmed that
+    /// there are translations, and its answer with it.
+    fn usable(&self) -> u64 {
+        self.acked() | (self.acked.possible() & mask(virtio::F_ACCESS_PLATFORM))
     }
 
     /// What may be acknowledged, if that is known. On an inherited connection it
@@ -204,12 +235,17 @@ impl Negotiated {
         self.offered.set(features);
     }
 
+    /// SET_FEATURES is about to be sent.
+    pub(super) fn propose(&self, features: u64) {
+        self.acked.sent.store(features, SeqCst);
+    }
+
     pub(super) fn set_acked(&self, features: u64) {
-        self.acked.store(features, SeqCst);
+        self.acked.confirm(features);
     }
 
     pub(super) fn acked(&self) -> u64 {
-        self.acked.load(SeqCst)
+        self.acked.confirmed()
     }
 
     pub(super) fn packed(&self) -> bool {
@@ -221,11 +257,24 @@ impl Negotiated {
     }
 
     pub(super) fn set_protocol(&self, features: ProtocolFeatures) {
-        self.protocol.store(features.bits(), SeqCst);
+        self.protocol.confirm(features.bits());
+    }
+
+    /// SET_PROTOCOL_FEATURES is about to be sent.
+    pub(super) fn propose_protocol(&self, features: ProtocolFeatures) {
+        self.protocol.sent.store(features.bits(), SeqCst);
     }
 
     pub(super) fn protocol(&self) -> ProtocolFeatures {
-        ProtocolFeatures::from_bits_truncate(self.protocol.load(SeqCst))
+        ProtocolFeatures::from_bits_truncate(self.protocol.confirmed())
+    }
+
+    /// Whether a back-end may ask what belongs to this.
+    pub(super) fn may_ask(&self, gate: BackendGate) -> bool {
+        match gate {
+            BackendGate::Acked(bit) => self.acked.possible() & mask(bit) != 0,
+            BackendGate::Protocol(mask) => self.protocol.possible() & mask == mask,
+        }
     }
 
     pub(super) fn set_owner(&self, owner: bool) {

@@ -302,6 +302,7 @@ impl BackendClient {
             Op::SetFeatures(features) => {
                 let checks = self.negotiated.check_features(*features);
                 checks.map_err(|error| self.or_ended(error).of(request))?;
+                self.negotiated.propose(*features);
                 send(&call(features.as_bytes()))
             }
             Op::SetOwner => {
@@ -315,6 +316,7 @@ impl BackendClient {
                     .check(request.info())
                     .and_then(|()| self.negotiated.check_protocol(*features))
                     .map_err(|error| self.or_ended(error).of(request))?;
+                self.negotiated.propose_protocol(features);
                 send(&call(features.bits().as_bytes()))
             }
             Op::GetConfig(header) => {

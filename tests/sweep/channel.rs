@@ -201,18 +201,16 @@ impl Before<'_> {
             // They need INBAND_NOTIFICATIONS, which needs REPLY_ACK.
             "VRING_CALL" | "VRING_ERR" => self.reply_ack,
             "IOTLB_MSG" => {
+                // Features may be used at once; a reset is done when it is confirmed.
                 let waits = self.message.answered || self.message.has_barrier;
-                let done = self.message.step + usize::from(!waits);
-                let acked = steps
-                    .iter()
-                    .take(done)
-                    .rev()
-                    .find_map(|step| match step.request {
-                        Request::SetFeatures => Some(true),
-                        Request::ResetOwner | Request::ResetDevice => Some(false),
-                        _ => None,
-                    });
-                acked.unwrap()
+                let under_way = |at: usize| waits && at == self.message.step;
+                let sent = steps.iter().enumerate().take(self.message.step + 1).rev();
+                let mut acked = sent.filter_map(|(at, step)| match step.request {
+                    Request::SetFeatures => Some(true),
+                    Request::ResetOwner | Request::ResetDevice if !under_way(at) => Some(false),
+                    _ => None,
+                });
+                acked.next().unwrap()
             }
             _ => true,
         }
