@@ -1,6 +1,6 @@
 //! Getting a connection, losing it, and shutting out who was at the other end.
 
-use super::{Core, Live, Mode, Old, Refused, Watched, forget};
+use super::{Core, Live, Mode, Old, Refused, RingSlot, Watched, forget};
 use crate::backend_client::BackendClient;
 use crate::device::access::Access;
 use crate::device::event::{Event, EventKind, Recovery};
@@ -206,6 +206,8 @@ impl Core {
         let access = live.actual.access();
         let recovery = self.recovery(&live.actual, &access);
         let from = origin_of(recovery);
+        let unread = |ring: &RingSlot| ring.state.unread().is_some();
+        let before: Vec<bool> = self.rings.iter().map(unread).collect();
         self.lose_rings(&live, &access, from);
         self.suspect_has_not_run();
         if recovery != Recovery::Idle {
@@ -239,8 +241,9 @@ impl Core {
         self.lose_gpu_socket(&live.actual);
         self.questions.fail(&error);
         self.retired.push(live.client);
-        // The bases of rings that were being stopped follow the same policy.
-        let unread = self.rings.iter().any(|ring| ring.state.unread().is_some());
+        // The bases of rings that were being stopped here follow the same policy.
+        let mut rings = self.rings.iter().zip(before);
+        let unread = rings.any(|(ring, before)| unread(ring) && !before);
         let announced = match recovery {
             Recovery::Idle if unread => self.policy(&live.actual),
             recovery => recovery,
