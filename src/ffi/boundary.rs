@@ -131,7 +131,7 @@ fn silence_panics() {
 /// seen by the next cancellation point of the caller's.
 pub(super) struct Uncancelled(c_int);
 
-#[cfg(any(target_env = "gnu", target_env = "musl"))]
+#[cfg(all(any(target_env = "gnu", target_env = "musl"), not(miri)))]
 fn set_cancel_state(state: c_int) -> c_int {
     unsafe extern "C" {
         fn pthread_setcancelstate(state: c_int, before: *mut c_int) -> c_int;
@@ -143,7 +143,7 @@ fn set_cancel_state(state: c_int) -> c_int {
 }
 
 /// Elsewhere no thread can be cancelled.
-#[cfg(not(any(target_env = "gnu", target_env = "musl")))]
+#[cfg(not(all(any(target_env = "gnu", target_env = "musl"), not(miri))))]
 fn set_cancel_state(state: c_int) -> c_int {
     state
 }

@@ -137,11 +137,13 @@ pub(crate) fn listener_with_connection() -> Result<(OwnedFd, OwnedFd)> {
         }
     }
     result.map_err(|errno| {
-        let text = format_args!(
-            "cannot make a socket that listens in {}, /tmp, /var/tmp, /dev/shm or /run",
-            first.display()
-        );
-        Error::os(errno, text)
+        let first = first.display();
+        Error::os(
+            errno,
+            format_args!(
+                "cannot make a socket that listens in {first}, /tmp, /var/tmp, /dev/shm or /run"
+            ),
+        )
     })
 }
 
