@@ -308,6 +308,11 @@ compilers() {
     stage 'lints' lints
 }
 
+# It mostly waits.
+ordinary_user() {
+    stage 'tests as an ordinary user' sh c-tests/check_unprivileged.sh
+}
+
 # What keeps processors busy for more than half an hour. What depends on timing is
 # repeated beside it, and mostly waits.
 slow_compilers() {
@@ -340,10 +345,11 @@ stage 'every C function has a test' sh c-tests/check_coverage.sh
 [ "${1-}" != --full ] || stage 'back-ends in daily use: get them' sh c-tests/backends.sh all
 stage 'C tests' c_tests
 stage 'back-ends in daily use' real_back_ends
+beside ordinary_user
 stage 'C++ header, its tests and its page' sh c-tests/check_cpp.sh
 stage 'C tests on the cdylib of cargo' c_tests_cdylib
+collect
 stage 'C tests under valgrind' sh c-tests/check_valgrind.sh
-stage 'tests as an ordinary user' sh c-tests/check_unprivileged.sh
 stage 'docs/system-calls.md = seccomp filter' sh c-tests/check_sandbox.sh
 stage 'system calls of a round trip' sh c-tests/check_strace.sh
 stage 'vhost-user-probe' sh c-tests/check_probe.sh

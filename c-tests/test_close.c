@@ -531,7 +531,7 @@ static struct vuf_device *open_guest(struct guest *g, int index)
         .slow_delay_ms = 8,
         .fence_ms = 1 + below(40),
         .on_unfenced = below(2),
-        .out_of_order = below(3),
+        .out_of_order = one_in(4) ? below(4) : VUF_OUT_OF_ORDER_NEEDS_RESET,
         .stall_ms = 1 + below(10),
         .assume_features = one_in(3) ? BIT(32) : 0,
     };
