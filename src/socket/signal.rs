@@ -2,7 +2,7 @@
 //! shared with others.
 
 use super::wait::{Watch, wait};
-use super::{Deadline, above_standard, field, origin};
+use super::{Deadline, FIRST_FREE, above_standard, aside, duplicate, field, origin};
 use nix::errno::Errno;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -47,8 +47,8 @@ impl Alarm {
 ///
 /// The other process decides whether a write blocks, and can fill the eventfd between a look
 /// and the write. So it is the kernel that signals it, at the end of an asynchronous request
-/// (IOCB_FLAG_RESFD): that adds 1 and never waits. Only where there can be no such request is
-/// it written, after a look.
+/// (IOCB_FLAG_RESFD): that adds 1 and never waits. Where there can be no such request, a
+/// thread writes it.
 pub(crate) fn notify(eventfd: BorrowedFd<'_>) -> nix::Result<()> {
     let watch = Watch {
         fd: eventfd,
@@ -62,7 +62,15 @@ pub(crate) fn notify(eventfd: BorrowedFd<'_>) -> nix::Result<()> {
         [ready] if ready.writable && !ready.broken => {}
         _ => return Ok(()),
     }
-    if signal_without_wait(eventfd).is_ok() {
+    match signal_without_wait(eventfd) {
+        Ok(()) => Ok(()),
+        Err(_) => write_aside(eventfd),
+    }
+}
+
+/// Has a thread write it. Only where there can be none, the caller waits.
+fn write_aside(eventfd: BorrowedFd<'_>) -> nix::Result<()> {
+    if let Ok(Ok(())) = duplicate(eventfd, FIRST_FREE).map(aside::signal) {
         return Ok(());
     }
     match nix::unistd::write(eventfd, &1_u64.to_ne_bytes()) {
@@ -184,7 +192,7 @@ mod tests {
         reason = "a test fails by panicking"
     )]
 
-    use super::{notify, signal_without_wait};
+    use super::{notify, signal_without_wait, write_aside};
     use nix::errno::Errno;
     use nix::sys::eventfd::EventFd;
     use std::os::fd::AsFd;
@@ -247,6 +255,16 @@ mod tests {
             notify(eventfd.as_fd()).unwrap();
         });
         drop(filler);
+    }
+
+    #[test]
+    fn without_such_requests_a_thread_waits_for_room() {
+        let eventfd = EventFd::new().unwrap();
+        eventfd.write(u64::MAX - 1).unwrap();
+        let full = eventfd.as_fd().try_clone_to_owned().unwrap();
+        in_time(move || write_aside(full.as_fd()).unwrap());
+        assert_eq!(eventfd.read(), Ok(u64::MAX - 1));
+        assert_eq!(eventfd.read(), Ok(1));
     }
 
     #[test]
