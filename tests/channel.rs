@@ -447,9 +447,9 @@ fn what_was_not_agreed_or_has_no_handler_is_refused() {
     assert!(open.take().is_empty() && handler.take().is_empty());
 }
 
-/// The back-end has the features before its acknowledgement is read.
+/// The back-end may use a feature before the front-end reads the acknowledgement.
 #[test]
-fn what_a_feature_allows_may_come_before_it_is_confirmed() {
+fn requests_are_served_before_their_feature_is_confirmed() {
     let _leak = no_fd_leak();
     let handler = Recorder::new();
     let (client, peer) = adopted(FEATURES & !(1 << 33), protocol(true), patient());
@@ -480,7 +480,7 @@ fn what_a_feature_allows_may_come_before_it_is_confirmed() {
         peer.ack(Request::IotlbMsg, 0);
     };
     both(|| client.set_features(FEATURES), agree).0.unwrap();
-    // As long as a reset may not have been done, they may still be agreed.
+    // Until the reset is confirmed, the features may still be in effect.
     let reset = || {
         peer.expect(Request::ResetDevice);
         assert_eq!(miss(), 0);

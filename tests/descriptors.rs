@@ -79,7 +79,7 @@ fn other_control_data_takes_no_room_from_descriptors() {
 /// Less than [`slow_file::LINGER`].
 const SOON: Duration = Duration::from_millis(1000);
 
-/// Runs it, which should not wait for the owner of a descriptor.
+/// Runs a call and checks that it does not wait for the owner of a descriptor.
 fn soon<T>(what: &str, run: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let result = run();
@@ -88,7 +88,7 @@ fn soon<T>(what: &str, run: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Runs this with a file of each kind. Nothing is open afterwards.
+/// Runs a test with each kind of slow file, and checks that it closes all descriptors.
 fn with_slow_files(test: impl Fn(SlowFile)) {
     let _leak = no_fd_leak();
     let before = open_fds();
@@ -101,7 +101,7 @@ fn with_slow_files(test: impl Fn(SlowFile)) {
     }
 }
 
-/// Or else the tests that follow could not fail.
+/// Checks the peer that the following tests depend on.
 #[test]
 fn slow_files_are_slow() {
     with_slow_files(|mut file| {
@@ -145,7 +145,7 @@ fn closing_a_descriptor_that_was_not_read_delays_no_drop() {
     });
 }
 
-/// Has no function for any request, or lets everything be mapped.
+/// Rejects every request, or accepts every mapping.
 struct Handler {
     maps: bool,
 }
@@ -155,13 +155,13 @@ impl BackendHandler for Handler {
         self.maps
     }
     fn shmem_map(&self, _area: &ShmemArea, fd: OwnedFd) -> i32 {
-        // This function could not close it at once, either.
+        // Closing the file takes as long here as in the library.
         std::thread::spawn(move || drop(fd));
         0
     }
 }
 
-/// A client whose back-end has sent these requests, each with the file.
+/// A client with pending requests from its back-end, each of which carries the file.
 fn asked(
     mut file: SlowFile,
     handler: Handler,
@@ -196,9 +196,9 @@ fn closing_a_descriptor_of_a_refused_request_delays_no_call() {
     });
 }
 
-/// What is mapped has to be a file of that length, which its owner would be asked for.
+/// The length of the file is checked, but its owner is not asked.
 #[test]
-fn looking_at_a_file_that_is_to_be_mapped_delays_no_call() {
+fn checking_a_mapping_does_not_wait_for_the_file() {
     with_slow_files(|file| {
         let mut area = [0; 40];
         area[24] = 0x10; // bytes
@@ -212,7 +212,7 @@ fn looking_at_a_file_that_is_to_be_mapped_delays_no_call() {
 
 /// A device keeps the in-flight buffer for the next back-end.
 #[test]
-fn the_owner_of_an_in_flight_buffer_delays_no_device() {
+fn slow_in_flight_buffer_does_not_delay_a_device() {
     let _leak = no_fd_leak();
     let Some(mut file) = slow_file::Kind::FileSystem.open() else {
         return;

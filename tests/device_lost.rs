@@ -656,9 +656,9 @@ fn rings_that_were_stopped_and_go_on_keep_their_buffer() {
     assert_eq!(peer.count(Request::GetInflightFd), 1);
 }
 
-/// No later back-end could use it, and the device would have none.
+/// No later back-end could use the buffer either.
 #[test]
-fn a_buffer_that_is_of_no_use_is_not_handed_on() {
+fn unmappable_in_flight_buffer_is_not_handed_on() {
     let (mut vmm, mut peer) = rig(Manners::default(), hasty);
     peer.buffer = Some(File::open("/").unwrap().into());
     let lost = vmm.until_beside(EventKind::Lost, &mut peer);

@@ -978,9 +978,9 @@ fn an_in_flight_buffer_is_for_the_rings_that_were_asked_for() {
     }
 }
 
-/// It gets the file, too. Nothing of it is asked for that its owner could delay.
+/// The next back-end maps the file.
 #[test]
-fn an_in_flight_buffer_is_a_file_that_can_be_mapped() {
+fn unmappable_in_flight_buffer_is_a_protocol_error() {
     let _leak = no_fd_leak();
     let exchange = Exchange::of(Request::GetInflightFd);
     let file = |size: u64| {
@@ -998,8 +998,8 @@ fn an_in_flight_buffer_is_a_file_that_can_be_mapped() {
         (reopened(&whole, OFlag::O_RDWR), None),
         (reopened(&whole, OFlag::O_RDONLY), Some("not open")),
         (reopened(&whole, OFlag::O_PATH), Some("not open")),
-        (file(0x203f), Some("ends before")),
-        (file(0), Some("ends before")),
+        (file(0x203f), Some("too short")),
+        (file(0), Some("too short")),
         (File::open("/").unwrap(), Some("not open")),
         (
             OwnedFd::from(UnixStream::pair().unwrap().0).into(),

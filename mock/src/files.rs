@@ -1,4 +1,4 @@
-//! Descriptors of files that nobody expects where a descriptor belongs.
+//! Unexpected kinds of files, for descriptors of replies.
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{SetSockOpt, sockopt};
@@ -16,15 +16,15 @@ const LINGER: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FileKind {
     Directory,
-    /// It names a file, and can be used for nothing (`O_PATH`).
+    /// Opened with `O_PATH`, so it can be neither read nor written.
     Path,
-    /// `/dev/zero`, to be read and written.
+    /// `/dev/zero`, open for reading and writing.
     Zero,
-    /// A file in memory without a byte.
+    /// An empty memfd.
     Empty,
-    /// A pipe, open for reading and writing, that has no room.
+    /// A full pipe, open for reading and writing.
     FullPipe,
-    /// A socket that takes [`LINGER`] to close: its peer does not read what was sent.
+    /// A lingering socket whose peer does not read: close() takes [`LINGER`].
     Lingering,
 }
 
@@ -43,7 +43,7 @@ impl FileKind {
         known.map_or("", |(name, _)| name)
     }
 
-    /// Whether closing it may take long.
+    /// Whether close() may block.
     pub(crate) fn is_slow(self) -> bool {
         self == Self::Lingering
     }
@@ -61,7 +61,7 @@ impl FileKind {
     }
 }
 
-/// It has its other end in itself, or else a write would fail with EPIPE.
+/// Without a descriptor for reading, a write would fail with EPIPE.
 fn full_pipe() -> nix::Result<OwnedFd> {
     let (reader, _writer) = pipe2(OFlag::O_CLOEXEC)?;
     let both = format!("/proc/self/fd/{}", reader.as_raw_fd());
@@ -88,7 +88,7 @@ fn lingering() -> std::io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// Closes it later, when a call that waits for that has been seen to wait.
+/// Keeps a descriptor open for [`LINGER`].
 fn keep(fd: OwnedFd) {
     thread::spawn(move || {
         thread::sleep(LINGER);
@@ -96,7 +96,7 @@ fn keep(fd: OwnedFd) {
     });
 }
 
-/// Closes these on a thread.
+/// Closes descriptors in a thread.
 pub(crate) fn close_aside(fds: Vec<OwnedFd>) {
     thread::spawn(move || drop(fds));
 }

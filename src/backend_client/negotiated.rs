@@ -30,12 +30,12 @@ impl Known {
     }
 }
 
-/// Features that the front-end acknowledges. The back-end has them before it is confirmed
-/// that it does, and may use them at once.
+/// Features that the front-end acknowledges. The back-end may use them as soon as it has
+/// received them, which is before the front-end knows.
 #[derive(Debug, Default)]
 struct Agreed {
     confirmed: AtomicU64,
-    /// The last that were sent, also where the back-end refuses them.
+    /// The last set that was sent, even if the back-end refuses it.
     sent: AtomicU64,
 }
 
@@ -49,7 +49,7 @@ impl Agreed {
         self.confirmed.load(SeqCst)
     }
 
-    /// All that the back-end may have.
+    /// Every feature that the back-end may be using.
     fn possible(&self) -> u64 {
         self.confirmed() | self.sent.load(SeqCst)
     }
@@ -160,8 +160,8 @@ impl Negotiated {
         }
     }
 
-    /// Features whose requests may be sent. A miss may come before it is confirmed that
-    /// there are translations, and its answer with it.
+    /// Features whose requests may be sent. An IOTLB miss can arrive before
+    /// VIRTIO_F_ACCESS_PLATFORM is confirmed, and must be answered.
     fn usable(&self) -> u64 {
         self.acked() | (self.acked.possible() & mask(virtio::F_ACCESS_PLATFORM))
     }
@@ -269,7 +269,7 @@ impl Negotiated {
         ProtocolFeatures::from_bits_truncate(self.protocol.confirmed())
     }
 
-    /// Whether a back-end may ask what belongs to this.
+    /// Whether the back-end may send a request with this gate.
     pub(super) fn may_ask(&self, gate: BackendGate) -> bool {
         match gate {
             BackendGate::Acked(bit) => self.acked.possible() & mask(bit) != 0,

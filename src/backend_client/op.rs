@@ -654,7 +654,7 @@ pub(super) fn object(mut reply: Reply<'_>) -> Result<ForeignFd> {
 }
 
 /// The buffer for requests in flight, if the back-end wants one. It has to be for the rings
-/// that were asked for, and a file that can be mapped: the next back-end gets both, and
+/// that were asked for, and its file must be mappable: the next back-end receives both and
 /// trusts them.
 pub(super) fn inflight(
     mut reply: Reply<'_>,
@@ -680,7 +680,7 @@ pub(super) fn inflight(
             match socket::check_mappable(fd.as_fd(), mmap_offset, mmap_size, true) {
                 Ok(()) => Ok((answer, Some(fd))),
                 Err(reason) => Err(Error::protocol(format!(
-                    "the in-flight buffer is of no use: {}",
+                    "the in-flight buffer is unusable: {}",
                     reason.why()
                 ))),
             }

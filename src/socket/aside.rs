@@ -1,5 +1,5 @@
-//! What may take as long as another process likes. A thread of its own does it, so neither
-//! a lock nor a deadline depends on it.
+//! Short-lived threads for system calls that another process can delay: closing a received
+//! descriptor and writing a shared eventfd. Neither a lock nor a deadline depends on them.
 
 use nix::errno::Errno;
 use std::ffi::c_void;
@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// How many threads there are, each with a descriptor, in the whole process.
+/// The number of these threads in the process. Each holds one descriptor.
 static THREADS: AtomicUsize = AtomicUsize::new(0);
 
 /// See [`THREADS`].
@@ -15,27 +15,28 @@ pub(crate) fn being_closed() -> usize {
     THREADS.load(Relaxed)
 }
 
-/// Most of these. A back-end that holds up so many delays the calls that need more.
+/// The limit for [`THREADS`]. A back-end that blocks this many delays the calls that need
+/// another one.
 const MAX_THREADS: usize = 64;
 
-/// Bytes of the stack of such a thread, which makes a few system calls.
+/// The stack size of a thread, in bytes. It only makes system calls.
 const STACK: usize = 128 * 1024;
 
-/// Closes it. Where there can be no thread, the caller waits for that.
+/// Closes a descriptor in a thread, or in place if no thread can be started.
 pub(super) fn close(fd: OwnedFd) {
     if let Err(fd) = give(fd, close_it) {
         drop(fd);
     }
 }
 
-/// Adds 1 to an eventfd, however long that takes, and closes it. The eventfd comes back
-/// where there can be no thread.
+/// Adds 1 to an eventfd in a thread, which then closes it. Returns the eventfd if no thread
+/// can be started.
 pub(super) fn signal(eventfd: OwnedFd) -> Result<(), OwnedFd> {
     give(eventfd, signal_it)
 }
 
-/// What a thread does with a descriptor. It calls nothing that could unwind or needs a
-/// thread of Rust.
+/// The function of a thread; its argument is a descriptor. It must not unwind nor use
+/// anything that needs a Rust thread.
 type Work = extern "C" fn(*mut c_void) -> *mut c_void;
 
 extern "C" fn close_it(fd: *mut c_void) -> *mut c_void {
@@ -49,13 +50,13 @@ extern "C" fn close_it(fd: *mut c_void) -> *mut c_void {
 extern "C" fn signal_it(fd: *mut c_void) -> *mut c_void {
     let one = 1_u64;
     let number = RawFd::try_from(fd.addr()).unwrap_or(-1);
-    // SAFETY: the kernel reads 8 bytes, which live. The thread gets no signal for a pipe
-    // that nobody reads.
+    // SAFETY: the kernel reads 8 bytes, which live. A pipe without reader raises SIGPIPE,
+    // which is blocked here.
     unsafe { libc::write(number, (&raw const one).cast(), size_of_val(&one)) };
     close_it(fd)
 }
 
-/// Has a thread do it, or gives the descriptor back.
+/// Starts a thread that owns the descriptor, or returns the descriptor.
 fn give(fd: OwnedFd, work: Work) -> Result<(), OwnedFd> {
     let more = |count: usize| (count < MAX_THREADS).then(|| count.wrapping_add(1));
     if THREADS.fetch_update(Relaxed, Relaxed, more).is_err() {
@@ -76,7 +77,7 @@ fn check(errno: libc::c_int) -> nix::Result<()> {
     }
 }
 
-/// How the thread is made: detached, and with a small stack.
+/// Attributes of a detached thread with a small stack.
 struct Attributes(libc::pthread_attr_t);
 
 impl Attributes {
@@ -102,7 +103,7 @@ impl Drop for Attributes {
     }
 }
 
-/// Sets the signals that this thread does not get. Returns those that it did not get before.
+/// Sets the signal mask of the calling thread and returns the previous one.
 fn set_blocked(signals: &libc::sigset_t) -> libc::sigset_t {
     let mut before = *signals;
     // SAFETY: it reads one set and writes another; both live. With these it does not fail.
@@ -110,7 +111,7 @@ fn set_blocked(signals: &libc::sigset_t) -> libc::sigset_t {
     before
 }
 
-/// Starts the thread. It gets no signals: those are for the threads of the program.
+/// Starts a thread with all signals blocked: signals are for the program's own threads.
 fn start(fd: RawFd, work: Work) -> nix::Result<()> {
     let number = usize::try_from(fd).map_err(|_| Errno::EBADF)?;
     let argument = std::ptr::without_provenance_mut(number);

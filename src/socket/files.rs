@@ -98,16 +98,17 @@ pub(crate) enum Unmappable {
 impl Unmappable {
     pub(crate) const fn why(self) -> &'static str {
         match self {
-            Self::NotOpen => "its file is not open for that",
-            Self::EndsBefore => "its file ends before it",
+            Self::NotOpen => "its file is not open for the required access",
+            Self::EndsBefore => "its file is too short",
             Self::OfNoMemory => "its file cannot be mapped",
         }
     }
 }
 
-/// Whether this part of a file can be mapped, to be written or not. A regular file has to
-/// reach to the end of the part: an access behind its end is a SIGBUS. Of other files the
-/// length is not known. Its owner is not asked, who may take any time to answer.
+/// Checks that a part of a file can be mapped, for writing if `writes`. A regular file must
+/// extend to the end of the part: an access beyond it raises SIGBUS. The length of other
+/// files is unknown. Only the kernel's cache is read: the owner of the file could delay an
+/// answer forever.
 pub(crate) fn check_mappable(
     fd: BorrowedFd<'_>,
     offset: u64,

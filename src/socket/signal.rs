@@ -47,7 +47,7 @@ impl Alarm {
 ///
 /// The other process decides whether a write blocks, and can fill the eventfd between a look
 /// and the write. So it is the kernel that signals it, at the end of an asynchronous request
-/// (IOCB_FLAG_RESFD): that adds 1 and never waits. Where there can be no such request, a
+/// (IOCB_FLAG_RESFD): that adds 1 and never waits. If the kernel refuses such requests, a
 /// thread writes it.
 pub(crate) fn notify(eventfd: BorrowedFd<'_>) -> nix::Result<()> {
     let watch = Watch {
@@ -68,7 +68,7 @@ pub(crate) fn notify(eventfd: BorrowedFd<'_>) -> nix::Result<()> {
     }
 }
 
-/// Has a thread write it. Only where there can be none, the caller waits.
+/// Writes an eventfd in a thread, or in place if no thread can be started.
 fn write_aside(eventfd: BorrowedFd<'_>) -> nix::Result<()> {
     if let Ok(Ok(())) = duplicate(eventfd, FIRST_FREE).map(aside::signal) {
         return Ok(());
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn without_such_requests_a_thread_waits_for_room() {
+    fn write_aside_does_not_wait_for_room() {
         let eventfd = EventFd::new().unwrap();
         eventfd.write(u64::MAX - 1).unwrap();
         let full = eventfd.as_fd().try_clone_to_owned().unwrap();

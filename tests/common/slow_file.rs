@@ -1,4 +1,4 @@
-//! Files that are closed when their owners say so, which may take long.
+//! Files whose owners delay close().
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -13,22 +13,22 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// How long it takes at most.
+/// The longest delay.
 pub const LINGER: Duration = Duration::from_secs(2);
 
-/// What the owner is.
+/// The owner of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The peer of a socket that lingers, as it does not read what was sent.
+    /// The peer of a lingering socket: it does not read what was sent.
     Socket,
-    /// A file system that is a program (FUSE). Asking what its file is takes long, too.
+    /// A FUSE file system. It delays fstat(), too.
     FileSystem,
 }
 
 impl Kind {
     pub const ALL: [Self; 2] = [Self::Socket, Self::FileSystem];
 
-    /// Such a file, unless only root could have one.
+    /// Opens a slow file. Only root can mount a FUSE file system.
     pub fn open(self) -> Option<SlowFile> {
         match self {
             Self::Socket => Some(lingering()),
@@ -37,7 +37,7 @@ impl Kind {
     }
 }
 
-/// What keeps it slow.
+/// The part of the owner that must stay alive.
 #[derive(Debug)]
 enum Owner {
     Socket {
@@ -61,7 +61,7 @@ impl SlowFile {
         self.fd.as_ref().unwrap().as_fd()
     }
 
-    /// Closes this descriptor at once. Those that were sent are slow from now on.
+    /// Closes this descriptor without delay. From now on the duplicates are slow.
     pub fn sent(&mut self) {
         self.fd = None;
         if let Owner::FileSystem { owner, .. } = &self.owner {
@@ -128,7 +128,7 @@ impl FileSystem {
         let _waited = self.changed.wait_timeout_while(slow, LINGER, |slow| *slow);
     }
 
-    /// Answers the kernel's requests until nothing of the file system is open.
+    /// Answers the kernel's requests until the file system is unmounted.
     fn serve(&self, mut device: File) {
         let mut request = vec![0; 1 << 17];
         loop {

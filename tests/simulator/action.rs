@@ -118,7 +118,7 @@ ops! {
     Refuse "refuse" 4;
     /// The back-end answers the next request of kind `a` with a malformed reply; `b` & 3
     /// says how, `b` & 4 whether the request takes effect. GET_INFLIGHT_FD has no effect:
-    /// with `b` & 4 the buffer that comes is of no use.
+    /// `b` & 4 means an unmappable buffer.
     Malform "malform" 3;
     /// The reply to the next request of kind `a` is cut off. `b` & 1: the process ends;
     /// otherwise it keeps its end of the connection. `b` & 4: the request takes effect.
@@ -138,9 +138,9 @@ ops! {
     /// The process of one of them ends.
     OldClose "old-close" 6;
 
-    // ---- what came later; the numbers of the others stay ----
-    /// The back-end makes the kick and call descriptors block, and fills them: to the brim,
-    /// or (`a` & 1) so that there is room for one more.
+    // ---- added later, at the end: recorded histories have the numbers of the others ----
+    /// The back-end clears O_NONBLOCK of its kick and call descriptors and fills them
+    /// (`a` & 1: except for one write).
     Hinder "hinder" 0;
 }
 

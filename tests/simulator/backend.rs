@@ -688,8 +688,8 @@ impl BackEnd {
         }
     }
 
-    /// Whoever writes the descriptors of its rings waits until somebody reads them, unless
-    /// there is `room` for one more.
+    /// Makes writes of kick and call descriptors block, except for one write if `room` is
+    /// odd.
     pub fn hinder(&mut self, room: u32, ledger: &mut Ledger) {
         let value = u64::MAX - 1 - u64::from(room & 1);
         let fds = self.rings.iter().flat_map(|ring| [&ring.kick, &ring.call]);
@@ -924,7 +924,7 @@ fn slot(message: &Message, at: usize, fd: OwnedFd) -> Slot {
     }
 }
 
-/// A file that cannot be a buffer of a page.
+/// A file that cannot be mapped as a buffer of one page.
 fn useless_file(kind: u32) -> OwnedFd {
     let named = |path: &str, flags| open(path, flags | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
     match kind {
@@ -935,7 +935,7 @@ fn useless_file(kind: u32) -> OwnedFd {
     }
 }
 
-/// For all who have this file.
+/// Sets or clears O_NONBLOCK, which is shared by all duplicates of a descriptor.
 fn set_nonblocking(fd: impl AsFd, nonblocking: bool) {
     let flag = match nonblocking {
         true => OFlag::O_NONBLOCK,

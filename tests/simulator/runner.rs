@@ -163,10 +163,10 @@ impl Failure {
     }
 }
 
-/// One history takes milliseconds, also on a machine that does other things.
+/// Longer than any history takes, even on a loaded machine.
 const HANGS: Duration = Duration::from_secs(60);
 
-/// Ends the process if nothing reports for so long: a call of the device hangs.
+/// Aborts the process if no seed is reported for [`HANGS`]: a call of the device hangs.
 fn watch(progress: &Receiver<u64>) {
     let mut seed = 0;
     loop {
