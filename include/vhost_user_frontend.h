@@ -74,7 +74,7 @@
  * under way on one client. The library installs no signal handler and prints
  * nothing. It starts a thread only to close a descriptor that a back-end has sent
  * and that the caller does not get, as closing it may take any time, and to write a
- * kick or call where the kernel has no asynchronous requests (io_submit).
+ * kick or call where an asynchronous request (io_submit) is refused.
  * pthread_cancel() waits: no function is a cancellation point, and functions of
  * the caller's that are called from one run with cancellation disabled. The type
  * has to be PTHREAD_CANCEL_DEFERRED. After a fork the child may only free clients

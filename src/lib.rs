@@ -35,7 +35,7 @@ pub use programs::{
 };
 pub use socket::{Credentials, Exit};
 
-/// How many descriptors that back-ends have sent are being closed by threads. For tests that
+/// The number of descriptors that short-lived threads of the library hold. For tests that
 /// count descriptors.
 #[doc(hidden)]
 pub fn descriptors_being_closed() -> usize {

@@ -34,7 +34,7 @@ use std::time::Duration;
 pub(crate) use address::{Role, accept_from, check, connect_to};
 pub(crate) use appearance::Appearance;
 pub(crate) use aside::being_closed;
-pub(crate) use files::{Unmappable, check_mappable, open_for, page_size};
+pub(crate) use files::{Unmappable, check_mappable, is_sealed, open_for, page_size};
 pub(crate) use foreign::{ForeignFd, PeerSocket};
 pub(crate) use listen::{
     Listener, absolute, check_path, listener_with_connection, shown, try_connect,

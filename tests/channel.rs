@@ -493,6 +493,34 @@ fn requests_are_served_before_their_feature_is_confirmed() {
     client.process_backend_requests().unwrap();
     let refused = i64::from(-libc::EPERM);
     assert_eq!(channel.answer(BackendRequest::Iotlb.id()).0, refused);
+
+    // Nor are features in effect that the back-end has refused.
+    let refuse = || {
+        peer.expect(Request::SetFeatures);
+        peer.ack(Request::SetFeatures, 1);
+    };
+    let error = both(|| client.set_features(FEATURES), refuse)
+        .0
+        .unwrap_err();
+    assert_eq!(error.kind, Kind::Nack, "{error}");
+    channel.ask(BackendRequest::Iotlb.id(), ASKS, &payload, &[]);
+    client.process_backend_requests().unwrap();
+    assert_eq!(channel.answer(BackendRequest::Iotlb.id()).0, refused);
+
+    // Features that were sent behind a reset outlast its confirmation.
+    thread::scope(|scope| {
+        let reset = scope.spawn(|| client.reset_device());
+        peer.expect(Request::ResetDevice);
+        let agree = scope.spawn(|| client.set_features(FEATURES));
+        peer.expect(Request::SetFeatures);
+        peer.ack(Request::ResetDevice, 0);
+        reset.join().unwrap().unwrap();
+        assert_eq!(miss(), 0);
+        peer.ack(Request::SetFeatures, 0);
+        peer.expect(Request::IotlbMsg);
+        peer.ack(Request::IotlbMsg, 0);
+        agree.join().unwrap().unwrap();
+    });
 }
 
 #[test]

@@ -18,7 +18,7 @@ use common::{
     connected, connected_on, file, handshake, hex, identity, memory, message, no_fd_leak,
     only_once, open_fds, patient, protocol, ready_for,
 };
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 use std::fs::File;
@@ -994,10 +994,19 @@ fn unmappable_in_flight_buffer_is_a_protocol_error() {
     };
     // The answer says 0x1040 bytes from 0x1000 on.
     let whole = file(0x2040);
+    let sealed = memfd_create(c"sealed", MFdFlags::MFD_ALLOW_SEALING).unwrap();
+    let sealed = File::from(sealed);
+    sealed.set_len(0x2040).unwrap();
+    fcntl(
+        &sealed,
+        FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_FUTURE_WRITE),
+    )
+    .unwrap();
     let table = [
         (reopened(&whole, OFlag::O_RDWR), None),
         (reopened(&whole, OFlag::O_RDONLY), Some("not open")),
         (reopened(&whole, OFlag::O_PATH), Some("not open")),
+        (sealed, Some("sealed")),
         (file(0x203f), Some("too short")),
         (file(0), Some("too short")),
         (File::open("/").unwrap(), Some("not open")),
@@ -1022,6 +1031,17 @@ fn unmappable_in_flight_buffer_is_a_protocol_error() {
             }
         }
     }
+    let mut payload = exchange.payload.clone();
+    payload[8..16].copy_from_slice(&0x800_u64.to_ne_bytes());
+    let (client, peer) = exchange.connect(patient());
+    let answer = || {
+        exchange.receive(&peer);
+        peer.send(&exchange.with_payload(&payload), &[whole.as_fd()]);
+    };
+    let error = both(|| client.get_inflight_fd(2, 256), answer)
+        .0
+        .unwrap_err();
+    assert!(error.message.contains("page"), "{error}");
 }
 
 #[test]

@@ -25,6 +25,7 @@ impl BackendClient {
     /// RESET_OWNER: deprecated; back-ends differ in how much they forget. The
     /// virtio features have to be acknowledged again after it.
     pub fn reset_owner(&self) -> Result<()> {
+        self.negotiated.propose(0);
         self.tell(&Call::new(Request::ResetOwner, NOTHING))?;
         self.negotiated.reset();
         Ok(())

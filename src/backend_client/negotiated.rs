@@ -35,14 +35,26 @@ impl Known {
 #[derive(Debug, Default)]
 struct Agreed {
     confirmed: AtomicU64,
-    /// The last set that was sent, even if the back-end refuses it.
+    /// The last set that was sent.
     sent: AtomicU64,
 }
 
 impl Agreed {
+    fn propose(&self, features: u64) {
+        self.sent.store(features, SeqCst);
+    }
+
     fn confirm(&self, features: u64) {
         self.confirmed.store(features, SeqCst);
-        self.sent.store(features, SeqCst);
+    }
+
+    /// The back-end did not receive these, or refused them.
+    fn withdraw(&self, features: u64) {
+        let confirmed = self.confirmed();
+        // Unless others have been sent since.
+        let _ = self
+            .sent
+            .compare_exchange(features, confirmed, SeqCst, SeqCst);
     }
 
     fn confirmed(&self) -> u64 {
@@ -119,8 +131,13 @@ impl Negotiated {
         let this = Self::default();
         if let Some(adopted) = adopt {
             this.adopted.store(true, SeqCst);
-            this.acked.confirm(adopted.features);
-            this.protocol.confirm(adopted.protocol_features);
+            for (agreed, features) in [
+                (&this.acked, adopted.features),
+                (&this.protocol, adopted.protocol_features),
+            ] {
+                agreed.propose(features);
+                agreed.confirm(features);
+            }
             this.owner.store(true, SeqCst);
             // They may be running; a barrier too many does no harm.
             this.running
@@ -235,9 +252,14 @@ impl Negotiated {
         self.offered.set(features);
     }
 
-    /// SET_FEATURES is about to be sent.
+    /// SET_FEATURES is about to be sent, or a reset (0).
     pub(super) fn propose(&self, features: u64) {
-        self.acked.sent.store(features, SeqCst);
+        self.acked.propose(features);
+    }
+
+    /// SET_FEATURES failed without effect.
+    pub(super) fn withdraw(&self, features: u64) {
+        self.acked.withdraw(features);
     }
 
     pub(super) fn set_acked(&self, features: u64) {
@@ -262,7 +284,12 @@ impl Negotiated {
 
     /// SET_PROTOCOL_FEATURES is about to be sent.
     pub(super) fn propose_protocol(&self, features: ProtocolFeatures) {
-        self.protocol.sent.store(features.bits(), SeqCst);
+        self.protocol.propose(features.bits());
+    }
+
+    /// SET_PROTOCOL_FEATURES failed without effect.
+    pub(super) fn withdraw_protocol(&self, features: u64) {
+        self.protocol.withdraw(features);
     }
 
     pub(super) fn protocol(&self) -> ProtocolFeatures {

@@ -3,7 +3,7 @@
 
 use super::{ACK, BackendClient, Call, NOTHING, SharedRegion, Timeout, Uuid, checks, decode};
 use crate::connection::{Outcome, Pending, Reply};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Phase, Result};
 use crate::message::{
     self, ConfigHeader, Inflight, MAX_CONFIG_SIZE, MemRegion, ProtocolFeatures, Request,
     SHMEM_REGIONS, ShmemConfig, VringAddr, VringState,
@@ -434,8 +434,11 @@ impl BackendClient {
             | Op::GetQueueNum
             | Op::GetMaxMemSlots
             | Op::GetShmemConfig
-            | Op::GetStatus
-            | Op::ResetDevice => send(&call(NOTHING)),
+            | Op::GetStatus => send(&call(NOTHING)),
+            Op::ResetDevice => {
+                self.negotiated.propose(0);
+                send(&call(NOTHING))
+            }
         }
     }
 
@@ -447,7 +450,8 @@ impl BackendClient {
         self.encode(op, |call| {
             op.check_notifier().map_err(|error| call.name(error))?;
             self.tell(call)
-        })?;
+        })
+        .inspect_err(|error| self.forget(effect, error))?;
         self.remember(effect);
         let reset = matches!(effect, Effect::Reset | Effect::StatusCleared);
         if let (true, Some(desk)) = (reset, self.desk.get()) {
@@ -491,6 +495,7 @@ impl BackendClient {
                 carries_fds: !call.fds.is_empty(),
             })
         })
+        .inspect_err(|error| self.forget(op.effect(), error))
     }
 
     fn begin_call(&self, call: &Call<'_>) -> Result<Pending> {
@@ -528,7 +533,10 @@ impl BackendClient {
                 self.remember(begun.effect);
                 Ok(answer)
             }
-            Err(error) => Err(begun.name(error)),
+            Err(error) => {
+                self.forget(begun.effect, &error);
+                Err(begun.name(error))
+            }
         })
     }
 
@@ -548,6 +556,19 @@ impl BackendClient {
             }
             Effect::Memory => self.negotiated.set_memory(),
             Effect::Reset => self.negotiated.reset_device(),
+            _ => {}
+        }
+    }
+
+    /// What a request that failed has not changed.
+    fn forget(&self, effect: Effect, error: &Error) {
+        let may_apply = matches!(error.phase, Phase::Reply | Phase::Barrier);
+        if may_apply && error.kind != Kind::Nack {
+            return;
+        }
+        match effect {
+            Effect::Acked(features) => self.negotiated.withdraw(features),
+            Effect::Protocol(features) => self.negotiated.withdraw_protocol(features),
             _ => {}
         }
     }
@@ -677,12 +698,14 @@ pub(super) fn inflight(
                 mmap_size,
                 ..
             } = answer;
+            let unusable =
+                |why| Error::protocol(format!("the in-flight buffer is unusable: {why}"));
+            if mmap_offset.checked_rem(socket::page_size()) != Some(0) {
+                return Err(unusable("it does not begin with a page"));
+            }
             match socket::check_mappable(fd.as_fd(), mmap_offset, mmap_size, true) {
                 Ok(()) => Ok((answer, Some(fd))),
-                Err(reason) => Err(Error::protocol(format!(
-                    "the in-flight buffer is unusable: {}",
-                    reason.why()
-                ))),
+                Err(reason) => Err(unusable(reason.why())),
             }
         }
     }

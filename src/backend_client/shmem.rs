@@ -32,7 +32,7 @@ pub(super) fn check_file(area: &ShmemArea, fd: BorrowedFd<'_>) -> Result<(), Ref
     let writes = area.flags & WRITABLE != 0;
     socket::check_mappable(fd, area.fd_offset, area.len, writes).map_err(|reason| {
         let errno = match reason {
-            Unmappable::NotOpen => Errno::EACCES,
+            Unmappable::NotOpen | Unmappable::Sealed => Errno::EACCES,
             Unmappable::EndsBefore | Unmappable::OfNoMemory => Errno::EINVAL,
         };
         Refusal::new(errno, reason.why())

@@ -104,7 +104,7 @@ impl Connection {
 
     /// Sends and receives what can be at once. What it brought is to be taken before
     /// the channel is [served](Self::serve_channel): what a back-end asks behind an
-    /// acknowledgement may be allowed only by that.
+    /// acknowledgement may depend on that.
     pub(crate) fn step(&self) -> Result<()> {
         let mut state = self.emit(self.enter()?);
         state.machine.flush(self.fd());

@@ -12,7 +12,6 @@ use crate::message::{MAX_MEM_REGIONS, MemRegion};
 use crate::room::room_for;
 use crate::socket;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use std::fmt;
@@ -174,9 +173,7 @@ fn check_file(fd: &OwnedFd, size: u64, offset: u64) -> Result<FileId> {
     if !sized {
         return Ok(id);
     }
-    // Files without seals answer with an error.
-    let seals = SealFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GET_SEALS).unwrap_or(0));
-    if seals.intersects(SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_FUTURE_WRITE) {
+    if socket::is_sealed(fd.as_fd()) {
         return Err(Error::invalid(
             "fd is sealed against writing, and back-ends map it for that",
         ));

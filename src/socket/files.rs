@@ -3,7 +3,7 @@
 //! serves, and then the usual calls take as long as that one likes.
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::stat::SFlag;
 use nix::unistd::{SysconfVar, sysconf};
 use std::mem::MaybeUninit;
@@ -91,6 +91,7 @@ pub(crate) fn open_for(fd: BorrowedFd<'_>) -> nix::Result<OpenFor> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unmappable {
     NotOpen,
+    Sealed,
     EndsBefore,
     OfNoMemory,
 }
@@ -99,10 +100,19 @@ impl Unmappable {
     pub(crate) const fn why(self) -> &'static str {
         match self {
             Self::NotOpen => "its file is not open for the required access",
+            Self::Sealed => "its file is sealed against writing",
             Self::EndsBefore => "its file is too short",
             Self::OfNoMemory => "its file cannot be mapped",
         }
     }
+}
+
+/// Whether a seal forbids to map a file for writing.
+pub(crate) fn is_sealed(fd: BorrowedFd<'_>) -> bool {
+    // Fails for files that cannot be sealed.
+    let seals = fcntl(fd, FcntlArg::F_GET_SEALS).unwrap_or(0);
+    let forbids = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_FUTURE_WRITE;
+    SealFlag::from_bits_truncate(seals).intersects(forbids)
 }
 
 /// Checks that a part of a file can be mapped, for writing if `writes`. A regular file must
@@ -118,6 +128,9 @@ pub(crate) fn check_mappable(
     let open = open_for(fd);
     if !open.is_ok_and(|open| open.reading && (open.writing || !writes)) {
         return Err(Unmappable::NotOpen);
+    }
+    if writes && is_sealed(fd) {
+        return Err(Unmappable::Sealed);
     }
     // Not where a filter of system calls forbids to look.
     let Ok(file) = cached_status(fd) else {

@@ -8,6 +8,7 @@
 )]
 
 use super::*;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 use proptest::prelude::*;
