@@ -206,7 +206,11 @@ fn checking_a_mapping_does_not_wait_for_the_file() {
         let (_file, client, _peer, channel) =
             asked(file, handler, &[(BackendRequest::ShmemMap, area)]);
         soon("a request", || client.process_backend_requests().unwrap());
-        assert_eq!(channel.receive().code, BackendRequest::ShmemMap.id());
+        // The kernel does not know the length of a FUSE file that nobody has looked at.
+        let answer = channel.receive();
+        assert_eq!(answer.code, BackendRequest::ShmemMap.id());
+        let refused = i64::from(-libc::EINVAL);
+        assert_eq!(answer.payload, refused.to_ne_bytes());
     });
 }
 
@@ -214,6 +218,7 @@ fn checking_a_mapping_does_not_wait_for_the_file() {
 #[test]
 fn slow_in_flight_buffer_does_not_delay_a_device() {
     let _leak = no_fd_leak();
+    let before = open_fds();
     let Some(mut file) = slow_file::Kind::FileSystem.open() else {
         return;
     };
@@ -238,4 +243,6 @@ fn slow_in_flight_buffer_does_not_delay_a_device() {
     soon("the facts", || vmm.device.info());
     soon("a drop", || drop(vmm));
     drop(file);
+    drop(peer);
+    wait_until("all is closed", PATIENCE, || open_fds() == before);
 }

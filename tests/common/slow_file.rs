@@ -6,7 +6,7 @@ use nix::sys::socket::{SetSockOpt, sockopt};
 use nix::sys::stat::Mode;
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex};
@@ -101,6 +101,7 @@ fn lingering() -> SlowFile {
 // ---- a file system of one file ----
 
 /// Numbers of `linux/mount.h` and `linux/fuse.h`.
+const FSOPEN_CLOEXEC: libc::c_int = 1;
 const FSCONFIG_SET_STRING: libc::c_int = 1;
 const FSCONFIG_CMD_CREATE: libc::c_int = 6;
 const FSMOUNT_CLOEXEC: libc::c_int = 1;
@@ -134,8 +135,10 @@ impl FileSystem {
         loop {
             match device.read(&mut request) {
                 Ok(_) => {}
-                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return,
-                Err(_) => continue, // the request was withdrawn
+                // The request was withdrawn.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => return, // the file system is unmounted
             }
             let number = u32::from_le_bytes(request[4..8].try_into().unwrap());
             if matches!(number, FUSE_GETATTR | FUSE_FLUSH) {
@@ -201,7 +204,7 @@ fn file_system() -> Option<SlowFile> {
     }
     let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
     // SAFETY: the name is a C string.
-    let fs = made(unsafe { libc::syscall(libc::SYS_fsopen, c"fuse".as_ptr(), 0) });
+    let fs = made(unsafe { libc::syscall(libc::SYS_fsopen, c"fuse".as_ptr(), FSOPEN_CLOEXEC) });
     let (Ok(device), Ok(fs)) = (open("/dev/fuse", flags, Mode::empty()), fs) else {
         super::common::skipped("there are no file systems that are programs (FUSE) here");
         return None;

@@ -193,7 +193,9 @@ fn open_limit() -> (u64, u64) {
 
 /// Waits until threads of the library have closed what it does not keep.
 pub fn all_are_closed() {
+    let end = Instant::now() + Duration::from_secs(20);
     while vhost_user_frontend::descriptors_being_closed() > 0 {
+        assert!(Instant::now() < end, "a thread of the library does not end");
         std::thread::yield_now();
     }
 }
@@ -1159,6 +1161,8 @@ impl World {
                 }
             }
             Op::Hinder => {
+                // Where the kernel has no asynchronous requests, threads write these.
+                all_are_closed();
                 if let Some(back) = &mut self.back {
                     back.hinder(a, &mut self.ledger);
                 }
